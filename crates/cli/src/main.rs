@@ -1,0 +1,2 @@
+//! slotkeep
+fn main() {}
