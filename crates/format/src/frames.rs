@@ -188,9 +188,11 @@ impl SeekTable {
         let mut frames = Vec::with_capacity(entries.len() / 8);
         let (mut stored_start, mut raw_start) = (0_u64, 0_u64);
         for (number, entry) in entries.chunks_exact(8).enumerate() {
-            let &[a, b, c, d, e, f, g, h] = entry else { return Err(wrong("cut short")) };
-            let (stored_bytes, raw_bytes) =
-                (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+            let Some((stored_bytes, raw_bytes)) = entry.split_first_chunk::<4>() else {
+                return Err(wrong("cut short"));
+            };
+            let stored_bytes = u32::from_le_bytes(*stored_bytes);
+            let raw_bytes = raw_bytes.first_chunk().copied().map_or(0, u32::from_le_bytes);
             if raw_bytes as usize > FRAME_RAW_BYTES {
                 return Err(wrong("a frame is larger than the format allows"));
             }
