@@ -113,8 +113,10 @@ pub struct ShardRecord {
     pub history: ReplId,
     /// The offset up to which the base holds every write.
     pub offset: u64,
-    /// The server's own time just after it announced that offset: the base holds no write acknowledged after it.
-    pub server_time: Timestamp,
+    /// The server's own time just after it announced that offset: the base holds no write acknowledged after it. Absent if the
+    /// user may not ask for it (`TIME`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_time: Option<Timestamp>,
     /// The base.
     pub base: BaseRecord,
 }
@@ -469,7 +471,7 @@ mod tests {
             server: ServerRecord { product: ProductRecord::Redis, version: "7.0.15".to_owned() },
             history: "b".repeat(40).parse().unwrap(),
             offset: u64::MAX,
-            server_time: Timestamp::UNIX_EPOCH,
+            server_time: Some(Timestamp::UNIX_EPOCH),
             base: BaseRecord {
                 rdb: object("main/history/x/base/1/rdb.zst"),
                 rdb_version: "REDIS0010".parse().unwrap(),
