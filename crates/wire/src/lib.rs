@@ -3,9 +3,11 @@
 //! Invariants that hold for every machine here: the same bytes give the same events however they are cut into pieces;
 //! no memory is set aside on the word of a length field; input from the network leads to a typed error at worst.
 
+pub mod nodes_conf;
 pub mod replica;
 pub mod resp;
 pub mod server_error;
+pub mod topology;
 pub mod transfer;
 
 pub use replica::{Credentials, Handshake, HandshakeError, HandshakeEvent, HandshakeOptions, Request};
