@@ -110,7 +110,7 @@ impl Output {
 /// A table with these headings; columns whose heading ends in `>` hold numbers.
 pub(crate) fn table(headings: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headings.iter().map(|heading| heading.trim_end_matches('>')));
     for (heading, column) in headings.iter().zip(table.column_iter_mut()) {
         column.set_padding((0, 2));

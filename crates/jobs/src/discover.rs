@@ -1,11 +1,10 @@
 //! The cluster behind an address.
 
 use slotkeep_model::{Node, NodeAddr, Role, ServerVersion, Shard, SlotSet, Topology};
-use slotkeep_wire::info::Info;
+use slotkeep_wire::info::{Info, InfoError, Replication};
 use slotkeep_wire::resp::Command;
-use slotkeep_wire::topology::ClusterView;
+use slotkeep_wire::topology::{ClusterView, from_nodes, parse_shards};
 
-use crate::backup::keys_of;
 use crate::net::{Connection, LinkError, LinkProblem};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -70,7 +69,7 @@ async fn discover_from(context: &Context, seed: &NodeAddr) -> Result<Discovery> 
     let mut connection = context.connector.connect(seed).await?;
     let info = read_info(&mut connection).await?;
     let server = version_of(&info, seed)?;
-    let (topology, view) = if info.cluster_enabled() {
+    let (topology, view) = if cluster_enabled(&info, seed)? {
         let view = read_view(context, &mut connection).await?;
         (view.topology.clone(), Some(view))
     } else {
@@ -83,12 +82,13 @@ async fn read_view(context: &Context, connection: &mut Connection) -> Result<Clu
     let seed = connection.node().clone();
     let reply = connection.call(&Command::new("CLUSTER").arg("NODES")).await?;
     let text = reply.as_text().ok_or_else(|| protocol(&seed, "CLUSTER NODES gives no text"))?;
-    let mut view = slotkeep_wire::topology::from_nodes(text, &seed, context.connector.is_tls())
+    let mut view = from_nodes(text, &seed, context.connector.is_tls())
         .map_err(|error| protocol(&seed, &error.to_string()))?;
     if context.connector.is_tls() {
         // Servers before 7.0 have no CLUSTER SHARDS; they tell their TLS ports in CLUSTER NODES.
-        if let Ok(shards) = connection.call(&Command::new("CLUSTER").arg("SHARDS")).await {
-            view.amend_ports(&shards, true);
+        if let Ok(reply) = connection.call(&Command::new("CLUSTER").arg("SHARDS")).await {
+            let shards = parse_shards(&reply).map_err(|error| protocol(&seed, &error.to_string()))?;
+            view.amend_ports(&shards);
         }
     }
     Ok(view)
@@ -96,16 +96,13 @@ async fn read_view(context: &Context, connection: &mut Connection) -> Result<Clu
 
 /// A standalone server, its primary if it is a replica, and its replicas: a cluster of one shard.
 async fn standalone(context: &Context, seed: &NodeAddr, info: &Info) -> Result<Topology> {
-    let replication = info.replication();
-    let primary = match (replication.role, &replication.primary) {
-        (Role::Replica, Some(primary)) => primary.clone(),
-        _ => seed.clone(),
-    };
+    let replication = info.replication().map_err(|error| protocol(seed, &error.to_string()))?;
+    let primary = replication.link.map_or_else(|| seed.clone(), |link| link.primary);
     let known_replicas = if primary == *seed {
         replication.replicas
     } else {
         match context.connector.connect(&primary).await {
-            Ok(mut connection) => read_info(&mut connection).await?.replication().replicas,
+            Ok(mut connection) => replication_of(&mut connection).await?.replicas,
             Err(_) => vec![],
         }
     };
@@ -113,8 +110,8 @@ async fn standalone(context: &Context, seed: &NodeAddr, info: &Info) -> Result<T
     let mut replicas: Vec<Node> = known_replicas
         .into_iter()
         // A port of 0 is a replica that did not tell its own: another backup, say.
-        .filter(|replica| replica.addr.port() != 0)
-        .map(|replica| node(replica.addr, Role::Replica, replica.online))
+        .filter(|replica| replica.port != 0)
+        .map(|replica| node(NodeAddr::new(replica.ip, replica.port), Role::Replica, replica.state == "online"))
         .collect();
     if primary != *seed && !replicas.iter().any(|replica| replica.addr == *seed) {
         replicas.push(node(seed.clone(), Role::Replica, true));
@@ -132,15 +129,31 @@ async fn standalone(context: &Context, seed: &NodeAddr, info: &Info) -> Result<T
 pub async fn node_report(context: &Context, addr: &NodeAddr) -> Result<NodeReport> {
     let mut connection = context.connector.connect(addr).await?;
     let info = read_info(&mut connection).await?;
-    let replication = info.replication();
+    let odd = |error: InfoError| protocol(addr, &error.to_string());
+    let replication = info.replication().map_err(odd)?;
+    let link_up = replication.link.as_ref().is_none_or(|link| link.up && !link.sync_in_progress);
     Ok(NodeReport {
         server: version_of(&info, addr)?,
         role: replication.role,
-        loading: info.persistence().loading,
-        link_up: replication.role == Role::Primary || (replication.link_up && !replication.sync_in_progress),
+        loading: info.persistence().map_err(odd)?.loading,
+        link_up,
         offset: replication.offset.0,
-        keys: keys_of(&info),
+        keys: keys_of(&info).map_err(odd)?,
     })
+}
+
+fn cluster_enabled(info: &Info, node: &NodeAddr) -> Result<bool> {
+    info.cluster_enabled().map_err(|error| protocol(node, &error.to_string()))
+}
+
+async fn replication_of(connection: &mut Connection) -> Result<Replication> {
+    let info = read_info(connection).await?;
+    info.replication().map_err(|error| protocol(connection.node(), &error.to_string()))
+}
+
+/// The number of keys in all databases.
+pub(crate) fn keys_of(info: &Info) -> std::result::Result<u64, InfoError> {
+    Ok(info.keyspace()?.values().fold(0, |keys, database| keys.saturating_add(database.keys)))
 }
 
 /// The node's `INFO`.

@@ -20,13 +20,11 @@ use slotkeep_format::manifest::{
     BackupKind, BaseRecord, CrcRecord, FORMAT_VERSION, NodeRecord, ObjectRecord, ShardRecord,
 };
 use slotkeep_model::{Node, SlotDigest};
-use slotkeep_rdb::envelope::Crc;
+use slotkeep_rdb::Crc;
 use slotkeep_repo::Repository;
 use tokio::sync::Semaphore;
 
 pub(crate) use interpret::HASH_VERSION;
-pub(crate) use pipeline::ZSTD_LEVEL;
-pub(crate) use plan::keys_of;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
 pub use progress::{Phase, ShardProgress};
 
@@ -227,8 +225,8 @@ async fn record(
         rdb: report.rdb,
         rdb_version: report.envelope.version,
         crc64: match report.envelope.crc {
-            Crc::Verified => CrcRecord::Verified,
-            Crc::NotComputed => CrcRecord::NotComputed,
+            Crc::Matches(_) => CrcRecord::Verified,
+            Crc::NotComputed | Crc::None => CrcRecord::NotComputed,
         },
         index: None,
         digest: None,

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use slotkeep_format::FrameWriter;
 use slotkeep_format::frames::FRAME_RAW_BYTES;
 use slotkeep_format::manifest::ObjectRecord;
-use slotkeep_rdb::envelope::{Envelope, EnvelopeReport};
+use slotkeep_rdb::{Envelope, EnvelopeReport};
 use slotkeep_repo::layout::BaseLayout;
 use slotkeep_repo::{ObjectWriter, Repository};
 use tokio::sync::mpsc;
@@ -30,7 +30,7 @@ use crate::{Error, ErrorKind, Result};
 const QUEUE_PIECES: usize = 2;
 
 /// The zstd level: fast enough to keep up with any server's snapshot on a fraction of a core.
-pub(crate) const ZSTD_LEVEL: i32 = 1;
+const ZSTD_LEVEL: i32 = 1;
 
 /// What goes into the workers.
 enum Raw {
@@ -176,7 +176,7 @@ fn store_worker(mut queue: mpsc::Receiver<Raw>, out: &mpsc::Sender<Stored>) -> R
     loop {
         match queue.blocking_recv() {
             Some(Raw::Piece(piece)) => {
-                envelope.feed(&piece).map_err(damaged_snapshot)?;
+                envelope.feed(&piece);
                 raw_bytes = raw_bytes.saturating_add(piece.len() as u64);
                 let stored = frames.frame(&piece).map_err(compression)?;
                 out.blocking_send(Stored::Piece(stored.into())).map_err(stopped)?;
@@ -195,7 +195,7 @@ fn compression(error: slotkeep_format::FrameError) -> Error {
     Error::new(ErrorKind::Failed, error.to_string())
 }
 
-fn damaged_snapshot(error: slotkeep_rdb::envelope::EnvelopeError) -> Error {
+fn damaged_snapshot(error: slotkeep_rdb::EnvelopeError) -> Error {
     Error::new(ErrorKind::Corrupt, format!("the snapshot that the server sent is damaged: {error}"))
         .hint("run it again; if it happens again, check the server's memory and the network")
 }

@@ -2,7 +2,6 @@
 
 use futures::StreamExt;
 use slotkeep_model::{Node, NodeAddr, Role, ServerVersion, Shard, SlotSet};
-use slotkeep_wire::info::Info;
 
 use crate::discover::{Discovery, NodeReport, node_report};
 use crate::{Context, Error, ErrorKind, Result};
@@ -148,9 +147,4 @@ fn fit(report: &NodeReport, primary_offset: Option<u64>) -> std::result::Result<
         }
     }
     Ok(())
-}
-
-/// The number of keys in all databases.
-pub(crate) fn keys_of(info: &Info) -> u64 {
-    info.keyspace().values().fold(0, |keys, database| keys.saturating_add(database.keys))
 }

@@ -80,7 +80,7 @@ impl Connection {
 }
 
 /// What a broken connection means: a peer that refuses TLS alerts shows only now.
-pub(super) fn broken(error: std::io::Error) -> LinkProblem {
+pub(crate) fn broken(error: std::io::Error) -> LinkProblem {
     let tls = error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<tokio_rustls::rustls::Error>);
     if tls { LinkProblem::Tls(error.to_string()) } else { LinkProblem::Io(error) }
 }
