@@ -156,7 +156,7 @@ impl Decoder {
     /// the input is consumed and the value goes on. What follows the value is left in `input`.
     ///
     /// Byte strings of at most 64 KiB come in one [`Element::Bytes`]; longer ones in parts.
-    pub fn next<'a>(&'a mut self, input: &mut &'a [u8]) -> Result<Option<Element<'a>>, Error> {
+    pub fn next<'s, 'i: 's>(&'s mut self, input: &mut &'i [u8]) -> Result<Option<Element<'s>>, Error> {
         match self.step(input) {
             Ok(Some(item)) => Ok(Some(self.element(item))),
             Ok(None) => Ok(None),
