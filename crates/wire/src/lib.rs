@@ -9,6 +9,7 @@ pub mod nodes_conf;
 pub mod replica;
 pub mod resp;
 pub mod server_error;
+pub mod stream;
 pub mod topology;
 pub mod transfer;
 
@@ -16,5 +17,6 @@ pub use info::Info;
 pub use replica::{Credentials, Handshake, HandshakeError, HandshakeEvent, HandshakeOptions, Request};
 pub use resp::{Command, Decoder, RespError, Value};
 pub use server_error::ServerError;
+pub use stream::{Splitter, StreamCommand, StreamError, StreamStart};
 pub use topology::ClusterView;
 pub use transfer::{Chunk, PayloadHeader, Transfer};
