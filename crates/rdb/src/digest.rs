@@ -298,11 +298,11 @@ impl Digester {
                 records.tag(b'n');
                 push_id(records, id);
             }
-            Element::Idempotence { duration_s, max_entries } => {
-                if (duration_s, max_entries) != IDEMPOTENCE_DEFAULTS {
-                    records.tagged(b'm', duration_s);
-                    records.number(max_entries);
-                }
+            Element::Idempotence { duration_s, max_entries }
+                if (duration_s, max_entries) != IDEMPOTENCE_DEFAULTS =>
+            {
+                records.tagged(b'm', duration_s);
+                records.number(max_entries);
             }
             Element::ModuleId(id) => records.tagged(b'd', id),
             Element::ModuleSigned(number) => {

@@ -9,17 +9,16 @@
 
 use slotkeep_model::RdbVersion;
 
-use crate::blob::{Blob, Entry, EntryPlace, Layout};
+use crate::blob::{Blob, Layout};
 use crate::error::{Error, ErrorKind};
-use crate::primitive::{
-    Carry, DIGITS_BYTES, Flow, checked_score, fixed, length, parse_score, text_score, wide, write_decimal,
-};
+use crate::primitive::{Carry, DIGITS_BYTES, Flow, checked_score, fixed, length, text_score, wide};
 use crate::string::{Place, StringReader};
 use crate::types::ValueType;
 
 mod array;
 mod element;
 mod module;
+mod packed;
 mod stream;
 
 pub use element::{Element, Part, StreamId, StreamInfo};
@@ -27,9 +26,6 @@ pub(crate) use module::{ModuleItem, ModuleReader};
 
 use array::ArrayState;
 use stream::StreamState;
-
-/// The longest text of a score or an expiry inside a ziplist or listpack.
-const LONGEST_NUMBER_BYTES: usize = 256;
 
 /// Where the bytes of an [`Element::Bytes`] are, until they are borrowed for the caller.
 #[derive(Clone, Copy)]
@@ -48,13 +44,6 @@ pub(crate) enum Item<'i> {
 }
 
 pub(crate) type ItemFlow<'i> = Result<Flow<Item<'i>>, ErrorKind>;
-
-/// An entry of a blob whose bytes borrow only from the input.
-pub(crate) enum BlobItem<'i> {
-    Integer(i64),
-    Bytes { source: Source<'i>, last: bool },
-    End,
-}
 
 /// What the entries of a blob are, by turns.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -182,6 +171,10 @@ impl Decoder {
 
     /// Borrows the bytes of an item.
     #[inline]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "an item is used once; it goes by value as all of a step does"
+    )]
     pub(crate) fn element<'a>(&'a self, item: Item<'a>) -> Element<'a> {
         match item {
             Item::Bytes { part, source, last } => Element::Bytes { part, bytes: self.bytes_of(source), last },
@@ -315,12 +308,12 @@ impl Decoder {
             State::Score => {
                 let Some(bytes) = self.carry.read(input, fixed)? else { return Ok(Flow::Need) };
                 self.state = State::Next;
-                return self.give_score(checked_score(f64::from_le_bytes(bytes))?);
+                return Ok(self.give_score(checked_score(f64::from_le_bytes(bytes))?));
             }
             State::TextScore => {
                 let Some(score) = self.carry.read(input, text_score)? else { return Ok(Flow::Need) };
                 self.state = State::Next;
-                return self.give_score(score);
+                return Ok(self.give_score(score));
             }
             State::MinExpiry => {
                 let Some(bytes) = self.carry.read(input, fixed)? else { return Ok(Flow::Need) };
@@ -376,8 +369,8 @@ impl Decoder {
     }
 
     #[inline]
-    fn give_score<'i>(&self, score: f64) -> ItemFlow<'i> {
-        Ok(if self.skipping { Flow::Again } else { Flow::Emit(Item::Element(Element::Score(score))) })
+    fn give_score<'i>(&self, score: f64) -> Flow<Item<'i>> {
+        if self.skipping { Flow::Again } else { Flow::Emit(Item::Element(Element::Score(score))) }
     }
 
     fn give_expiry<'i>(&mut self) -> Flow<Item<'i>> {
@@ -428,136 +421,6 @@ impl Decoder {
             Part::String => self.state = State::End,
             _ => self.state = State::Next,
         }
-    }
-
-    /// The next entry of the blob in the string, or `None` if more input is needed.
-    #[inline]
-    pub(crate) fn blob_item<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<BlobItem<'i>>, ErrorKind> {
-        if !self.string.open(input)? {
-            return Ok(None);
-        }
-        loop {
-            self.string.fill(input)?;
-            let whole: &'i [u8] = input;
-            let view = self.string.view(whole);
-            let (available, left) = (view.len(), self.string.left());
-            let (used, entry) = self.blob.next(view, left, self.string.total())?;
-            let item = match entry {
-                None => None,
-                Some(Entry::Integer(number)) => Some(BlobItem::Integer(number)),
-                Some(Entry::Bytes { place: EntryPlace::View(from, to), last }) => {
-                    Some(BlobItem::Bytes { source: Source::String(self.string.place(whole, from, to)), last })
-                }
-                Some(Entry::Bytes { place: EntryPlace::Held, last }) => {
-                    Some(BlobItem::Bytes { source: Source::Held, last })
-                }
-                Some(Entry::End) => Some(BlobItem::End),
-            };
-            self.string.consume(input, used);
-            if item.is_some() {
-                return Ok(item);
-            }
-            if self.string.left() == 0 {
-                return Err(self.blob.cut_short());
-            }
-            if available == 0 {
-                return Ok(None);
-            }
-        }
-    }
-
-    #[inline]
-    fn blob_step<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
-        if self.skipping {
-            if !self.string.skip(input)? {
-                return Ok(Flow::Need);
-            }
-            self.after_blob();
-            return Ok(Flow::Again);
-        }
-        let Some(item) = self.blob_item(input)? else { return Ok(Flow::Need) };
-        match item {
-            BlobItem::Integer(number) => self.blob_integer(number),
-            BlobItem::Bytes { source, last } => self.blob_bytes(source, last),
-            BlobItem::End => {
-                if !matches!(self.turn, Turn::Item | Turn::Member | Turn::ScoredMember | Turn::Field) {
-                    return Err(ErrorKind::Malformed {
-                        part: "a packed value",
-                        what: "its last element is cut",
-                    });
-                }
-                self.after_blob();
-                Ok(Flow::Again)
-            }
-        }
-    }
-
-    /// Only lists have more than one blob.
-    fn after_blob(&mut self) {
-        self.state = match self.value_type {
-            ValueType::ListQuicklist | ValueType::ListQuicklist2 => State::Next,
-            _ => State::End,
-        };
-    }
-
-    #[inline]
-    fn blob_integer<'i>(&mut self, number: i64) -> ItemFlow<'i> {
-        match self.turn {
-            Turn::Score => {
-                self.turn = Turn::ScoredMember;
-                #[expect(clippy::cast_precision_loss, reason = "servers convert such a score the same way")]
-                self.give_score(number as f64)
-            }
-            Turn::Expiry => {
-                self.turn = Turn::Field;
-                if number == 0 {
-                    return Ok(Flow::Again);
-                }
-                Ok(Flow::Emit(Item::Element(Element::FieldExpiry(number))))
-            }
-            _ => {
-                let from = write_decimal(number, &mut self.digits);
-                Ok(self.give_turn(Source::Digits(from), true))
-            }
-        }
-    }
-
-    #[inline]
-    fn blob_bytes<'i>(&mut self, source: Source<'i>, last: bool) -> ItemFlow<'i> {
-        match self.turn {
-            Turn::Score | Turn::Expiry => {
-                let text = self.bytes_of(source);
-                if !last || text.len() > LONGEST_NUMBER_BYTES {
-                    return Err(ErrorKind::Malformed {
-                        part: "a score or expiry",
-                        what: "its text is too long",
-                    });
-                }
-                if self.turn == Turn::Score {
-                    let score = parse_score(text)?;
-                    self.turn = Turn::ScoredMember;
-                    return self.give_score(score);
-                }
-                Err(ErrorKind::Malformed { part: "the expiry of a field", what: "it is not an integer" })
-            }
-            _ => Ok(self.give_turn(source, last)),
-        }
-    }
-
-    #[inline]
-    fn give_turn<'i>(&mut self, source: Source<'i>, last: bool) -> Flow<Item<'i>> {
-        let (part, after) = match self.turn {
-            Turn::Member => (Part::Member, Turn::Member),
-            Turn::ScoredMember => (Part::Member, Turn::Score),
-            Turn::Field => (Part::Field, Turn::Value),
-            Turn::Value if self.value_type == ValueType::HashListpackEx => (Part::Value, Turn::Expiry),
-            Turn::Value => (Part::Value, Turn::Field),
-            _ => (Part::Item, Turn::Item),
-        };
-        if last {
-            self.turn = after;
-        }
-        Flow::Emit(Item::Bytes { part, source, last })
     }
 
     #[inline(never)]

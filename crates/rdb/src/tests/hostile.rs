@@ -174,17 +174,13 @@ fn a_huge_compressed_string_passes_in_small_pieces() {
     for chunk in std::iter::once(&head).chain(std::iter::repeat_n(&body, 120)) {
         let mut input = chunk.as_slice();
         while let Some(element) = decoder.next(&mut input).unwrap() {
-            match element {
-                Element::Bytes { bytes, last, .. } => {
-                    seen += bytes.len() as u64;
-                    assert!(bytes.len() <= 65536 + 264);
-                    assert_eq!(last, seen == total);
-                }
-                _ => {
-                    ended = true;
-                    break;
-                }
-            }
+            let Element::Bytes { bytes, last, .. } = element else {
+                ended = true;
+                break;
+            };
+            seen += bytes.len() as u64;
+            assert!(bytes.len() <= 65536 + 264);
+            assert_eq!(last, seen == total);
         }
     }
     assert!(ended);

@@ -76,130 +76,135 @@ fn put_all(out: &mut Vec<u8>, items: &[Vec<u8>], lzf: bool) {
     }
 }
 
+fn blob(bytes: &[u8], lzf: bool) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, bytes, lzf);
+    out
+}
+
 /// The type byte and value bytes, in the encoding that `choice` picks.
 fn encode(value: &Value, choice: usize, lzf: bool) -> (u8, Vec<u8>) {
-    let mut out = Vec::new();
-    let blob = |bytes: Vec<u8>| {
-        let mut out = Vec::new();
-        put(&mut out, &bytes, lzf);
-        out
-    };
     match value {
-        Value::String(bytes) => {
-            put(&mut out, bytes, lzf);
-            (0, out)
+        Value::String(bytes) => (0, blob(bytes, lzf)),
+        Value::List(items) => encode_list(items, choice % 4, lzf),
+        Value::Set(members) => encode_set(members, choice % 2, lzf),
+        Value::Zset(pairs) => encode_zset(pairs, choice % 4, lzf),
+        Value::Hash(pairs) => encode_hash(pairs, choice % 4, lzf),
+        Value::TtlHash(fields) => encode_ttl_hash(fields, choice % 2, lzf),
+    }
+}
+
+fn encode_list(items: &[Vec<u8>], choice: usize, lzf: bool) -> (u8, Vec<u8>) {
+    let mut out = Vec::new();
+    match choice {
+        0 => {
+            writer::length(&mut out, items.len() as u64);
+            put_all(&mut out, items, lzf);
+            (1, out)
         }
-        Value::List(items) => match choice % 4 {
-            0 => {
-                writer::length(&mut out, items.len() as u64);
-                put_all(&mut out, items, lzf);
-                (1, out)
-            }
-            1 => (10, blob(writer::ziplist(items))),
-            2 => {
-                let (head, tail) = items.split_at(items.len() / 2);
-                out.push(2);
-                put(&mut out, &writer::ziplist(head), lzf);
-                put(&mut out, &writer::ziplist(tail), lzf);
-                (14, out)
-            }
-            _ => {
-                let (last, head) = items.split_last().unwrap();
-                out.extend([2, 2]);
-                put(&mut out, &writer::listpack(head), lzf);
-                out.push(1);
-                put(&mut out, last, lzf);
-                (18, out)
-            }
-        },
-        Value::Set(members) => {
-            if choice.is_multiple_of(2) {
-                writer::length(&mut out, members.len() as u64);
-                put_all(&mut out, members, lzf);
-                return (2, out);
-            }
-            let numbers: Option<Vec<i64>> = members
-                .iter()
-                .map(|member| {
-                    let number: i64 = std::str::from_utf8(member).ok()?.parse().ok()?;
-                    (number.to_string().as_bytes() == member).then_some(number)
-                })
-                .collect();
-            match numbers {
-                Some(numbers) => (11, blob(writer::intset(&numbers))),
-                None => {
-                    let mut turned = members.clone();
-                    turned.reverse();
-                    (20, blob(writer::listpack(&turned)))
-                }
-            }
+        1 => (10, blob(&writer::ziplist(items), lzf)),
+        2 => {
+            let (head, tail) = items.split_at(items.len() / 2);
+            out.push(2);
+            put(&mut out, &writer::ziplist(head), lzf);
+            put(&mut out, &writer::ziplist(tail), lzf);
+            (14, out)
         }
-        Value::Zset(pairs) => {
-            let flat: Vec<Vec<u8>> = pairs
-                .iter()
-                .flat_map(|(member, score)| [member.clone(), score.to_string().into_bytes()])
-                .collect();
-            match choice % 4 {
-                0 | 1 => {
-                    writer::length(&mut out, pairs.len() as u64);
-                    for (member, score) in pairs.iter().rev() {
-                        put(&mut out, member, lzf);
-                        if choice.is_multiple_of(4) {
-                            let text = format!("{score}");
-                            out.push(u8::try_from(text.len()).unwrap());
-                            out.extend(text.as_bytes());
-                        } else {
-                            out.extend(f64::from(*score).to_le_bytes());
-                        }
-                    }
-                    (if choice.is_multiple_of(4) { 3 } else { 5 }, out)
-                }
-                2 => (12, blob(writer::ziplist(&flat))),
-                _ => (17, blob(writer::listpack(&flat))),
-            }
-        }
-        Value::Hash(pairs) => {
-            let flat: Vec<Vec<u8>> =
-                pairs.iter().flat_map(|(field, value)| [field.clone(), value.clone()]).collect();
-            match choice % 4 {
-                0 => {
-                    writer::length(&mut out, pairs.len() as u64);
-                    for (field, value) in pairs.iter().rev() {
-                        put(&mut out, field, lzf);
-                        put(&mut out, value, lzf);
-                    }
-                    (4, out)
-                }
-                1 => (9, blob(writer::zipmap(&flat))),
-                2 => (13, blob(writer::ziplist(&flat))),
-                _ => (16, blob(writer::listpack(&flat))),
-            }
-        }
-        Value::TtlHash(fields) => {
-            let lowest = fields.iter().filter_map(|field| field.2).min().unwrap_or(0);
-            out.extend(lowest.to_le_bytes());
-            if choice.is_multiple_of(2) {
-                writer::length(&mut out, fields.len() as u64);
-                for (field, value, expiry) in fields.iter().rev() {
-                    writer::length(
-                        &mut out,
-                        expiry.map_or(0, |expiry| (expiry - lowest + 1).cast_unsigned()),
-                    );
-                    put(&mut out, field, lzf);
-                    put(&mut out, value, lzf);
-                }
-                return (24, out);
-            }
-            let flat: Vec<Vec<u8>> = fields
-                .iter()
-                .flat_map(|(field, value, expiry)| {
-                    [field.clone(), value.clone(), expiry.unwrap_or(0).to_string().into_bytes()]
-                })
-                .collect();
-            put(&mut out, &writer::listpack(&flat), lzf);
-            (25, out)
+        _ => {
+            let (last, head) = items.split_last().unwrap();
+            out.extend([2, 2]);
+            put(&mut out, &writer::listpack(head), lzf);
+            out.push(1);
+            put(&mut out, last, lzf);
+            (18, out)
         }
     }
+}
+
+fn encode_set(members: &[Vec<u8>], choice: usize, lzf: bool) -> (u8, Vec<u8>) {
+    let mut out = Vec::new();
+    if choice == 0 {
+        writer::length(&mut out, members.len() as u64);
+        put_all(&mut out, members, lzf);
+        return (2, out);
+    }
+    let numbers: Option<Vec<i64>> = members
+        .iter()
+        .map(|member| {
+            let number: i64 = std::str::from_utf8(member).ok()?.parse().ok()?;
+            (number.to_string().as_bytes() == member).then_some(number)
+        })
+        .collect();
+    if let Some(numbers) = numbers {
+        return (11, blob(&writer::intset(&numbers), lzf));
+    }
+    let mut turned = members.to_vec();
+    turned.reverse();
+    (20, blob(&writer::listpack(&turned), lzf))
+}
+
+fn encode_zset(pairs: &[(Vec<u8>, i32)], choice: usize, lzf: bool) -> (u8, Vec<u8>) {
+    let flat: Vec<Vec<u8>> =
+        pairs.iter().flat_map(|(member, score)| [member.clone(), score.to_string().into_bytes()]).collect();
+    match choice {
+        0 | 1 => {
+            let mut out = Vec::new();
+            writer::length(&mut out, pairs.len() as u64);
+            for (member, score) in pairs.iter().rev() {
+                put(&mut out, member, lzf);
+                if choice == 0 {
+                    let text = format!("{score}");
+                    out.push(u8::try_from(text.len()).unwrap());
+                    out.extend(text.as_bytes());
+                } else {
+                    out.extend(f64::from(*score).to_le_bytes());
+                }
+            }
+            (if choice == 0 { 3 } else { 5 }, out)
+        }
+        2 => (12, blob(&writer::ziplist(&flat), lzf)),
+        _ => (17, blob(&writer::listpack(&flat), lzf)),
+    }
+}
+
+fn encode_hash(pairs: &[(Vec<u8>, Vec<u8>)], choice: usize, lzf: bool) -> (u8, Vec<u8>) {
+    let flat: Vec<Vec<u8>> = pairs.iter().flat_map(|(field, value)| [field.clone(), value.clone()]).collect();
+    match choice {
+        0 => {
+            let mut out = Vec::new();
+            writer::length(&mut out, pairs.len() as u64);
+            for (field, value) in pairs.iter().rev() {
+                put(&mut out, field, lzf);
+                put(&mut out, value, lzf);
+            }
+            (4, out)
+        }
+        1 => (9, blob(&writer::zipmap(&flat), lzf)),
+        2 => (13, blob(&writer::ziplist(&flat), lzf)),
+        _ => (16, blob(&writer::listpack(&flat), lzf)),
+    }
+}
+
+fn encode_ttl_hash(fields: &[(Vec<u8>, Vec<u8>, Option<i64>)], choice: usize, lzf: bool) -> (u8, Vec<u8>) {
+    let lowest = fields.iter().filter_map(|field| field.2).min().unwrap_or(0);
+    let mut out = lowest.to_le_bytes().to_vec();
+    if choice == 0 {
+        writer::length(&mut out, fields.len() as u64);
+        for (field, value, expiry) in fields.iter().rev() {
+            writer::length(&mut out, expiry.map_or(0, |expiry| (expiry - lowest + 1).cast_unsigned()));
+            put(&mut out, field, lzf);
+            put(&mut out, value, lzf);
+        }
+        return (24, out);
+    }
+    let flat: Vec<Vec<u8>> = fields
+        .iter()
+        .flat_map(|(field, value, expiry)| {
+            [field.clone(), value.clone(), expiry.unwrap_or(0).to_string().into_bytes()]
+        })
+        .collect();
+    put(&mut out, &writer::listpack(&flat), lzf);
+    (25, out)
 }
 
 fn dataset(values: &[Value], choice: usize, lzf: bool) -> Vec<u8> {
