@@ -157,12 +157,12 @@ impl Parser {
         if self.state == State::Value && self.level == Level::Element {
             // Nearly all events are elements: they take the short way.
             match self.decoder.step(input) {
-                Ok(Some(Item::Element(Element::End))) => self.state = State::KeyEnd,
-                Ok(Some(item)) => {
+                Ok(Flow::Emit(Item::Element(Element::End))) => self.state = State::KeyEnd,
+                Ok(Flow::Emit(item)) => {
                     self.offset = self.input_end - wide(input.len());
                     return Ok(Some(Event::Element(self.decoder.element(item))));
                 }
-                Ok(None) => {
+                Ok(_) => {
                     self.offset = self.input_end;
                     return Ok(None);
                 }
@@ -335,9 +335,9 @@ impl Parser {
     fn value<'i>(&mut self, input: &mut &'i [u8]) -> Result<Flow<Step<'i>>, ErrorKind> {
         let whole: &'i [u8] = input;
         let ended = match self.decoder.step(input)? {
-            Some(Item::Element(Element::End)) => true,
-            Some(item) => return Ok(Flow::Emit(Step::Item(item))),
-            None => false,
+            Flow::Emit(Item::Element(Element::End)) => true,
+            Flow::Emit(item) => return Ok(Flow::Emit(Step::Item(item))),
+            _ => false,
         };
         if ended {
             self.state = State::KeyEnd;

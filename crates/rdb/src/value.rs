@@ -147,8 +147,8 @@ impl Decoder {
     /// Byte strings of at most 64 KiB come in one [`Element::Bytes`]; longer ones in parts.
     pub fn next<'s, 'i: 's>(&'s mut self, input: &mut &'i [u8]) -> Result<Option<Element<'s>>, Error> {
         match self.step(input) {
-            Ok(Some(item)) => Ok(Some(self.element(item))),
-            Ok(None) => Ok(None),
+            Ok(Flow::Emit(item)) => Ok(Some(self.element(item))),
+            Ok(_) => Ok(None),
             Err(kind) => Err(Error::new(kind, self.consumed).in_value(self.value_type)),
         }
     }
@@ -158,8 +158,9 @@ impl Decoder {
         &mut self.string
     }
 
+    /// The next element, or that more input is needed; never [`Flow::Again`].
     #[inline]
-    pub(crate) fn step<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<Item<'i>>, ErrorKind> {
+    pub(crate) fn step<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
         let before = input.len();
         let item = self.run(input);
         self.consumed += wide(before - input.len());
@@ -193,28 +194,27 @@ impl Decoder {
     }
 
     #[inline]
-    fn run<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<Item<'i>>, ErrorKind> {
+    fn run<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
         loop {
+            // What a step gives is passed on as it is: rewrapping it costs more than the step.
             let flow = match self.state {
-                State::Blob => self.blob_step(input)?,
-                State::String(part) => self.string_step(part, input)?,
-                State::Next => self.next_element(),
-                State::Start => self.start()?,
-                State::Stream => self.stream_step(input)?,
-                State::Module => self.module_step(input)?,
-                State::Array => self.array_step(input)?,
-                State::GiveExpiry => self.give_expiry(),
+                State::Blob => self.blob_step(input),
+                State::String(part) => self.string_step(part, input),
+                State::Next => Ok(self.next_element()),
+                State::Start => self.start(),
+                State::Stream => self.stream_step(input),
+                State::Module => self.module_step(input),
+                State::Array => self.array_step(input),
+                State::GiveExpiry => Ok(self.give_expiry()),
                 State::End => {
                     self.state = State::Ended;
-                    Flow::Emit(Item::Element(Element::End))
+                    Ok(Flow::Emit(Item::Element(Element::End)))
                 }
-                State::Ended => return Err(ErrorKind::AfterError),
-                _ => self.number_step(input)?,
+                State::Ended => Err(ErrorKind::AfterError),
+                _ => self.number_step(input),
             };
-            match flow {
-                Flow::Again => {}
-                Flow::Need => return Ok(None),
-                Flow::Emit(item) => return Ok(Some(item)),
+            if !matches!(flow, Ok(Flow::Again)) {
+                return flow;
             }
         }
     }
