@@ -71,3 +71,40 @@ fn empty_collections_are_not_counted() {
     value_of(0, b"\x00").add_to(&mut dataset);
     assert_eq!(dataset.keys(), 1);
 }
+
+/// A stream without entries, with a group whose consumers own those many of the pending entries 1-0, 2-0 and so on.
+fn stream_of_consumers(consumers: &[(&[u8], u8)]) -> u128 {
+    let id = |number: u8| {
+        let mut raw = [0; 16];
+        raw[7] = number;
+        raw
+    };
+    let owned: u8 = consumers.iter().map(|consumer| consumer.1).sum();
+    let mut value = vec![0, 0, 9, 0, 0, 0, 0, 0, 9, 1, 1, b'g', 9, 0, 0, owned];
+    for number in 0..owned {
+        value.extend(id(number));
+        value.extend([0; 8]);
+        value.push(1);
+    }
+    value.push(u8::try_from(consumers.len()).unwrap());
+    let mut next = 0;
+    for (name, count) in consumers {
+        writer::string(&mut value, name);
+        value.extend([0; 16]);
+        value.push(*count);
+        for _ in 0..*count {
+            value.extend(id(next));
+            next += 1;
+        }
+    }
+    value_of(21, &value).value
+}
+
+#[test]
+fn only_consumers_with_pending_entries_count() {
+    let with = stream_of_consumers(&[(b"a", 1), (b"b", 0), (b"c", 2)]);
+    assert_eq!(with, stream_of_consumers(&[(b"a", 1), (b"c", 2)]));
+    assert_eq!(stream_of_consumers(&[(b"a", 0)]), stream_of_consumers(&[]));
+    assert_ne!(with, stream_of_consumers(&[(b"a", 2), (b"c", 1)]));
+    assert_ne!(with, stream_of_consumers(&[(b"a", 1), (b"d", 2)]));
+}
