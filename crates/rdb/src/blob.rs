@@ -6,8 +6,15 @@
 //! Invariant: `held` is empty except while a small entry that is split over views is being gathered, or for handing it out.
 
 use crate::error::ErrorKind;
-use crate::primitive::{Carry, Decoded, at_most, take, wide};
+use crate::primitive::{Carry, at_most, take, wide};
 use crate::string::WHOLE_BYTES;
+
+mod layout;
+
+use layout::{
+    Head, Payload, back_length_bytes, intset_head, is_back_length, listpack_head, read_preamble,
+    ziplist_head, zipmap_head,
+};
 
 /// Which layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,26 +68,6 @@ struct Trailer {
     bytes: usize,
     /// For a listpack the length that must be repeated, else 0.
     entry_len: u64,
-}
-
-enum Payload {
-    Integer(i64),
-    Bytes(u64),
-    End,
-}
-
-struct Head {
-    payload: Payload,
-    trailer: usize,
-    previous: u64,
-}
-
-struct Preamble {
-    /// Entries announced; `None` if unknown.
-    entries: Option<u64>,
-    /// Length of the blob as it says itself.
-    bytes: Option<u64>,
-    integer_bytes: usize,
 }
 
 pub(crate) struct Blob {
@@ -326,6 +313,7 @@ enum Step {
     Again,
     Emit(Entry),
 }
+<<<<<<< HEAD
 
 const fn preamble_bytes(layout: Layout) -> usize {
     match layout {
@@ -538,3 +526,5 @@ fn is_back_length(bytes: &[u8], entry_len: u64) -> bool {
     }
     number == entry_len
 }
+=======
+>>>>>>> rdb

@@ -6,14 +6,11 @@
 
 use crate::blob::Layout;
 use crate::error::ErrorKind;
-use crate::primitive::{Decoded, Flow, fixed, length, length_pair, wide, write_decimal};
+use crate::primitive::{Decoded, Flow, fixed, length, length_pair, wide};
 use crate::types::ValueType;
-use crate::value::{BlobItem, Decoder, Element, Item, ItemFlow, Part, Source, State, StreamId, StreamInfo};
+use crate::value::{Decoder, Element, Item, ItemFlow, Part, Source, State, StreamId, StreamInfo};
 
-/// The most bytes of field names that one node may share; servers split nodes at 4 KiB by default.
-const SHARED_LIMIT_BYTES: u64 = 512 << 20;
-const DELETED: i64 = 1;
-const SAME_FIELDS: i64 = 2;
+mod node;
 
 /// Where in the value.
 #[derive(Clone, Copy)]
@@ -177,13 +174,17 @@ fn pending(bytes: &[u8]) -> Decoded<(StreamId, i64, u64)> {
     Ok(Some(((id_of(*id), time_ms, deliveries), 24 + used)))
 }
 
+<<<<<<< HEAD
 const NODE_CUT: ErrorKind = ErrorKind::Malformed { part: "a stream node", what: "it ends inside an entry" };
 const NODE_TEXT: ErrorKind =
     ErrorKind::Malformed { part: "a stream node", what: "a string stands where a number is expected" };
 const NODE_NUMBER: ErrorKind =
     ErrorKind::Malformed { part: "a stream node", what: "a number is out of range" };
 
+=======
+>>>>>>> rdb
 impl Decoder {
+    #[inline(never)]
     pub(super) fn stream_step<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
         match self.stream.phase {
             Phase::Node => self.stream_node(input),
@@ -415,6 +416,7 @@ impl Decoder {
         self.stream.phase = Phase::Node;
         Ok(Flow::Again)
     }
+<<<<<<< HEAD
 
     fn stream_node<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
         if self.skipping {
@@ -599,6 +601,8 @@ impl Decoder {
         }
         Ok(Flow::Again)
     }
+=======
+>>>>>>> rdb
 }
 
 fn times_of(bytes: [u8; 16]) -> [i64; 2] {
