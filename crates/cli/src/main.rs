@@ -1,2 +1,50 @@
-//! slotkeep
-fn main() {}
+//! `slotkeep`: backs up Redis Cluster and Valkey Cluster, and brings them back, proven.
+//!
+//! This crate alone prints, exits and reads the command line; what it does is in `slotkeep-jobs`.
+
+mod args;
+mod commands;
+mod exit;
+mod output;
+mod progress;
+mod session;
+mod settings_file;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command};
+use output::Output;
+use session::Session;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output::new(&arguments.output);
+    output.start_log();
+    let outcome = match session::runtime() {
+        Ok(runtime) => runtime.block_on(run(arguments, &output)),
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(exit::code(error.kind()))
+        }
+    }
+}
+
+async fn run(arguments: Arguments, output: &Output) -> slotkeep_jobs::Result<u8> {
+    let session = Session::new(&arguments)?;
+    session.stop_on_signals();
+    match arguments.command {
+        Command::Init(command) => commands::init::run(&session, output, &command).await,
+        Command::Backup(command) => commands::backup::run(&session, output, &command).await,
+        Command::Diff(command) => commands::diff::run(&session, output, &command).await,
+        Command::List(command) => commands::list::run(&session, output, &command).await,
+        Command::Show(command) => commands::show::run(&session, output, &command).await,
+        Command::Completions(command) => commands::generate::completions(output, &command),
+        Command::Man(command) => commands::generate::man(output, &command),
+    }
+}

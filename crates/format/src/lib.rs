@@ -1,1 +1,15 @@
-//! placeholder
+//! The formats of a Slotkeep repository: bytes in, bytes out.
+//!
+//! `docs/repository-format.md` describes them byte by byte. This crate does no I/O, knows no clock and no runtime; what it
+//! reads may have been damaged or forged, so nothing here trusts a length.
+
+pub mod digest_file;
+pub mod frames;
+pub mod index;
+pub mod manifest;
+mod varint;
+
+pub use digest_file::{DigestFileError, decode_digest, encode_digest};
+pub use frames::{FrameError, FrameWriter, SeekTable};
+pub use index::{IndexEntry, IndexError, IndexReader, IndexWriter};
+pub use manifest::{Manifest, ManifestError, RepositoryFile};

@@ -1,1 +1,29 @@
-//! placeholder
+//! What Slotkeep does: discover a cluster, capture it, store it, bring it back, compare, check.
+//!
+//! Thin asynchronous loops around the pure machines of `slotkeep-wire` and `slotkeep-rdb`. Time, randomness and the network come
+//! in through [`ports`]. Capture stores bytes; interpretation runs beside it and never fails a backup.
+
+pub mod backup;
+mod base;
+pub mod diff;
+pub mod discover;
+mod error;
+pub mod net;
+pub mod ports;
+pub mod settings;
+
+pub use error::{Error, ErrorKind, Result};
+
+/// What every job needs: the clock, randomness and the way to the nodes.
+#[derive(Clone)]
+pub struct Context {
+    /// The clock.
+    pub clock: std::sync::Arc<dyn ports::Clock>,
+    /// Randomness.
+    pub rng: std::sync::Arc<dyn ports::Rng>,
+    /// The way to the nodes.
+    pub connector: std::sync::Arc<net::Connector>,
+    /// Cancelled when the user wants to stop: jobs then leave everything as whole as it was and return
+    /// [`ErrorKind::Interrupted`].
+    pub stop: tokio_util::sync::CancellationToken,
+}

@@ -194,7 +194,7 @@ impl FromIterator<SlotRange> for SlotSet {
         for range in sorted {
             match merged.last_mut() {
                 Some(before) if range.first.0 <= before.last.0 + 1 => {
-                    before.last = before.last.max(range.last)
+                    before.last = before.last.max(range.last);
                 }
                 _ => merged.push(range),
             }

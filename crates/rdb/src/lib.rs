@@ -1,1 +1,31 @@
-//! placeholder
+//! The RDB format of Redis and Valkey, without I/O: feed bytes, take events.
+//!
+//! - [`Envelope`] checks magic and CRC64 of any version, at the speed of memory;
+//! - [`Parser`] gives the records, with values raw or element by element; [`Decoder`] takes one value apart;
+//! - [`Digester`] makes digests of the elements (the serialisation is in [`digest`]);
+//! - [`dump`] builds payloads for `RESTORE`, [`commands`] builds commands, for values too big for one payload.
+//!
+//! Memory is bounded whatever the dataset, the value or the element, and whatever the lengths in the input claim; only keys,
+//! auxiliary fields and function libraries are held whole, and grow as their bytes arrive.
+
+mod blob;
+pub mod commands;
+pub mod digest;
+pub mod dump;
+mod envelope;
+mod error;
+mod lzf;
+mod parser;
+mod primitive;
+mod string;
+mod types;
+mod value;
+
+pub use commands::{Command, CommandBuilder, CommandError};
+pub use digest::{Digester, KeyDigest, function_hash, key_fingerprint};
+pub use dump::{DumpBuilder, DumpPayload, dump_payload, footer_version, function_payload};
+pub use envelope::{Crc, Envelope, EnvelopeError, EnvelopeReport};
+pub use error::{Error, ErrorKind};
+pub use parser::{Event, KeyHeader, Level, Parser};
+pub use types::{LogicalType, ValueType};
+pub use value::{Decoder, Element, Part, StreamId, StreamInfo};

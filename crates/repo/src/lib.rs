@@ -1,1 +1,19 @@
-//! placeholder
+//! Where backups are kept: object stores, the layout of a repository, its catalogue.
+//!
+//! Only this crate knows the names of objects. Objects are never overwritten; a backup's manifest is written last, by a
+//! create that fails if it exists, so nothing is listed before it is whole.
+
+mod catalog;
+mod error;
+pub mod layout;
+mod location;
+mod read;
+mod repository;
+mod write;
+
+pub use catalog::{BackupSelector, Listing, UnreadableBackup};
+pub use error::{Problem, RepoError};
+pub use location::Location;
+pub use read::{FramedObject, ObjectStream};
+pub use repository::Repository;
+pub use write::{ObjectWriter, WRITE_BUFFER_BYTES};

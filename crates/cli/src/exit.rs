@@ -1,0 +1,52 @@
+//! The exit codes. They are documented in `docs/exit-codes.md` and never change their meaning.
+
+use slotkeep_jobs::ErrorKind;
+
+/// Everything is as it should be.
+pub(crate) const OK: u8 = 0;
+/// `diff` found differences.
+pub(crate) const DIFFERENT: u8 = 40;
+/// `check` found something that stands in the way of a backup.
+pub(crate) const NOT_READY: u8 = 41;
+
+/// The exit code of a failure.
+pub(crate) const fn code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Failed => 1,
+        ErrorKind::Usage => 2,
+        ErrorKind::Unreachable => 10,
+        ErrorKind::Authentication => 11,
+        ErrorKind::Permission => 12,
+        ErrorKind::Tls => 13,
+        ErrorKind::NotACluster => 14,
+        ErrorKind::Repository => 20,
+        ErrorKind::Full => 21,
+        ErrorKind::NotFound => 22,
+        ErrorKind::Corrupt => 23,
+        ErrorKind::TargetNotEmpty => 30,
+        ErrorKind::Conflict => 31,
+        ErrorKind::Unsupported => 32,
+        ErrorKind::Interrupted => 130,
+    }
+}
+
+/// The name of a kind of failure in JSON.
+pub(crate) const fn name(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Failed => "failed",
+        ErrorKind::Usage => "usage",
+        ErrorKind::Unreachable => "unreachable",
+        ErrorKind::Authentication => "authentication",
+        ErrorKind::Permission => "permission",
+        ErrorKind::Tls => "tls",
+        ErrorKind::NotACluster => "not_a_cluster",
+        ErrorKind::Repository => "repository",
+        ErrorKind::Full => "full",
+        ErrorKind::NotFound => "not_found",
+        ErrorKind::Corrupt => "corrupt",
+        ErrorKind::TargetNotEmpty => "target_not_empty",
+        ErrorKind::Conflict => "conflict",
+        ErrorKind::Unsupported => "unsupported",
+        ErrorKind::Interrupted => "interrupted",
+    }
+}

@@ -1,0 +1,147 @@
+//! The only place that prints. Data goes to standard output; progress, notes, warnings and errors to standard error.
+
+use std::io::{IsTerminal, Write};
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde::Serialize;
+use slotkeep_jobs::{Error, ErrorKind, Result};
+use tracing_subscriber::EnvFilter;
+
+use crate::args::OutputArgs;
+use crate::exit;
+
+/// How this run shows things.
+pub(crate) struct Output {
+    json: bool,
+    quiet: bool,
+    verbose: u8,
+    terminal: bool,
+}
+
+impl Output {
+    pub(crate) fn new(arguments: &OutputArgs) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        Self { json: arguments.json, quiet: arguments.quiet, verbose: arguments.verbose, terminal }
+    }
+
+    /// Whether progress is to be shown.
+    pub(crate) const fn shows_progress(&self) -> bool {
+        self.terminal && !self.quiet && !self.json
+    }
+
+    /// Sends log lines to standard error. `SLOTKEEP_LOG` sets the filter.
+    pub(crate) fn start_log(&self) {
+        let level = match self.verbose {
+            0 if self.quiet => "error",
+            0 => "warn",
+            1 => "info",
+            2 => "debug",
+            _ => "trace",
+        };
+        let filter = EnvFilter::try_from_env("SLOTKEEP_LOG")
+            .unwrap_or_else(|_| EnvFilter::new(format!("slotkeep={level}")));
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(self.terminal)
+            .without_time()
+            .with_target(false)
+            .init();
+    }
+
+    /// Prints a value: as JSON, or as `render` puts it for people.
+    pub(crate) fn data<T: Serialize>(&self, value: &T, render: impl FnOnce(&T) -> String) -> Result<()> {
+        let text = if self.json {
+            serde_json::to_string_pretty(value)
+                .map_err(|error| Error::new(ErrorKind::Failed, format!("can't print JSON: {error}")))?
+        } else {
+            render(value)
+        };
+        self.print(&text)
+    }
+
+    /// Prints text to standard output as it is, with a line feed at its end.
+    pub(crate) fn print(&self, text: &str) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        let written = out
+            .write_all(text.as_bytes())
+            .and_then(|()| if text.ends_with('\n') { Ok(()) } else { writeln!(out) });
+        match written.and_then(|()| out.flush()) {
+            // Whoever read our output has seen enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => {
+                written.map_err(|error| Error::new(ErrorKind::Failed, format!("can't print: {error}")))
+            }
+        }
+    }
+
+    /// Says something to the user that is not data.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.quiet && !self.json {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+
+    /// Warns of something that needs attention, also when quiet.
+    pub(crate) fn warn(&self, text: &str) {
+        let _ = writeln!(std::io::stderr(), "warning: {text}");
+    }
+
+    /// Reports why the run failed and what to do next.
+    pub(crate) fn error(&self, error: &Error) {
+        let mut err = std::io::stderr();
+        if self.json {
+            let value = serde_json::json!({ "error": {
+                "kind": exit::name(error.kind()),
+                "message": error.to_string(),
+                "hint": error.advice(),
+                "exit_code": exit::code(error.kind()),
+            }});
+            let _ = writeln!(err, "{value}");
+            return;
+        }
+        let _ = writeln!(err, "error: {error}");
+        if let Some(hint) = error.advice() {
+            let _ = writeln!(err, "hint: {hint}");
+        }
+    }
+}
+
+/// A table with these headings; columns whose heading ends in `>` hold numbers.
+pub(crate) fn table(headings: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(headings.iter().map(|heading| heading.trim_end_matches('>')));
+    for (heading, column) in headings.iter().zip(table.column_iter_mut()) {
+        column.set_padding((0, 2));
+        if heading.ends_with('>') {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// A table's text, without the spaces at the ends of its lines.
+pub(crate) fn table_text(table: &Table) -> String {
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+/// A number of bytes for people.
+pub(crate) fn bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// A count for people.
+pub(crate) fn count(count: u64) -> String {
+    indicatif::HumanCount(count).to_string()
+}
+
+/// A duration for people.
+pub(crate) fn seconds(duration: std::time::Duration) -> String {
+    if duration.as_secs() < 60 {
+        format!("{:.1} s", duration.as_secs_f64())
+    } else {
+        indicatif::HumanDuration(duration).to_string()
+    }
+}

@@ -1,0 +1,101 @@
+//! Progress bars, one a shard, from the numbers that a job keeps.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use slotkeep_jobs::backup::{Phase, ShardProgress};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::output::{Output, bytes, count};
+
+const REFRESH: Duration = Duration::from_millis(200);
+
+/// Bars that follow a job until it ends.
+pub(crate) struct Display {
+    done: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Display {
+    /// Shows the progress if it is to be shown.
+    pub(crate) fn start(output: &Output, shards: &[Arc<ShardProgress>]) -> Self {
+        let done = CancellationToken::new();
+        if !output.shows_progress() {
+            return Self { done, task: None };
+        }
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let rows: Vec<(Arc<ShardProgress>, ProgressBar)> = shards
+            .iter()
+            .map(|shard| {
+                let bar = bars.add(ProgressBar::new(0).with_style(style()));
+                bar.set_prefix(shard.name.clone());
+                (Arc::clone(shard), bar)
+            })
+            .collect();
+        let until = done.clone();
+        let task = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(REFRESH);
+            loop {
+                for (shard, bar) in &rows {
+                    refresh(shard, bar);
+                }
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    () = until.cancelled() => break,
+                }
+            }
+            for (shard, bar) in &rows {
+                refresh(shard, bar);
+                bar.abandon();
+            }
+            let _ = bars.clear();
+        });
+        Self { done, task: Some(task) }
+    }
+
+    /// Takes the bars away.
+    pub(crate) async fn finish(self) {
+        self.done.cancel();
+        if let Some(task) = self.task {
+            let _ = task.await;
+        }
+    }
+}
+
+fn style() -> ProgressStyle {
+    let template = "{prefix:24} {bar:20} {msg}";
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+fn refresh(shard: &ShardProgress, bar: &ProgressBar) {
+    let keys = shard.keys.load(Ordering::Relaxed);
+    let expected = shard.expected_keys.load(Ordering::Relaxed);
+    let raw = shard.raw_bytes.load(Ordering::Relaxed);
+    bar.set_length(expected.max(keys).max(1));
+    bar.set_position(keys);
+    bar.set_message(match shard.phase() {
+        Phase::Queued => "waits for its turn".to_owned(),
+        Phase::Waiting => "the server prepares its snapshot".to_owned(),
+        Phase::Running => {
+            let elapsed = bar.elapsed().as_secs().max(1);
+            let left = if keys > 0 { bar.eta() } else { Duration::ZERO };
+            format!(
+                "{} keys, {}, {}/s, {} left",
+                count(keys),
+                bytes(raw),
+                bytes(raw / elapsed),
+                indicatif::HumanDuration(left)
+            )
+        }
+        Phase::Finishing => format!("{}, being made durable", bytes(raw)),
+        Phase::Done => format!("done: {} keys, {}", count(keys), bytes(raw)),
+        Phase::Failed => "failed".to_owned(),
+    });
+    if shard.phase() == Phase::Queued || shard.phase() == Phase::Waiting {
+        bar.reset_elapsed();
+        bar.reset_eta();
+    }
+}

@@ -1,0 +1,193 @@
+//! What a run has at hand: settings, clock, randomness, and the word to stop.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slotkeep_jobs::net::{AddressMap, Connector, ConnectorOptions, TlsOptions};
+use slotkeep_jobs::ports::{SystemClock, SystemRng, random_hex};
+use slotkeep_jobs::{Context, Error, ErrorKind, Result};
+use slotkeep_model::NodeAddr;
+use slotkeep_repo::layout::is_cluster_name;
+use slotkeep_repo::{Location, Repository};
+use slotkeep_wire::replica::Credentials;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{AccessArgs, Arguments, ClusterArgs, RepoArgs};
+use crate::settings_file::SettingsFile;
+
+/// The name of a cluster in a repository when none is given.
+const DEFAULT_NAME: &str = "main";
+
+/// The runtime that everything runs on.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(ErrorKind::Failed, format!("can't start: {error}")))
+}
+
+/// What a run has at hand.
+pub(crate) struct Session {
+    file: SettingsFile,
+    clock: Arc<SystemClock>,
+    rng: Arc<SystemRng>,
+    stop: CancellationToken,
+}
+
+impl Session {
+    pub(crate) fn new(arguments: &Arguments) -> Result<Self> {
+        Ok(Self {
+            file: SettingsFile::read(arguments.config.as_deref())?,
+            clock: Arc::new(SystemClock::new()),
+            rng: Arc::new(SystemRng),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// Stops in order at the first Ctrl-C or SIGTERM; a second one ends the process as it would without us.
+    pub(crate) fn stop_on_signals(&self) {
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            let mut next = async || {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            };
+            next().await;
+            stop.cancel();
+            next().await;
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the user insists: there is nothing left to do in order"
+            )]
+            std::process::exit(i32::from(crate::exit::code(ErrorKind::Interrupted)));
+        });
+    }
+
+    /// The addresses of the cluster's nodes, and the way to them.
+    pub(crate) fn cluster(&self, arguments: &ClusterArgs) -> Result<(Context, Vec<NodeAddr>)> {
+        let given = if arguments.cluster.is_empty() { &self.file.cluster } else { &arguments.cluster };
+        if given.is_empty() {
+            return Err(Error::new(ErrorKind::Usage, "which cluster? no address was given")
+                .hint("give --cluster HOST:PORT, SLOTKEEP_CLUSTER, or `cluster` in slotkeep.toml"));
+        }
+        let seeds = given.iter().map(|text| parse_addr(text)).collect::<Result<_>>()?;
+        Ok((self.context(&arguments.access)?, seeds))
+    }
+
+    /// The way to nodes.
+    pub(crate) fn context(&self, access: &AccessArgs) -> Result<Context> {
+        let connector = Connector::new(self.connector_options(access)?)?;
+        Ok(Context {
+            clock: Arc::<SystemClock>::clone(&self.clock),
+            rng: Arc::<SystemRng>::clone(&self.rng),
+            connector: Arc::new(connector),
+            stop: self.stop.clone(),
+        })
+    }
+
+    fn connector_options(&self, access: &AccessArgs) -> Result<ConnectorOptions> {
+        let file = &self.file;
+        let mut addresses = AddressMap::default();
+        for rule in if access.address_map.is_empty() { &file.address_map } else { &access.address_map } {
+            addresses.add(rule).map_err(|error| Error::new(ErrorKind::Usage, error.to_string()))?;
+        }
+        let ca = access.tls_ca.clone().or_else(|| file.tls_ca.clone());
+        let certificate = access.tls_cert.clone().or_else(|| file.tls_cert.clone());
+        let key = access.tls_key.clone().or_else(|| file.tls_key.clone());
+        let wants_tls = access.tls
+            || file.tls
+            || ca.is_some()
+            || certificate.is_some()
+            || access.tls_server_name.is_some();
+        let tls = wants_tls.then(|| TlsOptions {
+            ca,
+            client: certificate.zip(key),
+            server_name: access.tls_server_name.clone().or_else(|| file.tls_server_name.clone()),
+        });
+        Ok(ConnectorOptions {
+            credentials: self.credentials(access)?,
+            tls,
+            addresses,
+            timeout: Some(Duration::from_secs(access.timeout.max(1))),
+        })
+    }
+
+    fn credentials(&self, access: &AccessArgs) -> Result<Option<Credentials>> {
+        let user = access.user.clone().or_else(|| self.file.user.clone());
+        let file = access.password_file.as_ref().or(self.file.password_file.as_ref());
+        let password = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|error| {
+                    Error::new(
+                        ErrorKind::Usage,
+                        format!("can't read password file {}: {error}", path.display()),
+                    )
+                })?;
+                Some(text.lines().next().unwrap_or_default().to_owned())
+            }
+            None => std::env::var("SLOTKEEP_PASSWORD").ok(),
+        };
+        match (user, password) {
+            (user, Some(password)) => Ok(Some(Credentials { user, password })),
+            (None, None) => Ok(None),
+            (Some(user), None) => Err(Error::new(ErrorKind::Usage, format!("no password for user `{user}`"))
+                .hint("give it in SLOTKEEP_PASSWORD or --password-file")),
+        }
+    }
+
+    /// Where the repository is, and the name of the cluster in it.
+    pub(crate) fn location(&self, arguments: &RepoArgs) -> Result<(Location, String)> {
+        let repo = arguments.repo.as_ref().or(self.file.repo.as_ref());
+        let repo = repo.ok_or_else(|| {
+            Error::new(ErrorKind::Usage, "which repository? none was given")
+                .hint("give --repo DIR-OR-URL, SLOTKEEP_REPO, or `repo` in slotkeep.toml")
+        })?;
+        let name = arguments.name.as_ref().or(self.file.name.as_ref()).map_or(DEFAULT_NAME, String::as_str);
+        if !is_cluster_name(name) {
+            return Err(Error::new(ErrorKind::Usage, format!("`{name}` can't be a cluster's name"))
+                .hint("use 1 to 64 letters, digits, `-`, `_` and `.`, not starting with a dot"));
+        }
+        Ok((Location::from_str(repo)?, name.to_owned()))
+    }
+
+    /// Opens the repository, and gives the name of the cluster in it.
+    pub(crate) async fn repository(&self, arguments: &RepoArgs) -> Result<(Repository, String)> {
+        let (location, name) = self.location(arguments)?;
+        Ok((Repository::open(&location).await?, name))
+    }
+
+    /// Makes a repository.
+    pub(crate) async fn init(&self, location: &Location) -> Result<Repository> {
+        Ok(Repository::init(location, self.repository_id()?, self.now()).await?)
+    }
+
+    /// Opens the repository, or makes it in a new local folder.
+    pub(crate) async fn open_or_create(&self, location: &Location) -> Result<Repository> {
+        Ok(Repository::open_or_create(location, self.repository_id()?, self.now()).await?)
+    }
+
+    /// The time of day.
+    pub(crate) fn now(&self) -> jiff::Timestamp {
+        slotkeep_jobs::ports::Clock::now(&*self.clock)
+    }
+
+    fn repository_id(&self) -> Result<String> {
+        random_hex(&*self.rng, 32)
+    }
+}
+
+/// An address as the user typed it.
+pub(crate) fn parse_addr(text: &str) -> Result<NodeAddr> {
+    text.parse().map_err(|error: slotkeep_model::address::AddrSyntaxError| {
+        Error::new(ErrorKind::Usage, error.to_string())
+    })
+}

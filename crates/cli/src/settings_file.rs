@@ -1,0 +1,56 @@
+//! `slotkeep.toml`: defaults for options that would otherwise be typed every time. What is typed, or in the environment, goes
+//! before it.
+//!
+//! ```toml
+//! cluster = ["10.0.0.1:6379", "10.0.0.2:6379"]
+//! repo = "s3://backups/redis"
+//! name = "main"
+//! user = "backup"
+//! password_file = "/etc/slotkeep/password"
+//! tls = true
+//! tls_ca = "/etc/slotkeep/ca.pem"
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use slotkeep_jobs::{Error, ErrorKind, Result};
+
+const DEFAULT_FILE: &str = "slotkeep.toml";
+
+/// The file's contents. Unknown settings are refused: a misspelt one must not be passed over.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SettingsFile {
+    #[serde(default)]
+    pub(crate) cluster: Vec<String>,
+    pub(crate) repo: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) password_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) tls: bool,
+    pub(crate) tls_ca: Option<PathBuf>,
+    pub(crate) tls_cert: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
+    pub(crate) tls_server_name: Option<String>,
+    #[serde(default)]
+    pub(crate) address_map: Vec<String>,
+}
+
+impl SettingsFile {
+    /// Reads the file that was named, or `slotkeep.toml` in the current folder if there is one.
+    pub(crate) fn read(named: Option<&Path>) -> Result<Self> {
+        let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+        let refuse = |why: String| {
+            Error::new(ErrorKind::Usage, format!("can't use settings file {}: {why}", path.display()))
+        };
+        match std::fs::read_to_string(path) {
+            Ok(text) => toml::from_str(&text).map_err(|error| refuse(error.to_string())),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(error) => Err(refuse(error.to_string())),
+        }
+    }
+}

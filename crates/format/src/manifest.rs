@@ -1,0 +1,530 @@
+//! The manifest of a backup, and the file that makes a folder or bucket a repository. Both are JSON, for people to read.
+//!
+//! A manifest is the commit: it is written last, by a create that fails if it exists, and names every object of the backup
+//! with its length and BLAKE3. Unknown fields are ignored; a newer format version is refused.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use slotkeep_model::{
+    Node, NodeAddr, NodeId, Product, RdbVersion, ReplId, ReplOffset, Role, ServerVersion, Shard, SlotDigest,
+    SlotSet, Topology,
+};
+use thiserror::Error;
+
+/// The newest format that this code writes and reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// What is wrong with a manifest or a repository file.
+#[derive(Debug, Error)]
+pub enum ManifestError {
+    /// It is not JSON, or a field is missing or of the wrong type.
+    #[error("not readable as JSON of format version {FORMAT_VERSION}: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It was written by a newer Slotkeep.
+    #[error("it has format version {0}; this Slotkeep reads up to {FORMAT_VERSION}")]
+    NewerVersion(u32),
+    /// It contradicts itself.
+    #[error("it contradicts itself: {0}")]
+    Contradiction(String),
+}
+
+/// `slotkeep.json`: what makes a folder or a bucket a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryFile {
+    /// [`FORMAT_VERSION`] at the time of writing.
+    pub format_version: u32,
+    /// Chosen at random when the repository was made.
+    pub repository_id: String,
+    /// When the repository was made, by the clock of the machine that made it.
+    pub created_at: Timestamp,
+    /// Public keys that objects are encrypted to; none in a repository that is not encrypted.
+    #[serde(default)]
+    pub recipients: Vec<String>,
+}
+
+/// How a backup was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupKind {
+    /// A full resynchronisation of every shard.
+    Full,
+}
+
+/// A backup: what it holds and how the cluster looked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT_VERSION`] at the time of writing.
+    pub format_version: u32,
+    /// The backup's id, unique in its repository; ids sort by time.
+    pub id: String,
+    /// The name under which the repository keeps the cluster's backups.
+    pub cluster: String,
+    /// How it was made.
+    pub kind: BackupKind,
+    /// Whether slots were left out: those of [`Manifest::missing_slots`].
+    pub partial: bool,
+    /// Slots that no base of this backup covers.
+    #[serde(with = "text", default, skip_serializing_if = "SlotSet::is_empty")]
+    pub missing_slots: SlotSet,
+    /// When the backup began, by the clock of the machine that made it.
+    pub started_at: Timestamp,
+    /// When its last object was stored, by the same clock.
+    pub finished_at: Timestamp,
+    /// The version of Slotkeep that made it.
+    pub slotkeep_version: String,
+    /// Whether the servers ran in cluster mode; a standalone server is a cluster of one shard.
+    pub cluster_mode: bool,
+    /// The cluster's current epoch.
+    pub current_epoch: u64,
+    /// The shards, in the order of their first slots.
+    pub shards: Vec<ShardRecord>,
+    /// Settings of the nodes, nodes that agree in one row.
+    pub settings: Vec<SettingsRecord>,
+    /// Number of keys and digest over all shards; absent if a base was not interpreted.
+    #[serde(with = "optional_digest", default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<SlotDigest>,
+}
+
+/// One shard and its base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardRecord {
+    /// The slots it served.
+    #[serde(with = "text")]
+    pub slots: SlotSet,
+    /// Its primary's config epoch.
+    pub config_epoch: u64,
+    /// Its primary.
+    pub primary: NodeRecord,
+    /// Its replicas.
+    pub replicas: Vec<NodeRecord>,
+    /// The node that the base was taken from.
+    #[serde(with = "text")]
+    pub source: NodeAddr,
+    /// What that node was at the time.
+    pub source_role: RoleRecord,
+    /// What that node ran.
+    pub server: ServerRecord,
+    /// The history that the base belongs to.
+    #[serde(with = "text")]
+    pub history: ReplId,
+    /// The offset up to which the base holds every write.
+    pub offset: u64,
+    /// The server's own time just after it announced that offset: the base holds no write acknowledged after it. Absent if the
+    /// user may not ask for it (`TIME`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_time: Option<Timestamp>,
+    /// The base.
+    pub base: BaseRecord,
+}
+
+impl ShardRecord {
+    /// The offset up to which the base holds every write.
+    pub fn offset(&self) -> ReplOffset {
+        ReplOffset(self.offset)
+    }
+}
+
+/// A node as the cluster knew it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its id; a standalone server has none.
+    #[serde(with = "optional_text", default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<NodeId>,
+    /// Its address.
+    #[serde(with = "text")]
+    pub addr: NodeAddr,
+    /// Whether the cluster took it for alive.
+    pub online: bool,
+}
+
+/// Primary or replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RoleRecord {
+    /// It took writes.
+    Primary,
+    /// It followed a primary.
+    Replica,
+}
+
+impl From<Role> for RoleRecord {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Primary => Self::Primary,
+            Role::Replica => Self::Replica,
+        }
+    }
+}
+
+/// A server's product and version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerRecord {
+    /// `redis` or `valkey`.
+    pub product: ProductRecord,
+    /// Three numbers.
+    pub version: String,
+}
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProductRecord {
+    /// Redis.
+    Redis,
+    /// Valkey.
+    Valkey,
+}
+
+impl From<ServerVersion> for ServerRecord {
+    fn from(server: ServerVersion) -> Self {
+        let product = match server.product {
+            Product::Redis => ProductRecord::Redis,
+            Product::Valkey => ProductRecord::Valkey,
+        };
+        Self { product, version: format!("{}.{}.{}", server.major, server.minor, server.patch) }
+    }
+}
+
+impl ServerRecord {
+    /// The version as a number; `None` if its text is not one.
+    pub fn version(&self) -> Option<ServerVersion> {
+        let product = match self.product {
+            ProductRecord::Redis => Product::Redis,
+            ProductRecord::Valkey => Product::Valkey,
+        };
+        ServerVersion::parse(product, &self.version)
+    }
+}
+
+/// An RDB snapshot of one shard, and what is derived from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseRecord {
+    /// The RDB, framed.
+    pub rdb: ObjectRecord,
+    /// The RDB's version.
+    #[serde(with = "text")]
+    pub rdb_version: RdbVersion,
+    /// Whether the server's CRC64 was there and right.
+    pub crc64: CrcRecord,
+    /// The index, framed; absent if the RDB was not interpreted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<ObjectRecord>,
+    /// The digest; absent if the RDB was not interpreted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<ObjectRecord>,
+    /// Number of keys, expired ones included; absent if the RDB was not interpreted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<u64>,
+    /// Number of function libraries; absent if the RDB was not interpreted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub functions: Option<u64>,
+    /// Why the RDB was stored without being interpreted: a version or type that was not known then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_interpreted: Option<String>,
+}
+
+impl BaseRecord {
+    /// The objects of the base.
+    pub fn objects(&self) -> impl Iterator<Item = &ObjectRecord> {
+        std::iter::once(&self.rdb).chain(&self.index).chain(&self.digest)
+    }
+}
+
+/// What became of the server's own checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CrcRecord {
+    /// It was there, and right.
+    Verified,
+    /// The server wrote none (`rdbchecksum no`, or a version before 5).
+    NotComputed,
+}
+
+/// A stored object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectRecord {
+    /// Its path in the repository.
+    pub path: String,
+    /// Its length as stored.
+    pub stored_bytes: u64,
+    /// The length of what it holds, before compression.
+    pub raw_bytes: u64,
+    /// BLAKE3 of the stored bytes, in hex.
+    pub blake3: String,
+}
+
+/// Settings that one or more nodes share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsRecord {
+    /// The nodes.
+    pub nodes: Vec<String>,
+    /// Configuration that differs from the server's defaults; what belongs to one machine alone (paths, ports, addresses) and
+    /// passwords are left out.
+    pub config: std::collections::BTreeMap<String, String>,
+    /// `ACL LIST`; without password hashes unless [`SettingsRecord::secrets`].
+    pub acl: Vec<String>,
+    /// Whether password hashes and passwords of the configuration are included.
+    pub secrets: bool,
+    /// Loaded modules and their versions.
+    pub modules: std::collections::BTreeMap<String, u64>,
+    /// What could not be read, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
+}
+
+impl Manifest {
+    /// Reads and checks a manifest.
+    pub fn parse(json: &[u8]) -> Result<Self, ManifestError> {
+        let manifest: Self = parse_versioned(json)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// The manifest as JSON.
+    pub fn render(&self) -> Result<Vec<u8>, ManifestError> {
+        render(self)
+    }
+
+    /// The cluster's shape at the time of the backup.
+    pub fn topology(&self) -> Topology {
+        let node = |record: &NodeRecord, role| Node {
+            id: record.id.clone(),
+            addr: record.addr.clone(),
+            role,
+            online: record.online,
+        };
+        let shards = self.shards.iter().map(|shard| Shard {
+            slots: shard.slots.clone(),
+            config_epoch: shard.config_epoch,
+            primary: node(&shard.primary, Role::Primary),
+            replicas: shard.replicas.iter().map(|replica| node(replica, Role::Replica)).collect(),
+        });
+        Topology {
+            cluster_mode: self.cluster_mode,
+            current_epoch: self.current_epoch,
+            shards: shards.collect(),
+        }
+    }
+
+    /// Every object of the backup.
+    pub fn objects(&self) -> impl Iterator<Item = &ObjectRecord> {
+        self.shards.iter().flat_map(|shard| shard.base.objects())
+    }
+
+    /// The newest RDB version among the bases.
+    pub fn newest_rdb(&self) -> Option<RdbVersion> {
+        self.shards.iter().map(|shard| shard.base.rdb_version).max()
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        let mut covered = 0;
+        for shard in &self.shards {
+            covered += shard.slots.len();
+        }
+        let union = self.topology().covered();
+        if union.len() != covered {
+            return Err(ManifestError::Contradiction("a slot belongs to two shards".to_owned()));
+        }
+        if self.partial == self.missing_slots.is_empty() {
+            return Err(ManifestError::Contradiction("`partial` and `missing_slots` disagree".to_owned()));
+        }
+        if union.complement() != self.missing_slots {
+            return Err(ManifestError::Contradiction(
+                "`missing_slots` are not the slots that no shard covers".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl RepositoryFile {
+    /// Reads the file.
+    pub fn parse(json: &[u8]) -> Result<Self, ManifestError> {
+        parse_versioned(json)
+    }
+
+    /// The file as JSON.
+    pub fn render(&self) -> Result<Vec<u8>, ManifestError> {
+        render(self)
+    }
+}
+
+fn parse_versioned<T: DeserializeOwned>(json: &[u8]) -> Result<T, ManifestError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        format_version: u32,
+    }
+    let Versioned { format_version } = serde_json::from_slice(json)?;
+    if format_version > FORMAT_VERSION {
+        return Err(ManifestError::NewerVersion(format_version));
+    }
+    Ok(serde_json::from_slice(json)?)
+}
+
+fn render(value: &impl Serialize) -> Result<Vec<u8>, ManifestError> {
+    let mut json = serde_json::to_vec_pretty(value)?;
+    json.push(b'\n');
+    Ok(json)
+}
+
+mod text {
+    use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
+    use serde::de::Error as _;
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+mod optional_text {
+    use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
+    use serde::de::Error as _;
+
+    #[expect(clippy::ref_option, reason = "the signature that serde calls")]
+    pub(super) fn serialize<T: Display, S: Serializer>(
+        value: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => serializer.collect_str(value),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+    }
+}
+
+mod optional_digest {
+    use super::{
+        Deserialize, Deserializer, DigestRecord, Serialize, Serializer, SlotDigest, digest_from_record,
+    };
+
+    #[expect(clippy::ref_option, reason = "the signature that serde calls")]
+    pub(super) fn serialize<S: Serializer>(
+        digest: &Option<SlotDigest>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        digest
+            .map(|digest| DigestRecord { keys: digest.keys, sum: format!("{:032x}", digest.sum) })
+            .serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<SlotDigest>, D::Error> {
+        Option::<DigestRecord>::deserialize(deserializer)?.as_ref().map(digest_from_record).transpose()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct DigestRecord {
+    keys: u64,
+    sum: String,
+}
+
+fn digest_from_record<E: serde::de::Error>(record: &DigestRecord) -> Result<SlotDigest, E> {
+    let sum = u128::from_str_radix(&record.sum, 16).map_err(E::custom)?;
+    Ok(SlotDigest { keys: record.keys, sum })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Manifest {
+        let object = |path: &str| ObjectRecord {
+            path: path.to_owned(),
+            stored_bytes: 10,
+            raw_bytes: 20,
+            blake3: "00".repeat(32),
+        };
+        let shard = ShardRecord {
+            slots: "0-100".parse().unwrap(),
+            config_epoch: 3,
+            primary: NodeRecord {
+                id: Some("a".repeat(40).parse().unwrap()),
+                addr: "[::1]:7000".parse().unwrap(),
+                online: true,
+            },
+            replicas: vec![],
+            source: "[::1]:7000".parse().unwrap(),
+            source_role: RoleRecord::Primary,
+            server: ServerRecord { product: ProductRecord::Redis, version: "7.0.15".to_owned() },
+            history: "b".repeat(40).parse().unwrap(),
+            offset: u64::MAX,
+            server_time: Some(Timestamp::UNIX_EPOCH),
+            base: BaseRecord {
+                rdb: object("main/history/x/base/1/rdb.zst"),
+                rdb_version: "REDIS0010".parse().unwrap(),
+                crc64: CrcRecord::Verified,
+                index: None,
+                digest: Some(object("main/history/x/base/1/digest")),
+                keys: Some(1),
+                functions: Some(0),
+                not_interpreted: None,
+            },
+        };
+        Manifest {
+            format_version: FORMAT_VERSION,
+            id: "20261123T031205Z-0f3a".to_owned(),
+            cluster: "main".to_owned(),
+            kind: BackupKind::Full,
+            partial: true,
+            missing_slots: "101-16383".parse().unwrap(),
+            started_at: Timestamp::UNIX_EPOCH,
+            finished_at: Timestamp::UNIX_EPOCH,
+            slotkeep_version: "0.1.0".to_owned(),
+            cluster_mode: true,
+            current_epoch: 3,
+            shards: vec![shard],
+            settings: vec![],
+            digest: Some(SlotDigest { keys: 1, sum: u128::MAX - 1 }),
+        }
+    }
+
+    #[test]
+    fn a_manifest_reads_as_it_was_written() {
+        let manifest = sample();
+        assert_eq!(Manifest::parse(&manifest.render().unwrap()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_whatever_else_it_holds() {
+        assert!(matches!(
+            Manifest::parse(br#"{"format_version": 2, "shards": 7}"#),
+            Err(ManifestError::NewerVersion(2))
+        ));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let mut manifest = sample();
+        manifest.partial = false;
+        assert!(matches!(Manifest::parse(&manifest.render().unwrap()), Err(ManifestError::Contradiction(_))));
+        let mut manifest = sample();
+        manifest.shards.push(manifest.shards[0].clone());
+        assert!(matches!(Manifest::parse(&manifest.render().unwrap()), Err(ManifestError::Contradiction(_))));
+        let mut manifest = sample();
+        manifest.missing_slots = "102-16383".parse().unwrap();
+        assert!(matches!(Manifest::parse(&manifest.render().unwrap()), Err(ManifestError::Contradiction(_))));
+    }
+}

@@ -1,0 +1,270 @@
+//! From the bytes of an RDB to the objects of a base.
+//!
+//! ```text
+//! capture ─┬─► store worker (CRC64, zstd) ─► upload (BLAKE3) ─► rdb
+//!          └─► interpretation (parse, digest, index, zstd) ─► upload ─► index
+//! ```
+//!
+//! Every arrow is a queue of at most [`QUEUE_PIECES`] pieces of one frame, so the memory of a base does not depend on its size. A
+//! queue that ends without its end mark means that what came before was not whole: the object is aborted.
+//! Interpretation may give up; the RDB is stored all the same.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use slotkeep_format::FrameWriter;
+use slotkeep_format::frames::FRAME_RAW_BYTES;
+use slotkeep_format::manifest::ObjectRecord;
+use slotkeep_rdb::{Envelope, EnvelopeReport};
+use slotkeep_repo::layout::BaseLayout;
+use slotkeep_repo::{ObjectWriter, Repository};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::interpret::{Interpretation, Interpreter};
+use super::progress::{ShardProgress, add};
+use crate::{Error, ErrorKind, Result};
+
+/// Pieces that wait in each queue.
+const QUEUE_PIECES: usize = 2;
+
+/// The zstd level: fast enough to keep up with any server's snapshot on a fraction of a core.
+const ZSTD_LEVEL: i32 = 1;
+
+/// What goes into the workers.
+enum Raw {
+    /// The next bytes: a whole frame, or the last one.
+    Piece(Bytes),
+    /// Nothing is missing.
+    End,
+}
+
+/// What goes into an upload.
+enum Stored {
+    Piece(Bytes),
+    End { raw_bytes: u64 },
+}
+
+/// What became of the bytes.
+pub(super) struct PipelineReport {
+    pub(super) rdb: ObjectRecord,
+    pub(super) envelope: EnvelopeReport,
+    pub(super) interpretation: std::result::Result<(Interpretation, ObjectRecord), String>,
+}
+
+/// A base that is being written.
+pub(super) struct Pipeline {
+    store: mpsc::Sender<Raw>,
+    interpret: mpsc::Sender<Raw>,
+    frame: Vec<u8>,
+    progress: Arc<ShardProgress>,
+    tasks: Tasks,
+}
+
+struct Tasks {
+    store: JoinHandle<Result<EnvelopeReport>>,
+    interpret: JoinHandle<std::result::Result<Interpretation, String>>,
+    rdb: JoinHandle<Result<Option<ObjectRecord>>>,
+    index: JoinHandle<Result<Option<ObjectRecord>>>,
+}
+
+impl Pipeline {
+    pub(super) async fn start(
+        repository: &Repository,
+        layout: &BaseLayout,
+        progress: Arc<ShardProgress>,
+    ) -> Result<Self> {
+        let rdb = repository.create_object(layout.rdb()).await?;
+        let index = repository.create_object(layout.index()).await?;
+        let (store, store_queue) = mpsc::channel(QUEUE_PIECES);
+        let (interpret, interpret_queue) = mpsc::channel(QUEUE_PIECES);
+        let (rdb_pieces, rdb_queue) = mpsc::channel(QUEUE_PIECES);
+        let (index_pieces, index_queue) = mpsc::channel(QUEUE_PIECES);
+        let (seen, counted) = (Arc::clone(&progress), Arc::clone(&progress));
+        let tasks = Tasks {
+            store: tokio::task::spawn_blocking(move || store_worker(store_queue, &rdb_pieces)),
+            interpret: tokio::task::spawn_blocking(move || {
+                interpret_worker(interpret_queue, &index_pieces, &seen)
+            }),
+            rdb: tokio::spawn(upload(rdb, rdb_queue, Some(counted))),
+            index: tokio::spawn(upload(index, index_queue, None)),
+        };
+        Ok(Self { store, interpret, frame: Vec::with_capacity(FRAME_RAW_BYTES), progress, tasks })
+    }
+
+    /// Takes the next bytes of the RDB. Not cancel-safe: cancelled, the pipeline must be given up.
+    pub(super) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Stopped> {
+        add(&self.progress.raw_bytes, bytes.len() as u64);
+        while !bytes.is_empty() {
+            let room = FRAME_RAW_BYTES - self.frame.len();
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.frame.extend_from_slice(now);
+            bytes = later;
+            if self.frame.len() == FRAME_RAW_BYTES {
+                self.dispatch().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn dispatch(&mut self) -> Result<(), Stopped> {
+        let frame = std::mem::replace(&mut self.frame, Vec::with_capacity(FRAME_RAW_BYTES));
+        let piece = Bytes::from(frame);
+        self.store.send(Raw::Piece(piece.clone())).await.map_err(|_| Stopped)?;
+        // Interpretation may have given up: the bytes are stored without it.
+        let _ = self.interpret.send(Raw::Piece(piece)).await;
+        Ok(())
+    }
+
+    /// Ends the RDB, and gives what was stored once it is durable. Not cancel-safe.
+    pub(super) async fn finish(mut self) -> Result<PipelineReport> {
+        let ended = async {
+            if !self.frame.is_empty() {
+                self.dispatch().await?;
+            }
+            self.store.send(Raw::End).await.map_err(|_| Stopped)?;
+            let _ = self.interpret.send(Raw::End).await;
+            Ok::<(), Stopped>(())
+        };
+        let ended = ended.await;
+        let Self { store, interpret, tasks, .. } = self;
+        drop((store, interpret));
+        tasks.collect(ended).await
+    }
+
+    /// Gives the base up: nothing of it stays in the repository. Gives the reason why the pipeline stopped, if it was its own.
+    pub(super) async fn abandon(self) -> Option<Error> {
+        let Self { store, interpret, tasks, .. } = self;
+        drop((store, interpret));
+        tasks.collect(Err(Stopped)).await.err()
+    }
+}
+
+/// The pipeline takes no more bytes; [`Pipeline::abandon`] tells why.
+#[derive(Debug)]
+pub(super) struct Stopped;
+
+impl Tasks {
+    /// Waits for all tasks. What a task failed of goes before the mere fact that the pipeline stopped.
+    async fn collect(self, ended: Result<(), Stopped>) -> Result<PipelineReport> {
+        let rdb = joined(self.rdb.await)?;
+        let index = joined(self.index.await)?;
+        let envelope = joined(self.store.await)?;
+        let interpretation = joined(self.interpret.await)?;
+        let rdb = rdb?;
+        let (envelope, index) = (envelope?, index?);
+        let (Ok(()), Some(rdb)) = (ended, rdb) else {
+            return Err(Error::new(ErrorKind::Failed, "the snapshot was given up before its end"));
+        };
+        let interpretation = match (interpretation, index) {
+            (Ok(interpretation), Some(index)) => Ok((interpretation, index)),
+            (Ok(_), None) => Err("its index was not written".to_owned()),
+            (Err(reason), _) => Err(reason),
+        };
+        Ok(PipelineReport { rdb, envelope, interpretation })
+    }
+}
+
+fn joined<T>(outcome: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {
+    outcome.map_err(|error| Error::new(ErrorKind::Failed, format!("a worker ended unexpectedly: {error}")))
+}
+
+fn store_worker(mut queue: mpsc::Receiver<Raw>, out: &mpsc::Sender<Stored>) -> Result<EnvelopeReport> {
+    let stopped = |_| Error::new(ErrorKind::Failed, "the upload of the snapshot ended early");
+    let mut envelope = Envelope::new();
+    let mut frames = FrameWriter::new(ZSTD_LEVEL).map_err(compression)?;
+    let mut raw_bytes = 0_u64;
+    loop {
+        match queue.blocking_recv() {
+            Some(Raw::Piece(piece)) => {
+                envelope.feed(&piece);
+                raw_bytes = raw_bytes.saturating_add(piece.len() as u64);
+                let stored = frames.frame(&piece).map_err(compression)?;
+                out.blocking_send(Stored::Piece(stored.into())).map_err(stopped)?;
+            }
+            Some(Raw::End) => break,
+            None => return Err(Error::new(ErrorKind::Failed, "the snapshot was given up before its end")),
+        }
+    }
+    let report = envelope.finish().map_err(damaged_snapshot)?;
+    out.blocking_send(Stored::Piece(frames.finish().map_err(compression)?.into())).map_err(stopped)?;
+    out.blocking_send(Stored::End { raw_bytes }).map_err(stopped)?;
+    Ok(report)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]
+fn compression(error: slotkeep_format::FrameError) -> Error {
+    Error::new(ErrorKind::Failed, error.to_string())
+}
+
+fn damaged_snapshot(error: slotkeep_rdb::EnvelopeError) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("the snapshot that the server sent is damaged: {error}"))
+        .hint("run it again; if it happens again, check the server's memory and the network")
+}
+
+fn interpret_worker(
+    mut queue: mpsc::Receiver<Raw>,
+    out: &mpsc::Sender<Stored>,
+    progress: &ShardProgress,
+) -> std::result::Result<Interpretation, String> {
+    let mut interpreter = Interpreter::default();
+    let mut frames = FrameWriter::new(ZSTD_LEVEL).map_err(|error| error.to_string())?;
+    let mut raw_bytes = 0_u64;
+    let mut send = |piece: Vec<u8>| {
+        raw_bytes = raw_bytes.saturating_add(piece.len() as u64);
+        let stored = frames.frame(&piece).map_err(|error| error.to_string())?;
+        out.blocking_send(Stored::Piece(stored.into()))
+            .map_err(|_| "the upload of the index ended early".to_owned())
+    };
+    loop {
+        match queue.blocking_recv() {
+            Some(Raw::Piece(piece)) => {
+                interpreter.feed(&piece)?;
+                progress.keys.store(interpreter.keys(), Ordering::Relaxed);
+                while interpreter.index().len() >= FRAME_RAW_BYTES {
+                    send(interpreter.index().take(FRAME_RAW_BYTES))?;
+                }
+            }
+            Some(Raw::End) => break,
+            None => return Err("the snapshot was given up before its end".to_owned()),
+        }
+    }
+    while !interpreter.index().is_empty() {
+        send(interpreter.index().take(FRAME_RAW_BYTES))?;
+    }
+    let interpretation = interpreter.finish()?;
+    let end = frames.finish().map_err(|error| error.to_string())?;
+    let ended = out
+        .blocking_send(Stored::Piece(end.into()))
+        .and_then(|()| out.blocking_send(Stored::End { raw_bytes }));
+    ended.map_err(|_| "the upload of the index ended early".to_owned())?;
+    Ok(interpretation)
+}
+
+/// Writes the pieces of one object. Gives none if the queue ended without its end mark: then the object was aborted.
+async fn upload(
+    mut writer: ObjectWriter,
+    mut queue: mpsc::Receiver<Stored>,
+    progress: Option<Arc<ShardProgress>>,
+) -> Result<Option<ObjectRecord>> {
+    loop {
+        match queue.recv().await {
+            Some(Stored::Piece(piece)) => {
+                if let Some(progress) = &progress {
+                    add(&progress.stored_bytes, piece.len() as u64);
+                }
+                if let Err(error) = writer.write(piece).await {
+                    // The first error is the one to report.
+                    let _ = writer.abort().await;
+                    return Err(error.into());
+                }
+            }
+            Some(Stored::End { raw_bytes }) => return Ok(Some(writer.finish(raw_bytes).await?)),
+            None => {
+                writer.abort().await?;
+                return Ok(None);
+            }
+        }
+    }
+}

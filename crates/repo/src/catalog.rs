@@ -1,0 +1,154 @@
+//! Which backups a repository holds.
+//!
+//! What can't be read is named, never passed over: a listing with unreadable manifests says so.
+
+use std::str::FromStr;
+
+use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
+use slotkeep_format::Manifest;
+
+use crate::error::{Problem, RepoError};
+use crate::layout;
+use crate::repository::Repository;
+
+/// How many manifests are read at a time.
+const READS_IN_FLIGHT: usize = 8;
+
+/// Which backup is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackupSelector {
+    /// The newest one.
+    Latest,
+    /// The one of that id, or the only one whose id starts so.
+    Id(String),
+}
+
+impl FromStr for BackupSelector {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(if text == "latest" { Self::Latest } else { Self::Id(text.to_owned()) })
+    }
+}
+
+/// The backups of one cluster.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Those whose manifest can be read, oldest first.
+    pub backups: Vec<Manifest>,
+    /// Those whose manifest can't be read.
+    pub unreadable: Vec<UnreadableBackup>,
+}
+
+/// A backup whose manifest can't be read.
+#[derive(Debug)]
+pub struct UnreadableBackup {
+    /// The backup's id.
+    pub id: String,
+    /// Why not.
+    pub error: RepoError,
+}
+
+impl Repository {
+    /// The names of the clusters that the repository holds something of.
+    pub async fn clusters(&self) -> Result<Vec<String>, RepoError> {
+        let listed = self.store.list_with_delimiter(None).await;
+        let listed = listed.map_err(|error| RepoError::new("list", self.location(), error))?;
+        let names = listed.common_prefixes.iter().filter_map(|prefix| prefix.parts().next());
+        Ok(names.map(|part| part.as_ref().to_owned()).filter(|name| layout::is_cluster_name(name)).collect())
+    }
+
+    /// The ids of a cluster's backups, oldest first.
+    pub async fn backup_ids(&self, cluster: &str) -> Result<Vec<String>, RepoError> {
+        let folder = layout::backups(cluster);
+        let names: Vec<_> = self
+            .store
+            .list(Some(&folder))
+            .map_ok(|object| object.location.filename().unwrap_or_default().to_owned())
+            .try_collect()
+            .await
+            .map_err(|error| RepoError::new("list", &folder, error))?;
+        let mut ids: Vec<String> =
+            names.iter().filter_map(|name| Some(name.strip_suffix(".json")?.to_owned())).collect();
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// The manifest of one backup.
+    pub async fn manifest(&self, cluster: &str, id: &str) -> Result<Manifest, RepoError> {
+        let path = layout::manifest(cluster, id);
+        let failed = |problem| RepoError::new("read", &path, problem);
+        let found = self.store.get(&path).await.map_err(|error| failed(error.into()))?;
+        let bytes = found.bytes().await.map_err(|error| failed(error.into()))?;
+        let manifest = Manifest::parse(&bytes).map_err(|error| failed(error.into()))?;
+        if manifest.id != id || manifest.cluster != cluster {
+            let what = format!("it says it is backup {} of {}", manifest.id, manifest.cluster);
+            return Err(failed(Problem::Damaged(what)));
+        }
+        Ok(manifest)
+    }
+
+    /// All backups of a cluster.
+    pub async fn backups(&self, cluster: &str) -> Result<Listing, RepoError> {
+        let ids = self.backup_ids(cluster).await?;
+        let mut reads = futures::stream::iter(ids)
+            .map(async |id| {
+                let manifest = self.manifest(cluster, &id).await;
+                (id, manifest)
+            })
+            .buffered(READS_IN_FLIGHT);
+        let mut listing = Listing::default();
+        while let Some((id, manifest)) = reads.next().await {
+            match manifest {
+                Ok(manifest) => listing.backups.push(manifest),
+                Err(error) => listing.unreadable.push(UnreadableBackup { id, error }),
+            }
+        }
+        Ok(listing)
+    }
+
+    /// The backup that is meant.
+    pub async fn find(&self, cluster: &str, selector: &BackupSelector) -> Result<Manifest, RepoError> {
+        let ids = self.backup_ids(cluster).await?;
+        let failed = |problem| {
+            let what = match selector {
+                BackupSelector::Latest => format!("the latest backup of `{cluster}` in {}", self.location()),
+                BackupSelector::Id(id) => format!("backup `{id}` of `{cluster}` in {}", self.location()),
+            };
+            Err(RepoError::new("find", what, problem))
+        };
+        let id = match selector {
+            BackupSelector::Latest => match ids.last() {
+                Some(id) => id,
+                None => return failed(Problem::NoBackups),
+            },
+            BackupSelector::Id(wanted) if ids.contains(wanted) => wanted,
+            BackupSelector::Id(wanted) => {
+                let mut fitting =
+                    ids.iter().filter(|id| !wanted.is_empty() && id.starts_with(wanted.as_str()));
+                match (fitting.next(), fitting.next()) {
+                    (Some(id), None) => id,
+                    (None, _) => return failed(Problem::NoSuchBackup(newest(&ids))),
+                    (Some(one), Some(other)) => {
+                        let all = [one, other].into_iter().chain(fitting);
+                        return failed(Problem::Ambiguous(all.cloned().collect()));
+                    }
+                }
+            }
+        };
+        self.manifest(cluster, id).await
+    }
+
+    /// Makes a backup visible. Everything it names must be complete; nothing may be written for it afterwards.
+    pub async fn commit(&self, manifest: &Manifest) -> Result<(), RepoError> {
+        let path = layout::manifest(&manifest.cluster, &manifest.id);
+        let json = manifest.render().map_err(|error| RepoError::new("write", &path, error))?;
+        self.put_new(path.as_ref(), json).await
+    }
+}
+
+/// The ids to name when none fits: the newest few.
+fn newest(ids: &[String]) -> Vec<String> {
+    ids.iter().rev().take(5).cloned().collect()
+}

@@ -1,0 +1,156 @@
+//! What can go wrong with a repository, in kinds that a caller can act on.
+
+use slotkeep_format::{DigestFileError, FrameError, IndexError, ManifestError};
+use thiserror::Error;
+
+/// A failed operation on a repository: what was tried, on which object, and why it failed.
+#[derive(Debug, Error)]
+#[error("could not {doing} {on}: {problem}")]
+pub struct RepoError {
+    /// What was tried, as a verb phrase: `read`, `write`, `list`.
+    pub doing: &'static str,
+    /// The object or place.
+    pub on: String,
+    /// Why it failed.
+    #[source]
+    pub problem: Problem,
+}
+
+/// Why an operation failed.
+#[derive(Debug, Error)]
+pub enum Problem {
+    /// The location is neither a path nor an address that is understood.
+    #[error("{0}")]
+    Location(String),
+    /// There is no repository at that place.
+    #[error("there is no repository here (no `slotkeep.json`)")]
+    NoRepository,
+    /// There is a repository already.
+    #[error("there is a repository here already")]
+    AlreadyRepository,
+    /// The place holds other things and is not a repository.
+    #[error("it is not empty and is not a repository")]
+    NotEmpty,
+    /// No backup fits.
+    #[error("there is no such backup{}", similar(.0))]
+    NoSuchBackup(Vec<String>),
+    /// The repository holds no backup yet.
+    #[error("it holds no backup yet")]
+    NoBackups,
+    /// More than one backup fits.
+    #[error("that could be any of {}", .0.join(", "))]
+    Ambiguous(Vec<String>),
+    /// The object does not exist.
+    #[error("it does not exist")]
+    Missing,
+    /// The object exists already; objects are never overwritten.
+    #[error("it exists already")]
+    Exists,
+    /// The store refuses access.
+    #[error("access denied: {0}")]
+    Denied(String),
+    /// The store or its disk is full.
+    #[error("no space left: {0}")]
+    Full(String),
+    /// The object's bytes are not those that were written.
+    #[error("it is damaged: {0}")]
+    Damaged(String),
+    /// It was written in a newer format.
+    #[error("{0}: use a newer Slotkeep")]
+    Newer(String),
+    /// The store failed in another way.
+    #[error("{0}")]
+    Store(String),
+}
+
+fn similar(ids: &[String]) -> String {
+    if ids.is_empty() { String::new() } else { format!("; it holds {}", ids.join(", ")) }
+}
+
+impl RepoError {
+    pub(crate) fn new(doing: &'static str, on: impl std::fmt::Display, problem: impl Into<Problem>) -> Self {
+        Self { doing, on: on.to_string(), problem: problem.into() }
+    }
+}
+
+impl From<object_store::Error> for Problem {
+    fn from(error: object_store::Error) -> Self {
+        use object_store::Error as E;
+        match error {
+            E::NotFound { .. } => Self::Missing,
+            E::AlreadyExists { .. } | E::Precondition { .. } => Self::Exists,
+            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied(causes(&error)),
+            other => match io_cause(&other) {
+                Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
+                    Self::Full(causes(&other))
+                }
+                Some(std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem) => {
+                    Self::Denied(causes(&other))
+                }
+                _ => Self::Store(causes(&other)),
+            },
+        }
+    }
+}
+
+impl From<ManifestError> for Problem {
+    fn from(error: ManifestError) -> Self {
+        match error {
+            ManifestError::NewerVersion(_) => Self::Newer(error.to_string()),
+            ManifestError::Json(_) | ManifestError::Contradiction(_) => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+impl From<FrameError> for Problem {
+    fn from(error: FrameError) -> Self {
+        Self::Damaged(error.to_string())
+    }
+}
+
+impl From<IndexError> for Problem {
+    fn from(error: IndexError) -> Self {
+        match error {
+            IndexError::NewerVersion(_) => Self::Newer(error.to_string()),
+            _ => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+impl From<DigestFileError> for Problem {
+    fn from(error: DigestFileError) -> Self {
+        match error {
+            DigestFileError::NewerVersion(_) => Self::Newer(error.to_string()),
+            _ => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+/// The kind of the I/O error that caused `error`, if one did.
+fn io_cause(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io.kind());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// The innermost causes of an error in one line; outer texts that merely repeat an inner one are left out.
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        texts.push(error.to_string());
+        cause = error.source();
+    }
+    let mut kept: Vec<String> = Vec::new();
+    for text in texts {
+        if !kept.iter().any(|outer| outer.contains(&text)) {
+            kept.push(text);
+        }
+    }
+    kept.join(": ")
+}

@@ -1,0 +1,146 @@
+//! Where a repository is: a local folder, or the address of an object store.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, parse_url_opts};
+
+use crate::error::{Problem, RepoError};
+
+/// A folder, or a URL such as `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
+///
+/// Credentials, region and endpoint come from each store's usual environment variables (`AWS_…`, `GOOGLE_…`, `AZURE_…`), never
+/// from the address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// A local folder.
+    Folder(PathBuf),
+    /// An object store.
+    Url(url::Url),
+}
+
+impl FromStr for Location {
+    type Err = RepoError;
+
+    fn from_str(text: &str) -> Result<Self, RepoError> {
+        let refuse =
+            |why: String| RepoError::new("use", format!("`{text}` as a repository"), Problem::Location(why));
+        if text.is_empty() {
+            return Err(refuse("it is empty".to_owned()));
+        }
+        if !text.contains("://") {
+            return Ok(Self::Folder(PathBuf::from(text)));
+        }
+        let url = url::Url::parse(text).map_err(|error| refuse(error.to_string()))?;
+        if url.scheme() == "file" {
+            return url
+                .to_file_path()
+                .map(Self::Folder)
+                .map_err(|()| refuse("it names no local path".to_owned()));
+        }
+        if url.password().is_some() {
+            return Err(refuse(
+                "an address must not hold a password: use the store's environment variables".to_owned(),
+            ));
+        }
+        Ok(Self::Url(url))
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(path) => path.display().fmt(f),
+            Self::Url(url) => url.fmt(f),
+        }
+    }
+}
+
+impl Location {
+    /// Opens the store at this place. A local folder must exist.
+    pub(crate) fn store(&self) -> Result<Arc<dyn ObjectStore>, RepoError> {
+        let failed = |error: object_store::Error| RepoError::new("open", self, error);
+        match self {
+            Self::Folder(path) => Ok(Arc::new(local(path).map_err(failed)?)),
+            Self::Url(url) => {
+                let options = std::env::vars_os()
+                    .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                    .filter(|(name, _)| {
+                        ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix))
+                    })
+                    .map(|(name, value)| (name.to_ascii_lowercase(), value));
+                let (store, prefix) = parse_url_opts(url, options).map_err(failed)?;
+                Ok(Arc::new(PrefixStore::new(store, prefix)))
+            }
+        }
+    }
+
+    /// Creates the folder of a local repository, and tells whether the place is empty. A bucket is not created.
+    pub(crate) async fn create_folder(&self) -> Result<(), RepoError> {
+        let Self::Folder(path) = self else { return Ok(()) };
+        let failed = |error: std::io::Error| RepoError::new("create", self, io_problem(&error));
+        tokio::fs::create_dir_all(path).await.map_err(failed)
+    }
+
+    /// Whether this is a local folder that does not exist or is empty.
+    pub(crate) async fn is_new_folder(&self) -> Result<bool, RepoError> {
+        let Self::Folder(path) = self else { return Ok(false) };
+        match tokio::fs::read_dir(path).await {
+            Ok(mut entries) => match entries.next_entry().await {
+                Ok(entry) => Ok(entry.is_none()),
+                Err(error) => Err(RepoError::new("read", self, io_problem(&error))),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(RepoError::new("read", self, io_problem(&error))),
+        }
+    }
+}
+
+fn local(path: &Path) -> Result<LocalFileSystem, object_store::Error> {
+    Ok(LocalFileSystem::new_with_prefix(path)?.with_fsync(true).with_automatic_cleanup(true))
+}
+
+fn io_problem(error: &std::io::Error) -> Problem {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+            Problem::Denied(error.to_string())
+        }
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            Problem::Full(error.to_string())
+        }
+        _ => Problem::Store(error.to_string()),
+    }
+}
+
+/// The path of an object as a manifest names it; refused if it would leave the repository.
+pub(crate) fn object_path(path: &str) -> Result<ObjectPath, RepoError> {
+    ObjectPath::parse(path).map_err(|error| {
+        RepoError::new("use", format!("object path `{path}`"), Problem::Damaged(error.to_string()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_addresses_are_told_apart() {
+        assert_eq!("backups".parse::<Location>().unwrap(), Location::Folder("backups".into()));
+        assert_eq!("file:///srv/b".parse::<Location>().unwrap(), Location::Folder("/srv/b".into()));
+        assert!(matches!("s3://bucket/prefix".parse::<Location>().unwrap(), Location::Url(_)));
+        assert!("".parse::<Location>().is_err());
+        assert!("s3://key:secret@bucket/".parse::<Location>().is_err());
+    }
+
+    #[test]
+    fn an_object_path_cannot_leave_the_repository() {
+        assert!(object_path("../etc/passwd").is_err());
+        assert!(object_path("main/../../x").is_err());
+        assert!(object_path("main/backups/x.json").is_ok());
+    }
+}

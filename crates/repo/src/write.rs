@@ -1,0 +1,63 @@
+//! Writing an object of any length with bounded memory.
+
+use blake3::Hasher;
+use bytes::Bytes;
+use object_store::{ObjectStoreExt, WriteMultipart};
+use slotkeep_format::manifest::ObjectRecord;
+
+use crate::error::RepoError;
+use crate::location::object_path;
+use crate::repository::Repository;
+
+/// How many parts of one object are on their way to the store at a time.
+const PARTS_IN_FLIGHT: usize = 2;
+
+/// The most memory that one [`ObjectWriter`] holds for a store that wants large parts: those on their way and one being filled.
+pub const WRITE_BUFFER_BYTES: usize = (PARTS_IN_FLIGHT + 1) * (8 << 20);
+
+/// An object that is being written. It is visible only once [`ObjectWriter::finish`] has returned; dropped or aborted, it leaves
+/// nothing that a reader could see.
+pub struct ObjectWriter {
+    path: String,
+    upload: WriteMultipart,
+    hasher: Hasher,
+    stored_bytes: u64,
+}
+
+impl Repository {
+    /// Begins an object.
+    pub async fn create_object(&self, path: String) -> Result<ObjectWriter, RepoError> {
+        let object = object_path(&path)?;
+        let upload =
+            self.store.put_multipart(&object).await.map_err(|error| RepoError::new("write", &path, error))?;
+        let upload = WriteMultipart::new_with_chunk_size(upload, self.part_bytes());
+        Ok(ObjectWriter { path, upload, hasher: Hasher::new(), stored_bytes: 0 })
+    }
+}
+
+impl ObjectWriter {
+    /// Appends bytes; waits while too many parts are on their way. Not cancel-safe: cancelled, the object must be aborted.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), RepoError> {
+        self.upload
+            .wait_for_capacity(PARTS_IN_FLIGHT)
+            .await
+            .map_err(|error| RepoError::new("write", &self.path, error))?;
+        self.hasher.update(&bytes);
+        self.stored_bytes = self.stored_bytes.saturating_add(bytes.len() as u64);
+        self.upload.put(bytes);
+        Ok(())
+    }
+
+    /// Completes the object, durable when this returns; `raw_bytes` is the length of what it holds before compression.
+    pub async fn finish(self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
+        let Self { path, upload, hasher, stored_bytes } = self;
+        upload.finish().await.map_err(|error| RepoError::new("write", &path, error))?;
+        Ok(ObjectRecord { path, stored_bytes, raw_bytes, blake3: hasher.finalize().to_hex().to_string() })
+    }
+
+    /// Gives the object up and removes what the store has of it.
+    pub async fn abort(self) -> Result<(), RepoError> {
+        let Self { path, upload, .. } = self;
+        upload.abort().await.map_err(|error| RepoError::new("abort the writing of", path, error))
+    }
+}
