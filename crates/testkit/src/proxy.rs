@@ -218,8 +218,9 @@ fn pass_down(link: &Link, mut server: &TcpStream, mut client: &TcpStream) -> io:
         let lost = link.take_lost(count);
         let kept = buffer.get(lost..count).unwrap_or_default();
         let allowed = link.allow(kept.len());
-        client.write_all(kept.get(..allowed).unwrap_or_default())?;
+        // Counted before it goes: who has received a byte finds it counted.
         link.passed.fetch_add(u64::try_from(allowed).unwrap_or(0), Ordering::SeqCst);
+        client.write_all(kept.get(..allowed).unwrap_or_default())?;
         if allowed < kept.len() || link.cut_in.load(Ordering::SeqCst) == 0 {
             link.refusing.store(true, Ordering::SeqCst);
             link.cut_open();

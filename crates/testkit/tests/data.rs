@@ -22,6 +22,7 @@ fn every_type_is_there_in_every_encoding_and_survives_failovers() {
     let loaded = Mix::every_type().load(&cluster).unwrap();
     assert_eq!(keys_in(&cluster).unwrap(), i64::try_from(loaded.keys()).unwrap());
     assert_eq!(loaded.keys_by_type.len(), 6, "{:?}", loaded.keys_by_type);
+    assert!((1000..1200).contains(&loaded.keys()), "{:?}", loaded.keys_by_type);
     for (key, expected) in [
         ("string:number:12", "int"),
         ("string:one byte", "embstr"),
