@@ -27,6 +27,32 @@ pub struct ClusterClient {
     patience: Duration,
 }
 
+/// A command and the key that decides where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyedCommand {
+    key: Vec<u8>,
+    args: Vec<Vec<u8>>,
+}
+
+impl KeyedCommand {
+    /// A command whose first argument is its key.
+    pub fn new<A: AsRef<[u8]>>(args: &[A]) -> Self {
+        let key = args.get(1).map(|key| key.as_ref().to_vec()).unwrap_or_default();
+        Self::on(key, args)
+    }
+
+    /// A command whose key stands elsewhere.
+    pub fn on<A: AsRef<[u8]>>(key: impl Into<Vec<u8>>, args: &[A]) -> Self {
+        Self { key: key.into(), args: args.iter().map(|arg| arg.as_ref().to_vec()).collect() }
+    }
+
+    /// How many bytes its arguments have, without its name.
+    pub(crate) fn payload_bytes(&self) -> u64 {
+        let bytes: usize = self.args.iter().skip(1).map(Vec::len).sum();
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
 /// Where a command was told to go instead.
 enum Redirect {
     Moved(SocketAddr),
@@ -75,6 +101,29 @@ impl ClusterClient {
                 }
             }
         })
+    }
+
+    /// Sends commands to their nodes all at once, in order for each node. An error reply is an [`Error::Reply`], except that
+    /// what was sent to the wrong node or at a bad moment is sent again.
+    pub fn pipeline(&mut self, commands: &[KeyedCommand]) -> Result<Vec<Value>> {
+        let owners: Vec<SocketAddr> =
+            commands.iter().map(|command| self.owner(key_slot(&command.key))).collect::<Result<_>>()?;
+        for (addr, command) in owners.iter().zip(commands) {
+            self.connection(*addr)?.send(&command.args)?;
+        }
+        let mut replies = Vec::with_capacity(commands.len());
+        for addr in &owners {
+            replies.push(self.connection(*addr)?.receive()?);
+        }
+        for (reply, command) in replies.iter_mut().zip(commands) {
+            let Value::Error(message) = &*reply else { continue };
+            if !is_passing(message) && redirect(reply).is_none() {
+                let command = command_name(&command.args);
+                return Err(Error::Reply { command, message: message.clone() });
+            }
+            *reply = self.command_on(&command.key, &command.args)?;
+        }
+        Ok(replies)
     }
 
     /// The node that serves a slot, as last heard.

@@ -24,7 +24,7 @@ mod watchdog;
 
 pub use client::{Client, Endpoint};
 pub use cluster::{Cluster, FailoverMode};
-pub use cluster_client::ClusterClient;
+pub use cluster_client::{ClusterClient, KeyedCommand};
 pub use error::{Error, Result};
 pub use node::Node;
 pub use proxy::Proxy;

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 const MAX_DEPTH: u32 = 32;
 
 /// A reply.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Value {
     /// `+OK`.
     Simple(String),
