@@ -1,4 +1,6 @@
-//! Bringing a backup back: as data directories of a new cluster, or into a running one. What both share stands here.
+//! Bringing a backup back: as data directories of a new cluster ([`files`]), or into a running one. What both share stands here.
+
+pub mod files;
 
 use slotkeep_format::Manifest;
 use slotkeep_model::ServerVersion;
