@@ -85,11 +85,10 @@ impl StringReader {
         }
     }
 
-    /// Makes ready for the next string.
+    /// Makes ready for the next string. Pieces of the last one stay valid until more is read.
     #[inline]
     pub(crate) fn begin(&mut self) {
         self.mode = Mode::Header;
-        self.gathered.clear();
     }
 
     /// Decoded bytes not yet handed out. Meaningful once [`Self::open`] has returned true.
@@ -120,6 +119,7 @@ impl StringReader {
                 Mode::Plain | Mode::Decoded | Mode::LzfStream { .. } => return Ok(true),
                 Mode::Header => {
                     let Some(length) = self.carry.read(input, any_length)? else { return Ok(false) };
+                    self.gathered.clear();
                     match length {
                         Length::Plain(total) => self.set(Mode::Plain, total),
                         Length::Special(encoding @ 0..=2) => self.mode = Mode::Integer(encoding),
@@ -230,7 +230,8 @@ impl StringReader {
             let byte = take(input, 1);
             compressed_left -= 1;
             self.gathered.extend_from_slice(byte);
-            let whole = self.gathered.first().is_some_and(|&first| self.gathered.len() == lzf::token_len(first));
+            let whole =
+                self.gathered.first().is_some_and(|&first| self.gathered.len() == lzf::token_len(first));
             if whole {
                 let token = core::mem::take(&mut self.gathered);
                 let consumed = self.decode_tokens(&token)?;

@@ -100,7 +100,8 @@ pub(crate) async fn run(
         write(output, &context, repository, &plan).await?;
         if let Some(server) = &server {
             output.note(&format!("Starting {} nodes of {}…", plan.nodes.len(), server.version));
-            report.started = Some(start(&context, &plan, server, |waiting| output.note(&format!("  {waiting}"))).await?);
+            report.started =
+                Some(start(&context, &plan, server, |waiting| output.note(&format!("  {waiting}"))).await?);
         }
     }
     report.seconds = context.clock.elapsed().saturating_sub(began).as_secs_f64();
@@ -125,7 +126,9 @@ fn users(files: &FilesArgs) -> Result<UsersPolicy> {
         return Ok(UsersPolicy::None);
     }
     let Some(path) = &files.new_password_file else { return Ok(UsersPolicy::AsRecorded) };
-    let refuse = |why: String| Error::new(ErrorKind::Usage, format!("can't use password file {}: {why}", path.display()));
+    let refuse = |why: String| {
+        Error::new(ErrorKind::Usage, format!("can't use password file {}: {why}", path.display()))
+    };
     let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
     match text.lines().next() {
         Some(password) if !password.is_empty() => Ok(UsersPolicy::NewPassword(password.to_owned())),
@@ -154,7 +157,9 @@ fn render(report: &Report<'_>) -> String {
             role(node),
             node.slots.to_string(),
             node.replaces.to_string(),
-            node.dataset.as_ref().map_or_else(|| "-".to_owned(), |dataset| dataset.path.display().to_string()),
+            node.dataset
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), |dataset| dataset.path.display().to_string()),
             node.dataset.as_ref().map_or_else(String::new, |dataset| bytes(dataset.object.raw_bytes)),
             keys(report, node).map(count).unwrap_or_default(),
         ]);
@@ -185,7 +190,11 @@ fn conclusion(report: &Report<'_>) -> String {
     if report.started.is_some() {
         return format!(
             "Backup {backup} restored to {folder} and started with {target} in {took}: {}.",
-            if plan.cluster_mode { "cluster_state:ok on every node, every replica follows its primary" } else { "every replica follows its primary" }
+            if plan.cluster_mode {
+                "cluster_state:ok on every node, every replica follows its primary"
+            } else {
+                "every replica follows its primary"
+            }
         );
     }
     let example = plan.nodes.first().map(|node| node.config_file.display().to_string()).unwrap_or_default();
@@ -193,5 +202,7 @@ fn conclusion(report: &Report<'_>) -> String {
         Product::Redis => "redis-server",
         Product::Valkey => "valkey-server",
     };
-    format!("Backup {backup} restored for {target} to {folder} in {took}. Start each node with its file: `{program} {example}`.")
+    format!(
+        "Backup {backup} restored for {target} to {folder} in {took}. Start each node with its file: `{program} {example}`."
+    )
 }

@@ -22,5 +22,6 @@ pub(crate) async fn run(
     _repository: &Repository,
     _manifest: &Manifest,
 ) -> Result<u8> {
-    Err(Error::new(ErrorKind::Usage, "where to? no target was given").hint("give --to-dir DIR --nodes HOST:PORT,…"))
+    Err(Error::new(ErrorKind::Usage, "where to? no target was given")
+        .hint("give --to-dir DIR --nodes HOST:PORT,…"))
 }

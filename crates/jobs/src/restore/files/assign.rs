@@ -30,7 +30,9 @@ pub(super) fn assign(addrs: &[NodeAddr], replicas: &[usize]) -> Option<Vec<Shard
         primary.zip(rest.get(addr)).is_some_and(|(shard, addr)| shard.primary.host() != addr.host())
     };
     let taken = match_up(owners.len(), rest.len(), allowed);
-    for (addr, shard) in rest.iter().zip(taken).filter_map(|(addr, replica)| Some((addr, owners.get(replica?)?))) {
+    for (addr, shard) in
+        rest.iter().zip(taken).filter_map(|(addr, replica)| Some((addr, owners.get(replica?)?)))
+    {
         if let Some(shard) = shards.get_mut(*shard) {
             shard.replicas.push(addr.clone());
         }

@@ -123,7 +123,8 @@ pub(super) fn render(heading: &str, place: &Place<'_>, recorded: &Recorded) -> S
 /// The lines of one recorded setting.
 fn setting(name: &str, value: &str) -> Vec<String> {
     let words: Vec<&str> = value.split_ascii_whitespace().collect();
-    let grouped = |size: usize| words.chunks(size).map(|group| format!("{name} {}", group.join(" "))).collect();
+    let grouped =
+        |size: usize| words.chunks(size).map(|group| format!("{name} {}", group.join(" "))).collect();
     match newer(name) {
         _ if words.is_empty() => vec![format!("{name} \"\"")],
         // Redis 6.2 takes one group a line; several lines add up.
@@ -209,9 +210,13 @@ mod tests {
             users: true,
             modules: &[("bf".to_owned(), 20612)].into(),
         };
-        let recorded = Recorded { kept: config(&[("cluster-require-full-coverage", "yes")]), ..Recorded::default() };
+        let recorded =
+            Recorded { kept: config(&[("cluster-require-full-coverage", "yes")]), ..Recorded::default() };
         let text = render("First\nsecond", &place, &recorded);
-        assert!(text.starts_with("# First\n# second\ndir \"/data/a b\"\nbind 127.0.0.1\nport 7000\n"), "{text}");
+        assert!(
+            text.starts_with("# First\n# second\ndir \"/data/a b\"\nbind 127.0.0.1\nport 7000\n"),
+            "{text}"
+        );
         assert!(text.contains("masterauth \"p w\"\n"), "{text}");
         assert_eq!(text.matches("cluster-require-full-coverage").count(), 1);
         assert!(text.ends_with("cluster-require-full-coverage no\n"), "{text}");

@@ -137,7 +137,8 @@ pub async fn plan(context: &Context, manifest: &Manifest, options: &FilesOptions
     let placed = place_nodes(manifest, options)?;
     let ips = resolve(manifest.cluster_mode, &options.nodes).await?;
     let folder = free_folder(&options.folder)?;
-    let mut planner = Planner { manifest, options, target, folder, ips, rng: &*context.rng, warnings: vec![] };
+    let mut planner =
+        Planner { manifest, options, target, folder, ips, rng: &*context.rng, warnings: vec![] };
     let sketches = planner.sketch(&placed)?;
     let nodes = planner.render(&sketches)?;
     planner.warn(&sketches);
@@ -167,14 +168,20 @@ fn credentials(users: &Users) -> Option<Credentials> {
 fn target(manifest: &Manifest, options: &FilesOptions) -> Result<ServerVersion> {
     let recorded = || manifest.shards.iter().filter_map(|shard| shard.server.version()).max();
     options.target.or_else(recorded).ok_or_else(|| {
-        Error::new(ErrorKind::Usage, format!("backup {} does not say which server it was taken from", manifest.id))
-            .hint("say which server is to load the files with --for-server")
+        Error::new(
+            ErrorKind::Usage,
+            format!("backup {} does not say which server it was taken from", manifest.id),
+        )
+        .hint("say which server is to load the files with --for-server")
     })
 }
 
 fn place_nodes(manifest: &Manifest, options: &FilesOptions) -> Result<Vec<ShardAddrs>> {
-    let replicas: Vec<usize> =
-        manifest.shards.iter().map(|shard| if options.no_replicas { 0 } else { shard.replicas.len() }).collect();
+    let replicas: Vec<usize> = manifest
+        .shards
+        .iter()
+        .map(|shard| if options.no_replicas { 0 } else { shard.replicas.len() })
+        .collect();
     assign(&options.nodes, &replicas).ok_or_else(|| {
         let all: usize = manifest.shards.iter().map(|shard| shard.replicas.len() + 1).sum();
         let primaries = manifest.shards.len();
@@ -198,11 +205,14 @@ fn place_nodes(manifest: &Manifest, options: &FilesOptions) -> Result<Vec<ShardA
 
 /// The IP addresses of the nodes, which is all that `nodes.conf` holds.
 async fn resolve(cluster_mode: bool, addrs: &[NodeAddr]) -> Result<Vec<(NodeAddr, IpAddr)>> {
-    let refuse = |addr: &NodeAddr, why: &str| Err(Error::new(ErrorKind::Usage, format!("{addr} can't be a node's address: {why}")));
+    let refuse = |addr: &NodeAddr, why: &str| {
+        Err(Error::new(ErrorKind::Usage, format!("{addr} can't be a node's address: {why}")))
+    };
     let mut ips = Vec::new();
     let mut used = BTreeSet::new();
     for addr in addrs {
-        let found = tokio::net::lookup_host((addr.host(), addr.port())).await.ok().and_then(|mut found| found.next());
+        let found =
+            tokio::net::lookup_host((addr.host(), addr.port())).await.ok().and_then(|mut found| found.next());
         let Some(found) = found else {
             return refuse(addr, "its name can't be resolved here; give the IP address");
         };
@@ -217,7 +227,12 @@ async fn resolve(cluster_mode: bool, addrs: &[NodeAddr]) -> Result<Vec<(NodeAddr
                 return refuse(addr, "its bus port, 10000 above, would be more than 65535");
             };
             if !used.insert((ip, port)) {
-                return refuse(addr, &format!("port {port} would be used twice (a node needs its port and the one 10000 above)"));
+                return refuse(
+                    addr,
+                    &format!(
+                        "port {port} would be used twice (a node needs its port and the one 10000 above)"
+                    ),
+                );
             }
         }
         ips.push((addr.clone(), ip));
@@ -297,7 +312,8 @@ impl<'a> Planner<'a> {
         let settings = settings_of(self.manifest, &[&replaces.addr, &shard.primary.addr, &shard.source]);
         let source = shard.server.version();
         let same_line = source.is_some_and(|source| {
-            (source.product, source.major, source.minor) == (self.target.product, self.target.major, self.target.minor)
+            (source.product, source.major, source.minor)
+                == (self.target.product, self.target.major, self.target.minor)
         });
         let knows_all = same_line && settings.is_some_and(|settings| settings.modules.is_empty());
         let recorded =
@@ -336,9 +352,9 @@ impl<'a> Planner<'a> {
         let config_file = conf::file_name(self.target.product);
         file(config_file, self.config(sketch, &folder));
         if let Some(id) = &sketch.id {
-            let text = nodes_conf
-                .render(id)
-                .map_err(|error| Error::new(ErrorKind::Corrupt, format!("the recorded topology makes no cluster: {error}")))?;
+            let text = nodes_conf.render(id).map_err(|error| {
+                Error::new(ErrorKind::Corrupt, format!("the recorded topology makes no cluster: {error}"))
+            })?;
             file("nodes.conf", text);
         }
         if !sketch.users.lines.is_empty() {
@@ -351,7 +367,11 @@ impl<'a> Planner<'a> {
                 file(path, text.to_owned());
             }
             let base = &sketch.shard.base;
-            dataset = Some(DatasetPlan { object: base.rdb.clone(), rdb_version: base.rdb_version, path: path.into() });
+            dataset = Some(DatasetPlan {
+                object: base.rdb.clone(),
+                rdb_version: base.rdb_version,
+                path: path.into(),
+            });
         }
         Ok(NodePlan {
             addr: sketch.addr.clone(),
@@ -418,7 +438,9 @@ impl<'a> Planner<'a> {
         let nodes = sketches.iter().filter_map(|sketch| {
             let role = match &sketch.follows {
                 Some((_, _, primary)) => ConfRole::Replica { primary: primary.clone()? },
-                None => ConfRole::Primary { config_epoch: sketch.config_epoch, slots: sketch.shard.slots.clone() },
+                None => {
+                    ConfRole::Primary { config_epoch: sketch.config_epoch, slots: sketch.shard.slots.clone() }
+                }
             };
             Some(ConfNode {
                 id: sketch.id.clone()?,
@@ -479,7 +501,10 @@ fn warnings_of(sketch: &Sketch<'_>, target: ServerVersion) -> Vec<String> {
     match sketch.settings {
         None => warnings.push("the backup holds no settings: the nodes get the server's defaults".to_owned()),
         Some(settings) => {
-            let incomplete = settings.unreadable.iter().map(|what| format!("the recorded settings are incomplete: {what}"));
+            let incomplete = settings
+                .unreadable
+                .iter()
+                .map(|what| format!("the recorded settings are incomplete: {what}"));
             warnings.extend(incomplete);
             if !settings.modules.is_empty() {
                 let modules = settings.modules.iter().map(|(name, version)| format!("{name} {version}"));
@@ -514,7 +539,10 @@ fn as_text<T: std::fmt::Display, S: Serializer>(value: &T, serializer: S) -> Res
 }
 
 #[expect(clippy::ref_option, reason = "the signature that serde calls")]
-fn as_optional_text<T: std::fmt::Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_optional_text<T: std::fmt::Display, S: Serializer>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => serializer.collect_str(value),
         None => serializer.serialize_none(),

@@ -25,16 +25,19 @@ impl StockServer {
             Error::new(ErrorKind::Usage, format!("{} is no Redis or Valkey server: {why}", program.display()))
                 .hint("name a `redis-server` or `valkey-server` with --server")
         };
-        let asked = tokio::process::Command::new(program).arg("--version").stdin(Stdio::null()).output().await;
+        let asked =
+            tokio::process::Command::new(program).arg("--version").stdin(Stdio::null()).output().await;
         let output = asked.map_err(|error| refuse(&error.to_string()))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let version = read_version(&text).ok_or_else(|| refuse("it does not tell its version when started with --version"))?;
+        let version = read_version(&text)
+            .ok_or_else(|| refuse("it does not tell its version when started with --version"))?;
         Ok(Self { program: program.to_owned(), version })
     }
 
     /// The server on `PATH` that loads the backup: one of the recorded product if there is one.
     pub async fn on_path(manifest: &Manifest) -> Result<Self> {
-        let recorded = manifest.shards.iter().find_map(|shard| shard.server.version()).map(|server| server.product);
+        let recorded =
+            manifest.shards.iter().find_map(|shard| shard.server.version()).map(|server| server.product);
         let programs = match recorded {
             Some(Product::Redis) => ["redis-server", "valkey-server"],
             _ => ["valkey-server", "redis-server"],
@@ -42,7 +45,9 @@ impl StockServer {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut refused = None;
         for program in programs {
-            let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|program| program.is_file());
+            let found = std::env::split_paths(&path)
+                .map(|folder| folder.join(program))
+                .find(|program| program.is_file());
             let Some(found) = found else { continue };
             let server = Self::at(&found).await?;
             match check_loads(manifest, server.version) {
@@ -75,7 +80,10 @@ mod tests {
     #[test]
     fn versions_are_read_from_what_servers_say() {
         let read = |text: &str| read_version(text).map(|version| version.to_string());
-        assert_eq!(read("Valkey server v=9.1.2 sha=0:0 malloc=jemalloc bits=64").as_deref(), Some("Valkey 9.1.2"));
+        assert_eq!(
+            read("Valkey server v=9.1.2 sha=0:0 malloc=jemalloc bits=64").as_deref(),
+            Some("Valkey 9.1.2")
+        );
         assert_eq!(read("Redis server v=7.0.15 sha=0:0\n").as_deref(), Some("Redis 7.0.15"));
         assert_eq!(read("nginx version: v=1.22"), None);
         assert_eq!(read(""), None);

@@ -48,8 +48,11 @@ pub struct StartedNode {
 /// Refuses to start nodes where it can't succeed: before anything is written.
 pub fn check_start(context: &Context, plan: &FilesPlan) -> Result<()> {
     if plan.needs_password && plan.credentials.is_none() && context.connector.credentials().is_none() {
-        return Err(Error::new(ErrorKind::Usage, "the restored nodes need a password, and the backup holds only its hash")
-            .hint("give it in SLOTKEEP_PASSWORD, or restore without --start"));
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "the restored nodes need a password, and the backup holds only its hash",
+        )
+        .hint("give it in SLOTKEEP_PASSWORD, or restore without --start"));
     }
     for node in &plan.nodes {
         let ports = [Some(node.addr.port()), node.bus_port()];
@@ -72,7 +75,8 @@ pub async fn start(
     tell: impl FnMut(&str),
 ) -> Result<Vec<StartedNode>> {
     let credentials = plan.credentials.clone().or_else(|| context.connector.credentials().cloned());
-    let options = ConnectorOptions { credentials, timeout: Some(ANSWER_TIMEOUT), ..ConnectorOptions::default() };
+    let options =
+        ConnectorOptions { credentials, timeout: Some(ANSWER_TIMEOUT), ..ConnectorOptions::default() };
     let context = Context { connector: Arc::new(Connector::new(options)?), ..context.clone() };
     let mut nodes = Nodes { context: &context, plan, children: vec![] };
     let started = match nodes.spawn(server) {
@@ -103,7 +107,9 @@ impl Nodes<'_> {
         for node in &self.plan.nodes {
             let log_path = node.folder.join(LOG_FILE);
             let open = || std::fs::File::options().append(true).create(true).open(&log_path);
-            let (log, errors) = open().and_then(|log| Ok((log, open()?))).map_err(|error| failed("write", &log_path, &error))?;
+            let (log, errors) = open()
+                .and_then(|log| Ok((log, open()?)))
+                .map_err(|error| failed("write", &log_path, &error))?;
             // A process group of its own: Ctrl-C here is not meant for it, and it goes on when this process has ended.
             let child = tokio::process::Command::new(&server.program)
                 .arg(&node.config_file)
@@ -132,7 +138,9 @@ impl Nodes<'_> {
             });
             let Some(waiting) = waiting else { return self.started(states) };
             let now = self.context.clock.elapsed();
-            if waiting != last_told || states.iter().any(|state| matches!(state, State::NotYet { loading: true, .. })) {
+            if waiting != last_told
+                || states.iter().any(|state| matches!(state, State::NotYet { loading: true, .. }))
+            {
                 still_since = now;
             }
             if waiting != last_told {
@@ -168,7 +176,10 @@ impl Nodes<'_> {
             let ended = child.try_wait().map_err(|error| failed("look after", &node.folder, &error))?;
             if let Some(status) = ended {
                 let log = last_lines(&node.folder.join(LOG_FILE));
-                return Err(Error::new(ErrorKind::Failed, format!("the server of {} ended ({status}); its log ends with\n{log}", node.addr)));
+                return Err(Error::new(
+                    ErrorKind::Failed,
+                    format!("the server of {} ended ({status}); its log ends with\n{log}", node.addr),
+                ));
             }
         }
         Ok(())
@@ -179,13 +190,17 @@ impl Nodes<'_> {
         let addr = NodeAddr::new(node.ip.to_string(), node.addr.port());
         let report = match node_report(self.context, &addr).await {
             Ok(report) => report,
-            Err(error) if matches!(error.kind(), ErrorKind::Authentication | ErrorKind::Permission) => return Err(error),
+            Err(error) if matches!(error.kind(), ErrorKind::Authentication | ErrorKind::Permission) => {
+                return Err(error);
+            }
             Err(_) => return Ok(State::not_yet("does not answer yet")),
         };
         if report.loading {
             return Ok(State::NotYet { why: "loads its dataset".to_owned(), loading: true });
         }
-        if self.plan.cluster_mode && let Some(why) = self.cluster_trouble(&addr).await? {
+        if self.plan.cluster_mode
+            && let Some(why) = self.cluster_trouble(&addr).await?
+        {
             return Ok(State::not_yet(&why));
         }
         if !report.link_up {
@@ -245,8 +260,15 @@ impl State {
 }
 
 fn last_lines(path: &Path) -> String {
-    let text = std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text =
+        std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(LOG_LINES);
-    lines.get(from..).unwrap_or_default().iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    lines
+        .get(from..)
+        .unwrap_or_default()
+        .iter()
+        .map(|line| format!("  {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }

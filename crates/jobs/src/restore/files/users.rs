@@ -56,7 +56,9 @@ pub(super) fn users(settings: Option<&SettingsRecord>, policy: &UsersPolicy) -> 
 fn as_recorded(lines: Vec<String>, settings: Option<&SettingsRecord>) -> Result<Users> {
     let secrets = settings.is_some_and(|settings| settings.secrets);
     let Some(default) = lines.iter().find(|line| is_default(line)) else {
-        return Err(refused("the backup does not say whether the default user needs a password (ACL LIST was not read)"));
+        return Err(refused(
+            "the backup does not say whether the default user needs a password (ACL LIST was not read)",
+        ));
     };
     if !secrets && !has(default, "nopass") {
         return Err(refused(if has(default, "on") {
@@ -69,8 +71,8 @@ fn as_recorded(lines: Vec<String>, settings: Option<&SettingsRecord>) -> Result<
         let found = names.iter().find_map(|name| settings?.config.get(*name));
         found.filter(|value| !value.is_empty()).cloned()
     };
-    let replication =
-        setting(["primaryauth", "masterauth"]).map(|password| (setting(["primaryuser", "masteruser"]), password));
+    let replication = setting(["primaryauth", "masterauth"])
+        .map(|password| (setting(["primaryuser", "masteruser"]), password));
     let locked_out = if secrets { vec![] } else { locked_out(&lines) };
     let password = setting(["requirepass", "requirepass"]);
     Ok(Users { lines, replication, password, locked_out })
@@ -82,10 +84,16 @@ fn with_new_password(lines: Vec<String>, settings: Option<&SettingsRecord>, pass
     }
     let secrets = settings.is_some_and(|settings| settings.secrets);
     let locked_out = if secrets { vec![] } else { locked_out(&lines) };
-    let recorded = lines.iter().find(|line| is_default(line)).map_or("user default on ~* &* +@all", String::as_str);
+    let recorded =
+        lines.iter().find(|line| is_default(line)).map_or("user default on ~* &* +@all", String::as_str);
     if has(recorded, "off") {
-        return Err(Error::new(ErrorKind::Usage, "the default user is off: a new password for it would not let replicas in")
-            .hint("restore a backup taken with --include-secrets, or leave users and passwords out with --no-acl"));
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "the default user is off: a new password for it would not let replicas in",
+        )
+        .hint(
+            "restore a backup taken with --include-secrets, or leave users and passwords out with --no-acl",
+        ));
     }
     let kept = recorded.split(' ').filter(|word| *word != "nopass" && !word.starts_with('#'));
     let default = format!("{} #{}", kept.collect::<Vec<_>>().join(" "), hash(password));
@@ -146,7 +154,8 @@ mod tests {
 
     #[test]
     fn an_open_default_user_stays_open_and_others_stay_locked() {
-        let recorded = settings(&["user app on ~app:* +get", "user default on nopass ~* &* +@all"], false, &[]);
+        let recorded =
+            settings(&["user app on ~app:* +get", "user default on nopass ~* &* +@all"], false, &[]);
         let users = users(Some(&recorded), &UsersPolicy::AsRecorded).unwrap();
         assert_eq!(users.lines, recorded.acl);
         assert_eq!(users.locked_out, ["app"]);

@@ -8,8 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures::stream::FuturesUnordered;
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use slotkeep_rdb::Envelope;
 use slotkeep_repo::Repository;
 use tokio::fs::{self, File, OpenOptions};
@@ -90,14 +90,17 @@ async fn write_all(
         })
         .collect();
     while let Some(written) = writes.next().await {
-        written.map_err(|error| Error::new(ErrorKind::Failed, format!("a writer ended unexpectedly: {error}")))??;
+        written.map_err(|error| {
+            Error::new(ErrorKind::Failed, format!("a writer ended unexpectedly: {error}"))
+        })??;
     }
     sync_folders(partial).await
 }
 
 async fn write_small_files(node: &NodePlan, folder: &Path) -> Result<()> {
     make_folder(folder).await?;
-    let paths = node.files.iter().map(|file| &file.path).chain(node.dataset.iter().map(|dataset| &dataset.path));
+    let paths =
+        node.files.iter().map(|file| &file.path).chain(node.dataset.iter().map(|dataset| &dataset.path));
     for inner in paths.filter_map(|path| path.parent()).filter(|inner| !inner.as_os_str().is_empty()) {
         make_folder(&folder.join(inner)).await?;
     }
@@ -186,8 +189,11 @@ async fn sync_folder(folder: &Path) -> Result<()> {
 async fn put_in_place(partial: &Path, folder: &Path) -> Result<()> {
     fs::rename(partial, folder).await.map_err(|error| match error.kind() {
         io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
-            Error::new(ErrorKind::TargetNotEmpty, format!("somebody else wrote to {} meanwhile", folder.display()))
-                .hint("name another folder; nothing was changed")
+            Error::new(
+                ErrorKind::TargetNotEmpty,
+                format!("somebody else wrote to {} meanwhile", folder.display()),
+            )
+            .hint("name another folder; nothing was changed")
         }
         _ => failed("make", folder, &error),
     })?;
@@ -202,10 +208,12 @@ pub(super) fn failed(doing: &str, path: &Path, error: &io::Error) -> Error {
     let message = format!("can't {doing} {}: {error}", path.display());
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-            Error::new(ErrorKind::Full, message).hint("free some space, or name a folder on another disk; nothing was left behind")
+            Error::new(ErrorKind::Full, message)
+                .hint("free some space, or name a folder on another disk; nothing was left behind")
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            Error::new(ErrorKind::Failed, message).hint("name a folder that you may write to, or change its permissions")
+            Error::new(ErrorKind::Failed, message)
+                .hint("name a folder that you may write to, or change its permissions")
         }
         _ => Error::new(ErrorKind::Failed, message),
     }
