@@ -10,52 +10,58 @@ use slotkeep_testkit::{Client, Cluster, ClusterClient, Endpoint, Server};
 use tempfile::TempDir;
 
 /// What a run of `slotkeep` came to.
-pub struct Run {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Run {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Run {
     /// The JSON it printed; it must have succeeded.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         assert_eq!(self.code, 0, "{}", self.stderr);
         serde_json::from_str(&self.stdout).unwrap()
     }
 
     /// It must have failed with that code and said that.
-    pub fn failed(&self, code: i32, words: &str) {
+    pub(crate) fn failed(&self, code: i32, words: &str) {
         assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);
         assert!(self.stderr.contains(words), "`{words}` is not in:\n{}", self.stderr);
     }
 }
 
 /// A place for a repository and restored folders. Servers that were started there end with it.
-pub struct Bench {
+pub(crate) struct Bench {
     folder: TempDir,
     password: Option<String>,
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), password: None }
     }
 
-    pub fn with_password(mut self, password: &str) -> Self {
+    pub(crate) fn with_password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
         self
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn repo(&self) -> PathBuf {
+    pub(crate) fn repo(&self) -> PathBuf {
         self.path("repo")
     }
 
+    /// The bytes of the manifest of a backup.
+    pub(crate) fn manifest_text(&self, manifest: &Value) -> String {
+        let name = format!("{}.json", manifest["id"].as_str().unwrap());
+        std::fs::read_to_string(self.object(&name)).unwrap()
+    }
+
     /// Runs `slotkeep --json` with these arguments and the repository.
-    pub fn slotkeep(&self, arguments: &[&str]) -> Run {
+    pub(crate) fn slotkeep(&self, arguments: &[&str]) -> Run {
         let mut command = Command::new(env!("CARGO_BIN_EXE_slotkeep"));
         command.args(arguments).args(["--json", "--repo"]).arg(self.repo()).current_dir(self.folder.path());
         command.env_remove("SLOTKEEP_PASSWORD").stdin(Stdio::null());
@@ -68,14 +74,14 @@ impl Bench {
     }
 
     /// Backs up the cluster that this node belongs to; gives the manifest.
-    pub fn backup(&self, node: SocketAddr, options: &[&str]) -> Value {
+    pub(crate) fn backup(&self, node: SocketAddr, options: &[&str]) -> Value {
         let seed = node.to_string();
         let fixed = ["backup", "--jobs-per-host", "3", "--cluster", &seed];
         self.slotkeep(&[&fixed[..], options].concat()).json()
     }
 
     /// Restores to `name` at these addresses.
-    pub fn restore(&self, name: &str, nodes: &[SocketAddr], options: &[&str]) -> Run {
+    pub(crate) fn restore(&self, name: &str, nodes: &[SocketAddr], options: &[&str]) -> Run {
         let folder = self.path(name);
         let nodes = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let fixed = ["restore", "--to-dir", folder.to_str().unwrap(), "--nodes", &nodes];
@@ -83,7 +89,7 @@ impl Bench {
     }
 
     /// Restores to `name` and starts the nodes with that server.
-    pub fn restore_and_start(
+    pub(crate) fn restore_and_start(
         &self,
         name: &str,
         nodes: &[SocketAddr],
@@ -94,15 +100,21 @@ impl Bench {
         self.restore(name, nodes, &[&["--start", "--server", program], options].concat()).json()
     }
 
+    /// The running cluster holds what the latest backup holds, slot by slot.
+    pub(crate) fn same_data(&self, node: SocketAddr, options: &[&str]) {
+        let run = self.slotkeep(&[&["diff", "latest", &node.to_string()], options].concat());
+        assert_eq!(run.code, 0, "{}\n{}", run.stdout, run.stderr);
+    }
+
     /// What lies where folders are restored to, but for the repository.
-    pub fn restored(&self) -> Vec<String> {
+    pub(crate) fn restored(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.folder.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name != "repo").collect()
     }
 
     /// The first object of the backup whose name ends so.
-    pub fn object(&self, suffix: &str) -> PathBuf {
+    pub(crate) fn object(&self, suffix: &str) -> PathBuf {
         find(&self.repo(), suffix).unwrap()
     }
 }
@@ -131,7 +143,7 @@ impl Drop for Bench {
 }
 
 /// Addresses whose ports and bus ports are free: apart from those that the testkit uses.
-pub fn free_addrs(count: usize) -> Vec<SocketAddr> {
+pub(crate) fn free_addrs(count: usize) -> Vec<SocketAddr> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 700).unwrap();
     let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
@@ -145,26 +157,26 @@ pub fn free_addrs(count: usize) -> Vec<SocketAddr> {
 }
 
 /// A client of a restored cluster.
-pub fn cluster_client(nodes: &[SocketAddr], password: Option<&str>) -> ClusterClient {
+pub(crate) fn cluster_client(nodes: &[SocketAddr], password: Option<&str>) -> ClusterClient {
     ClusterClient::connect(nodes.iter().map(|node| endpoint(*node, None, password)).collect()).unwrap()
 }
 
 /// A client of one node.
-pub fn client(node: SocketAddr, user: Option<&str>, password: Option<&str>) -> Client {
+pub(crate) fn client(node: SocketAddr, user: Option<&str>, password: Option<&str>) -> Client {
     Client::connect(&endpoint(node, user, password)).unwrap()
 }
 
-pub fn endpoint(node: SocketAddr, user: Option<&str>, password: Option<&str>) -> Endpoint {
+pub(crate) fn endpoint(node: SocketAddr, user: Option<&str>, password: Option<&str>) -> Endpoint {
     let plain = Endpoint::plain(node);
     Endpoint { user: user.map(str::to_owned), password: password.map(str::to_owned), ..plain }
 }
 
-pub fn config(client: &mut Client, name: &str) -> String {
+pub(crate) fn config(client: &mut Client, name: &str) -> String {
     client.command(&["CONFIG", "GET", name]).unwrap().array().unwrap()[1].text().unwrap()
 }
 
 /// Lines of `CLUSTER NODES`: id, role and slots of each node.
-pub fn topology(node: SocketAddr) -> Vec<(String, String, String)> {
+pub(crate) fn topology(node: SocketAddr) -> Vec<(String, String, String)> {
     let text = client(node, None, None).command(&["CLUSTER", "NODES"]).unwrap().text().unwrap();
     text.lines()
         .map(|line| {
@@ -175,6 +187,6 @@ pub fn topology(node: SocketAddr) -> Vec<(String, String, String)> {
         .collect()
 }
 
-pub fn seed(cluster: &Cluster) -> SocketAddr {
+pub(crate) fn seed(cluster: &Cluster) -> SocketAddr {
     cluster.nodes()[0].addr()
 }

@@ -1,6 +1,9 @@
 //! Restoring to data directories, with real servers on both sides.
 
 mod harness;
+mod refusals;
+mod shapes;
+mod users;
 
 use std::collections::BTreeSet;
 
@@ -34,17 +37,19 @@ fn there_and_back(from: &str, to: &str) {
             .contains("can't log in until they get a password (ACL SETUSER), for none is stored: locked")
     );
 
-    loaded.verify(&mut cluster_client(&nodes, None)).unwrap();
-    let again = bench.backup(nodes[0], &["--name", "again"]);
-    assert_eq!(again["digest"], manifest["digest"]);
+    let mut everywhere = cluster_client(&nodes, None);
+    if from == to {
+        loaded.verify(&mut everywhere).unwrap();
+    }
+    let echo = everywhere.command_on(b"any", &["FCALL", "slotkeep_echo", "0", "here"]).unwrap();
+    assert_eq!(echo.text().unwrap(), "here");
+    bench.same_data(nodes[0], &[]);
 
     let (old, new) = (topology(seed(&cluster)), topology(nodes[0]));
     let slots = |nodes: &[(String, String, String)]| {
-        nodes.iter().map(|(_, role, slots)| (role.clone(), slots.clone())).fold(Vec::new(), |mut all, row| {
-            all.push(row);
-            all.sort();
-            all
-        })
+        let mut rows: Vec<_> = nodes.iter().map(|(_, role, slots)| (role.clone(), slots.clone())).collect();
+        rows.sort();
+        rows
     };
     assert_eq!(slots(&old), slots(&new));
     let ids =
@@ -77,4 +82,43 @@ fn valkey_9_1_comes_back() {
 #[test]
 fn redis_7_0_comes_back_as_valkey_9_1() {
     there_and_back("redis-7.0", "valkey-9.1");
+}
+
+/// Every server reads the configuration, the `nodes.conf` and the users that are written for it.
+#[test]
+fn every_server_comes_back() {
+    for name in servers::NAMES {
+        let server = servers::require(name).unwrap();
+        let cluster = ClusterBuilder::new(server.clone())
+            .primaries(1)
+            .replicas_per_primary(1)
+            .acl_user("app", "on nopass ~app:* &* +@read")
+            .config("notify-keyspace-events", "KEA")
+            .config("hash-max-ziplist-entries", "99")
+            .config("maxmemory", "1gb")
+            .config("save", "7200 3 100 9")
+            .config("client-output-buffer-limit", "pubsub 64mb 16mb 90")
+            .config("repl-backlog-size", "3mb")
+            .start()
+            .unwrap();
+        let loaded = Mix::every_type().load(&cluster).unwrap();
+        let bench = Bench::new();
+        bench.backup(seed(&cluster), &[]);
+        let nodes = free_addrs(2);
+        let report = bench.restore_and_start("new", &nodes, &server, &[]);
+        assert_eq!(report["warnings"], serde_json::json!([]), "{name}");
+        loaded.verify(&mut cluster_client(&nodes, None)).unwrap();
+        bench.same_data(nodes[0], &[]);
+        let settings = |node: std::net::SocketAddr| {
+            let mut manifest = bench.backup(node, &[])["settings"].clone();
+            for row in manifest.as_array_mut().unwrap() {
+                row["nodes"].take();
+            }
+            manifest
+        };
+        assert_eq!(settings(nodes[0]), settings(seed(&cluster)), "{name}");
+        let recorded = settings(nodes[0]);
+        assert_eq!(recorded.as_array().unwrap().len(), 1, "{name}: {recorded}");
+        assert_eq!(recorded[0]["config"]["save"], "7200 3 100 9");
+    }
 }

@@ -59,7 +59,7 @@ pub struct FilesPlan {
     pub nodes: Vec<NodePlan>,
     /// What the user should know.
     pub warnings: Vec<String>,
-    /// How to log in as the default user or as the user that replicas are; absent if no password is known.
+    /// How to log in where a password is needed; absent if none is known.
     #[serde(skip)]
     pub(super) credentials: Option<Credentials>,
     /// Whether nobody gets into the nodes without a password.
@@ -142,8 +142,9 @@ pub async fn plan(context: &Context, manifest: &Manifest, options: &FilesOptions
     let sketches = planner.sketch(&placed)?;
     let nodes = planner.render(&sketches)?;
     planner.warn(&sketches);
-    let credentials = sketches.iter().find_map(|sketch| credentials(&sketch.users));
     let needs_password = sketches.iter().any(|sketch| sketch.users.needs_password());
+    let credentials =
+        sketches.iter().find_map(|sketch| credentials(&sketch.users)).filter(|_| needs_password);
     Ok(FilesPlan {
         backup: manifest.id.clone(),
         cluster: manifest.cluster.clone(),

@@ -74,7 +74,9 @@ pub async fn start(
     server: &StockServer,
     tell: impl FnMut(&str),
 ) -> Result<Vec<StartedNode>> {
-    let credentials = plan.credentials.clone().or_else(|| context.connector.credentials().cloned());
+    // A password that nobody asks for is an error to the server.
+    let given = context.connector.credentials().filter(|_| plan.needs_password);
+    let credentials = plan.credentials.as_ref().or(given).cloned();
     let options =
         ConnectorOptions { credentials, timeout: Some(ANSWER_TIMEOUT), ..ConnectorOptions::default() };
     let context = Context { connector: Arc::new(Connector::new(options)?), ..context.clone() };
