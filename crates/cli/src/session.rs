@@ -159,6 +159,12 @@ impl Session {
         Ok((Location::from_str(repo)?, name.to_owned()))
     }
 
+    /// [`Self::location`], or nothing if no repository was named.
+    pub(crate) fn location_if_given(&self, arguments: &RepoArgs) -> Result<Option<(Location, String)>> {
+        let given = arguments.repo.is_some() || self.file.repo.is_some();
+        given.then(|| self.location(arguments)).transpose()
+    }
+
     /// Opens the repository, and gives the name of the cluster in it.
     pub(crate) async fn repository(&self, arguments: &RepoArgs) -> Result<(Repository, String)> {
         let (location, name) = self.location(arguments)?;

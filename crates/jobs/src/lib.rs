@@ -5,6 +5,7 @@
 
 pub mod backup;
 mod base;
+pub mod check;
 pub mod diff;
 pub mod discover;
 mod error;
