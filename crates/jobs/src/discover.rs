@@ -163,7 +163,11 @@ pub async fn read_info(connection: &mut Connection) -> Result<Info> {
     let reply = connection.call(&Command::new("INFO")).await?;
     match reply.as_text() {
         Some(text) => Ok(Info::parse(text)),
-        None => Err(protocol(connection.node(), "INFO gives no text")),
+        // A server that echoes sends back an array: the command itself.
+        None => {
+            let problem = LinkProblem::NotRedis("it answers INFO without a text".to_owned());
+            Err(LinkError { node: connection.node().clone(), problem }.into())
+        }
     }
 }
 
