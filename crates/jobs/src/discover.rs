@@ -1,5 +1,6 @@
 //! The cluster behind an address.
 
+use futures::StreamExt;
 use slotkeep_model::{Node, NodeAddr, Role, ServerVersion, Shard, SlotSet, Topology};
 use slotkeep_wire::info::{Info, InfoError, Replication};
 use slotkeep_wire::resp::Command;
@@ -35,6 +36,9 @@ impl Discovery {
         self.view.as_ref().is_some_and(|view| !view.migrating.is_empty() || !view.importing.is_empty())
     }
 }
+
+/// How many nodes are asked at a time.
+const QUESTIONS_IN_FLIGHT: usize = 16;
 
 /// What a node says of itself.
 #[derive(Clone, Debug)]
@@ -142,6 +146,26 @@ pub async fn node_report(context: &Context, addr: &NodeAddr) -> Result<NodeRepor
         offset: replication.offset.0,
         keys: keys_of(&info).map_err(odd)?,
     })
+}
+
+/// The primaries that give slots away or take some over. `CLUSTER NODES` tells only the answering node's own moves, so each is
+/// asked; those that do not answer are passed over.
+pub async fn nodes_moving_slots(context: &Context, topology: &Topology) -> Vec<NodeAddr> {
+    if !topology.cluster_mode {
+        return Vec::new();
+    }
+    let primaries: Vec<NodeAddr> = topology
+        .shards
+        .iter()
+        .filter(|shard| shard.primary.online)
+        .map(|shard| shard.primary.addr.clone())
+        .collect();
+    let asked = futures::stream::iter(primaries).map(|addr| async move {
+        let mut connection = context.connector.connect(&addr).await.ok()?;
+        let view = read_view(context, &mut connection).await.ok()?;
+        (!view.migrating.is_empty() || !view.importing.is_empty()).then_some(addr)
+    });
+    asked.buffered(QUESTIONS_IN_FLIGHT).filter_map(std::future::ready).collect().await
 }
 
 fn cluster_enabled(info: &Info, node: &NodeAddr) -> Result<bool> {

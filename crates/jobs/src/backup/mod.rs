@@ -28,7 +28,7 @@ pub(crate) use interpret::HASH_VERSION;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
 pub use progress::{Phase, ShardProgress};
 
-use crate::discover::discover;
+use crate::discover::{discover, nodes_moving_slots};
 use crate::ports::random_hex;
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
@@ -296,7 +296,8 @@ async fn check_topology(context: &Context, plan: &BackupPlan) -> Result<()> {
         slots.sort();
         slots
     };
-    if now.slots_are_moving() || owners(now.topology()) != owners(plan.discovery.topology()) {
+    let moved = owners(now.topology()) != owners(plan.discovery.topology());
+    if moved || now.slots_are_moving() || !nodes_moving_slots(context, now.topology()).await.is_empty() {
         return Err(Error::new(
             ErrorKind::NotACluster,
             "slots moved between shards during the backup: a key could have been missed or taken twice",
