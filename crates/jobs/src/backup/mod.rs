@@ -32,7 +32,7 @@ use crate::discover::{discover, nodes_moving_slots};
 use crate::ports::random_hex;
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
-use capture::{Captured, Destination, capture};
+use capture::{Captured, Destination, capture, discard_base};
 
 /// How to take a backup.
 #[derive(Clone, Debug)]
@@ -198,9 +198,13 @@ async fn capture_shard(
         progress.expected_keys.store(candidate.keys, Ordering::Relaxed);
         match capture(context, &candidate.addr, destination, progress).await {
             Ok(captured) => {
-                let taken = record(destination.repository, plan, candidate, captured).await?;
-                progress.enter(Phase::Done);
-                return Ok(taken);
+                let layout = captured.layout.clone();
+                let taken = record(destination.repository, plan, candidate, captured).await;
+                match taken {
+                    Ok(_) => progress.enter(Phase::Done),
+                    Err(_) => discard_base(destination.repository, &layout).await,
+                }
+                return taken;
             }
             Err(error) if another_node_may_do(&error) => {
                 tracing::warn!(node = %candidate.addr, %error, "this node could not be captured");
