@@ -61,8 +61,9 @@ pub struct NodeReport {
 pub async fn discover(context: &Context, seeds: &[NodeAddr]) -> Result<Discovery> {
     let mut first_error: Option<Error> = None;
     for seed in seeds {
-        match discover_from(context, seed).await {
+        match context.unless_stopped(discover_from(context, seed)).await {
             Ok(discovery) => return Ok(discovery),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
             Err(error) => first_error = Some(first_error.unwrap_or(error)),
         }
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use slotkeep_model::{NodeAddr, ReplId, ReplOffset};
-use slotkeep_repo::{Problem, RepoError, Repository};
 use slotkeep_repo::layout::BaseLayout;
+use slotkeep_repo::{Problem, RepoError, Repository};
 use slotkeep_wire::replica::{Handshake, HandshakeEvent, HandshakeOptions, Request};
 use slotkeep_wire::resp::Command;
 use slotkeep_wire::transfer::{Chunk, PayloadHeader, Transfer};

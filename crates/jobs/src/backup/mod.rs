@@ -65,11 +65,12 @@ pub async fn backup(
     let id = new_backup_id(context)?;
     let started_at = context.clock.now();
     let settings_options = SettingsOptions { include_secrets: options.include_secrets };
-    let settings = read_settings(context, plan.discovery.topology(), &settings_options).await?;
+    let settings = read_settings(context, plan.discovery.topology(), &settings_options);
+    let settings = context.unless_stopped(settings).await?;
     let destination = Destination { repository, cluster: &options.cluster, backup_id: &id };
     let taken = capture_all(context, plan, options, &destination, progress).await;
     let outcome = match taken.outcome {
-        Ok(()) => check_topology(context, plan).await,
+        Ok(()) => context.unless_stopped(check_topology(context, plan)).await,
         Err(error) => Err(error),
     };
     let shards: Vec<ShardRecord> = taken.shards.into_iter().flatten().collect();

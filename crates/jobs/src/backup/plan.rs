@@ -65,6 +65,15 @@ pub async fn plan(
     prefer: Prefer,
     allow_partial: bool,
 ) -> Result<BackupPlan> {
+    context.unless_stopped(look_and_choose(context, discovery, prefer, allow_partial)).await
+}
+
+async fn look_and_choose(
+    context: &Context,
+    discovery: Discovery,
+    prefer: Prefer,
+    allow_partial: bool,
+) -> Result<BackupPlan> {
     let shards = discovery.topology().shards.clone();
     if discovery.slots_are_moving() || !nodes_moving_slots(context, discovery.topology()).await.is_empty() {
         return Err(Error::new(

@@ -64,10 +64,7 @@ impl CheckReport {
 /// Checks the cluster behind one of those addresses, and the repository. Fails only if no cluster is found there; a node that
 /// does not answer is a finding.
 pub async fn check(context: &Context, seeds: &[NodeAddr], options: &CheckOptions) -> Result<CheckReport> {
-    tokio::select! {
-        report = look(context, seeds, options) => report,
-        () = context.stop.cancelled() => Err(Error::interrupted()),
-    }
+    context.unless_stopped(look(context, seeds, options)).await
 }
 
 async fn look(context: &Context, seeds: &[NodeAddr], options: &CheckOptions) -> Result<CheckReport> {
