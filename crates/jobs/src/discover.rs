@@ -61,13 +61,28 @@ pub struct NodeReport {
 pub async fn discover(context: &Context, seeds: &[NodeAddr]) -> Result<Discovery> {
     let mut first_error: Option<Error> = None;
     for seed in seeds {
-        match context.unless_stopped(discover_from(context, seed)).await {
+        let found = async {
+            match discover_from(context, seed).await {
+                Ok(discovery) => Ok(discovery),
+                Err(error) => Err(explained(context, seed, error).await),
+            }
+        };
+        match context.unless_stopped(found).await {
             Ok(discovery) => return Ok(discovery),
             Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
             Err(error) => first_error = Some(first_error.unwrap_or(error)),
         }
     }
     Err(first_error.unwrap_or_else(|| Error::new(ErrorKind::Usage, "no address of the cluster was given")))
+}
+
+/// The error, or that the port wants TLS if that is why the connection broke.
+async fn explained(context: &Context, seed: &NodeAddr, error: Error) -> Error {
+    let may_be_tls = error.kind() == ErrorKind::Unreachable && !context.connector.is_tls();
+    if may_be_tls && context.connector.speaks_tls(seed).await {
+        return LinkError { node: seed.clone(), problem: LinkProblem::ServerSpeaksTls }.into();
+    }
+    error
 }
 
 async fn discover_from(context: &Context, seed: &NodeAddr) -> Result<Discovery> {
