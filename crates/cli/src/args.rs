@@ -24,11 +24,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Init(commands::init::InitArgs),
     Backup(commands::backup::BackupArgs),
-<<<<<<< HEAD
     Restore(Box<commands::restore::RestoreArgs>),
-=======
     Check(commands::check::CheckArgs),
->>>>>>> check
     Diff(commands::diff::DiffArgs),
     List(commands::list::ListArgs),
     Show(commands::show::ShowArgs),
