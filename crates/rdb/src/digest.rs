@@ -28,7 +28,7 @@
 //!   array      = H( records ): 'h' count u64, set u8, insert index u64; 'x' index u64, then 't' H(string) or 'b' bits u64
 //!
 //! function     = H( source )
-//! fingerprint  = low 32 bits of XXH3-64 of the key with the number of its database as the seed
+//! fingerprint  = low 16 bits of XXH3-64 of the key with the number of its database as the seed
 //! ```
 //!
 //! Integers that an encoding packs stand for their decimal text.
@@ -87,7 +87,7 @@ pub struct KeyDigest {
     /// Offset of the first byte after it.
     pub end_offset: u64,
     /// See [`key_fingerprint`].
-    pub fingerprint: u32,
+    pub fingerprint: u16,
 }
 
 impl KeyDigest {
@@ -108,11 +108,11 @@ impl KeyDigest {
     }
 }
 
-/// 32 bits that find a key in an index: the low half of XXH3-64 of the key, seeded with its database.
-pub fn key_fingerprint(db: u32, key: &[u8]) -> u32 {
-    #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+/// 16 bits that, with its slot, find a key in an index: the low ones of XXH3-64 of the key, seeded with its database.
+pub fn key_fingerprint(db: u32, key: &[u8]) -> u16 {
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits are meant")]
     {
-        xxh3_64_with_seed(key, u64::from(db)) as u32
+        xxh3_64_with_seed(key, u64::from(db)) as u16
     }
 }
 
@@ -148,7 +148,7 @@ struct Head {
     expiry_ms: Option<i64>,
     offset: u64,
     key_hash: u128,
-    fingerprint: u32,
+    fingerprint: u16,
 }
 
 impl Default for Digester {
