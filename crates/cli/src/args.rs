@@ -24,6 +24,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Init(commands::init::InitArgs),
     Backup(commands::backup::BackupArgs),
+    Diff(commands::diff::DiffArgs),
     List(commands::list::ListArgs),
     Show(commands::show::ShowArgs),
     Completions(commands::generate::CompletionsArgs),
@@ -92,7 +93,7 @@ pub(crate) struct AccessArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Repository")]
 pub(crate) struct RepoArgs {
-    /// Folder, or address such as s3://bucket/prefix
+    /// Folder, or address such as `s3://bucket/prefix`
     #[arg(long, value_name = "DIR-OR-URL", env = "SLOTKEEP_REPO")]
     pub(crate) repo: Option<String>,
     /// Name under which the repository keeps this cluster's backups

@@ -24,11 +24,6 @@ impl Output {
         Self { json: arguments.json, quiet: arguments.quiet, verbose: arguments.verbose, terminal }
     }
 
-    /// Whether programs read the output.
-    pub(crate) const fn is_json(&self) -> bool {
-        self.json
-    }
-
     /// Whether progress is to be shown.
     pub(crate) const fn shows_progress(&self) -> bool {
         self.terminal && !self.quiet && !self.json
@@ -43,7 +38,8 @@ impl Output {
             2 => "debug",
             _ => "trace",
         };
-        let filter = EnvFilter::try_from_env("SLOTKEEP_LOG").unwrap_or_else(|_| EnvFilter::new(format!("slotkeep={level}")));
+        let filter = EnvFilter::try_from_env("SLOTKEEP_LOG")
+            .unwrap_or_else(|_| EnvFilter::new(format!("slotkeep={level}")));
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
@@ -67,11 +63,15 @@ impl Output {
     /// Prints text to standard output as it is, with a line feed at its end.
     pub(crate) fn print(&self, text: &str) -> Result<()> {
         let mut out = std::io::stdout().lock();
-        let written = out.write_all(text.as_bytes()).and_then(|()| if text.ends_with('\n') { Ok(()) } else { writeln!(out) });
+        let written = out
+            .write_all(text.as_bytes())
+            .and_then(|()| if text.ends_with('\n') { Ok(()) } else { writeln!(out) });
         match written.and_then(|()| out.flush()) {
             // Whoever read our output has seen enough.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            written => written.map_err(|error| Error::new(ErrorKind::Failed, format!("can't print: {error}"))),
+            written => {
+                written.map_err(|error| Error::new(ErrorKind::Failed, format!("can't print: {error}")))
+            }
         }
     }
 
@@ -139,5 +139,9 @@ pub(crate) fn count(count: u64) -> String {
 
 /// A duration for people.
 pub(crate) fn seconds(duration: std::time::Duration) -> String {
-    if duration.as_secs() < 60 { format!("{:.1} s", duration.as_secs_f64()) } else { indicatif::HumanDuration(duration).to_string() }
+    if duration.as_secs() < 60 {
+        format!("{:.1} s", duration.as_secs_f64())
+    } else {
+        indicatif::HumanDuration(duration).to_string()
+    }
 }

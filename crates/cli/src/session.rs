@@ -50,7 +50,8 @@ impl Session {
         let stop = self.stop.clone();
         tokio::spawn(async move {
             use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
             else {
                 return;
             };
@@ -63,7 +64,10 @@ impl Session {
             next().await;
             stop.cancel();
             next().await;
-            #[expect(clippy::disallowed_methods, reason = "the user insists: there is nothing left to do in order")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the user insists: there is nothing left to do in order"
+            )]
             std::process::exit(i32::from(crate::exit::code(ErrorKind::Interrupted)));
         });
     }
@@ -99,7 +103,11 @@ impl Session {
         let ca = access.tls_ca.clone().or_else(|| file.tls_ca.clone());
         let certificate = access.tls_cert.clone().or_else(|| file.tls_cert.clone());
         let key = access.tls_key.clone().or_else(|| file.tls_key.clone());
-        let wants_tls = access.tls || file.tls || ca.is_some() || certificate.is_some() || access.tls_server_name.is_some();
+        let wants_tls = access.tls
+            || file.tls
+            || ca.is_some()
+            || certificate.is_some()
+            || access.tls_server_name.is_some();
         let tls = wants_tls.then(|| TlsOptions {
             ca,
             client: certificate.zip(key),
@@ -119,7 +127,10 @@ impl Session {
         let password = match file {
             Some(path) => {
                 let text = std::fs::read_to_string(path).map_err(|error| {
-                    Error::new(ErrorKind::Usage, format!("can't read password file {}: {error}", path.display()))
+                    Error::new(
+                        ErrorKind::Usage,
+                        format!("can't read password file {}: {error}", path.display()),
+                    )
                 })?;
                 Some(text.lines().next().unwrap_or_default().to_owned())
             }
@@ -176,5 +187,7 @@ impl Session {
 
 /// An address as the user typed it.
 pub(crate) fn parse_addr(text: &str) -> Result<NodeAddr> {
-    text.parse().map_err(|error: slotkeep_model::address::AddrSyntaxError| Error::new(ErrorKind::Usage, error.to_string()))
+    text.parse().map_err(|error: slotkeep_model::address::AddrSyntaxError| {
+        Error::new(ErrorKind::Usage, error.to_string())
+    })
 }

@@ -42,10 +42,14 @@ impl SettingsFile {
     /// Reads the file that was named, or `slotkeep.toml` in the current folder if there is one.
     pub(crate) fn read(named: Option<&Path>) -> Result<Self> {
         let path = named.unwrap_or(Path::new(DEFAULT_FILE));
-        let refuse = |why: String| Error::new(ErrorKind::Usage, format!("can't use settings file {}: {why}", path.display()));
+        let refuse = |why: String| {
+            Error::new(ErrorKind::Usage, format!("can't use settings file {}: {why}", path.display()))
+        };
         match std::fs::read_to_string(path) {
             Ok(text) => toml::from_str(&text).map_err(|error| refuse(error.to_string())),
-            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
             Err(error) => Err(refuse(error.to_string())),
         }
     }

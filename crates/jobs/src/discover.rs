@@ -111,7 +111,9 @@ async fn standalone(context: &Context, seed: &NodeAddr, info: &Info) -> Result<T
         .into_iter()
         // A port of 0 is a replica that did not tell its own: another backup, say.
         .filter(|replica| replica.port != 0)
-        .map(|replica| node(NodeAddr::new(replica.ip, replica.port), Role::Replica, replica.state == "online"))
+        .map(|replica| {
+            node(NodeAddr::new(replica.ip, replica.port), Role::Replica, replica.state == "online")
+        })
         .collect();
     if primary != *seed && !replicas.iter().any(|replica| replica.addr == *seed) {
         replicas.push(node(seed.clone(), Role::Replica, true));

@@ -99,12 +99,17 @@ impl std::error::Error for Error {}
 impl From<RepoError> for Error {
     fn from(error: RepoError) -> Self {
         let (kind, hint) = match &error.problem {
-            Problem::Location(_) => (ErrorKind::Usage, "give a folder, or an address such as s3://bucket/prefix"),
-            Problem::NoRepository => {
-                (ErrorKind::Repository, "check --repo, or make a repository there with `slotkeep init --repo …`")
+            Problem::Location(_) => {
+                (ErrorKind::Usage, "give a folder, or an address such as s3://bucket/prefix")
             }
+            Problem::NoRepository => (
+                ErrorKind::Repository,
+                "check --repo, or make a repository there with `slotkeep init --repo …`",
+            ),
             Problem::AlreadyRepository => (ErrorKind::Repository, "it can be used as it is"),
-            Problem::NotEmpty => (ErrorKind::Repository, "name an empty folder, or one that does not exist yet"),
+            Problem::NotEmpty => {
+                (ErrorKind::Repository, "name an empty folder, or one that does not exist yet")
+            }
             Problem::NoSuchBackup(_) | Problem::NoBackups | Problem::Ambiguous(_) => {
                 (ErrorKind::NotFound, "`slotkeep list --repo …` shows what there is")
             }
@@ -112,9 +117,15 @@ impl From<RepoError> for Error {
                 ErrorKind::Corrupt,
                 "do not delete other backups: use another one (`slotkeep list`), and take a new one from the running cluster",
             ),
-            Problem::Exists => (ErrorKind::Repository, "another Slotkeep may be writing to the same repository"),
-            Problem::Denied(_) => (ErrorKind::Repository, "check the permissions, or the credentials in the environment"),
-            Problem::Full(_) => (ErrorKind::Full, "free some space and run it again; nothing incomplete is listed"),
+            Problem::Exists => {
+                (ErrorKind::Repository, "another Slotkeep may be writing to the same repository")
+            }
+            Problem::Denied(_) => {
+                (ErrorKind::Repository, "check the permissions, or the credentials in the environment")
+            }
+            Problem::Full(_) => {
+                (ErrorKind::Full, "free some space and run it again; nothing incomplete is listed")
+            }
             Problem::Newer(_) => (ErrorKind::Unsupported, "install a newer Slotkeep"),
             Problem::Store(_) => (ErrorKind::Repository, "check that the store answers, and run it again"),
         };
@@ -129,15 +140,21 @@ impl From<LinkError> for Error {
                 ErrorKind::Unreachable,
                 "check the address; if nodes announce addresses that can't be reached from here, use --address-map",
             ),
-            LinkProblem::Timeout { .. } | LinkProblem::Closed | LinkProblem::Io(_) => {
-                (ErrorKind::Unreachable, "check that the server lives and that nothing between cuts the connection")
+            LinkProblem::Timeout { .. } | LinkProblem::Closed | LinkProblem::Io(_) => (
+                ErrorKind::Unreachable,
+                "check that the server lives and that nothing between cuts the connection",
+            ),
+            LinkProblem::Tls(_) => {
+                (ErrorKind::Tls, "check --tls, --tls-ca, --tls-cert, --tls-key and --tls-server-name")
             }
-            LinkProblem::Tls(_) => (ErrorKind::Tls, "check --tls, --tls-ca, --tls-cert, --tls-key and --tls-server-name"),
             LinkProblem::ServerSpeaksTls => (ErrorKind::Tls, "this port wants TLS: add --tls"),
-            LinkProblem::NotRedis(_) => (ErrorKind::NotACluster, "give the address of a Redis or Valkey server's client port"),
-            LinkProblem::WrongPassword(_) => {
-                (ErrorKind::Authentication, "give the password in SLOTKEEP_PASSWORD or --password-file, the user in --user")
+            LinkProblem::NotRedis(_) => {
+                (ErrorKind::NotACluster, "give the address of a Redis or Valkey server's client port")
             }
+            LinkProblem::WrongPassword(_) => (
+                ErrorKind::Authentication,
+                "give the password in SLOTKEEP_PASSWORD or --password-file, the user in --user",
+            ),
             LinkProblem::NoPermission { .. } => {
                 (ErrorKind::Permission, "`slotkeep check` prints the ACL SETUSER line that suffices")
             }
@@ -145,7 +162,9 @@ impl From<LinkError> for Error {
                 ErrorKind::Permission,
                 "the server has the command renamed or blocked, as managed services do; Slotkeep needs it",
             ),
-            LinkProblem::Transient(_) => (ErrorKind::Unreachable, "the server is busy with something else: try again shortly"),
+            LinkProblem::Transient(_) => {
+                (ErrorKind::Unreachable, "the server is busy with something else: try again shortly")
+            }
             LinkProblem::Server(_) | LinkProblem::Protocol(_) => {
                 (ErrorKind::Failed, "run `slotkeep check` to see whether the server can be backed up")
             }

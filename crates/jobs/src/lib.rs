@@ -4,6 +4,8 @@
 //! in through [`ports`]. Capture stores bytes; interpretation runs beside it and never fails a backup.
 
 pub mod backup;
+mod base;
+pub mod diff;
 pub mod discover;
 mod error;
 pub mod net;

@@ -17,12 +17,17 @@ pub struct SettingsOptions {
 }
 
 /// Reads the settings of every node that can be reached; nodes that agree share a row. What can't be read is named in the row.
-pub async fn read_settings(context: &Context, topology: &Topology, options: &SettingsOptions) -> Result<Vec<SettingsRecord>> {
+pub async fn read_settings(
+    context: &Context,
+    topology: &Topology,
+    options: &SettingsOptions,
+) -> Result<Vec<SettingsRecord>> {
     let mut records: Vec<SettingsRecord> = Vec::new();
     for node in topology.shards.iter().flat_map(slotkeep_model::Shard::nodes).filter(|node| node.online) {
         let Ok(mut connection) = context.connector.connect(&node.addr).await else { continue };
         let mut record = read_node(&mut connection, options).await;
-        match records.iter_mut().find(|other| SettingsRecord { nodes: vec![], ..(*other).clone() } == record) {
+        match records.iter_mut().find(|other| SettingsRecord { nodes: vec![], ..(*other).clone() } == record)
+        {
             Some(same) => same.nodes.push(node.addr.to_string()),
             None => {
                 record.nodes.push(node.addr.to_string());

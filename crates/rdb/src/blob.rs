@@ -418,10 +418,12 @@ fn listpack_head(bytes: &[u8]) -> HeadPiece {
 
 fn listpack_wide_head(first: u8, bytes: &[u8]) -> HeadPiece {
     let data_bytes = match first {
-        0xf0 => return match u32_at(bytes, 1) {
-            Some(len) => head(Payload::Bytes(len), 5, 0),
-            None => Ok(None),
-        },
+        0xf0 => {
+            return match u32_at(bytes, 1) {
+                Some(len) => head(Payload::Bytes(len), 5, 0),
+                None => Ok(None),
+            };
+        }
         0xf1 => 2,
         0xf2 => 3,
         0xf3 => 4,
@@ -469,12 +471,10 @@ fn ziplist_encoding(bytes: &[u8]) -> Decoded<Payload> {
     let integer = |len: usize| signed(rest, len).map(|number| (Payload::Integer(number), 1 + len));
     Ok(match first {
         0x00..0x40 => Some((Payload::Bytes(u64::from(first)), 1)),
-        0x40..0x80 => rest.first().map(|&second| {
-            (Payload::Bytes(u64::from(u16::from_be_bytes([first & 0x3f, second]))), 2)
-        }),
-        0x80 => {
-            rest.first_chunk().map(|len| (Payload::Bytes(u64::from(u32::from_be_bytes(*len))), 5))
-        }
+        0x40..0x80 => rest
+            .first()
+            .map(|&second| (Payload::Bytes(u64::from(u16::from_be_bytes([first & 0x3f, second]))), 2)),
+        0x80 => rest.first_chunk().map(|len| (Payload::Bytes(u64::from(u32::from_be_bytes(*len))), 5)),
         0xc0 => integer(2),
         0xd0 => integer(4),
         0xe0 => integer(8),

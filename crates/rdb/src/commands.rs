@@ -260,7 +260,8 @@ impl CommandBuilder {
 
     fn claim(&self, id: StreamId) -> Command {
         let (time_ms, deliveries) = self.pending.get(&id).copied().unwrap_or((0, 1));
-        let mut command = vec![b"XCLAIM".to_vec(), self.key.clone(), self.group.clone(), self.consumer.clone()];
+        let mut command =
+            vec![b"XCLAIM".to_vec(), self.key.clone(), self.group.clone(), self.consumer.clone()];
         command.extend(texts(&[
             "0",
             &id.to_string(),

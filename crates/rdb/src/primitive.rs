@@ -110,9 +110,7 @@ pub(crate) fn any_length(bytes: &[u8]) -> Decoded<Length> {
     let low = first & 0x3f;
     match first >> 6 {
         0 => Ok(Some((Length::Plain(u64::from(low)), 1))),
-        1 => Ok(bytes
-            .get(1)
-            .map(|&second| (Length::Plain(u64::from(u16::from_be_bytes([low, second]))), 2))),
+        1 => Ok(bytes.get(1).map(|&second| (Length::Plain(u64::from(u16::from_be_bytes([low, second]))), 2))),
         3 => Ok(Some((Length::Special(low), 1))),
         _ => long_length(first, bytes),
     }
@@ -124,9 +122,7 @@ fn long_length(first: u8, bytes: &[u8]) -> Decoded<Length> {
         0x80 => Ok(digits
             .first_chunk::<4>()
             .map(|number| (Length::Plain(u64::from(u32::from_be_bytes(*number))), 5))),
-        0x81 => {
-            Ok(digits.first_chunk::<8>().map(|number| (Length::Plain(u64::from_be_bytes(*number)), 9)))
-        }
+        0x81 => Ok(digits.first_chunk::<8>().map(|number| (Length::Plain(u64::from_be_bytes(*number)), 9))),
         found => Err(ErrorKind::BadLength { found }),
     }
 }

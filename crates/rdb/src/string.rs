@@ -230,7 +230,8 @@ impl StringReader {
             let byte = take(input, 1);
             compressed_left -= 1;
             self.gathered.extend_from_slice(byte);
-            let whole = self.gathered.first().is_some_and(|&first| self.gathered.len() == lzf::token_len(first));
+            let whole =
+                self.gathered.first().is_some_and(|&first| self.gathered.len() == lzf::token_len(first));
             if whole {
                 let token = core::mem::take(&mut self.gathered);
                 let consumed = self.decode_tokens(&token)?;

@@ -214,10 +214,9 @@ impl ValueType {
             (Self::Zset2 | Self::Module2, _) => Some(8),
             (Self::ListQuicklist, _) => Some(7),
             (Self::StreamListpacks, _) => Some(9),
-            (
-                Self::HashListpack | Self::ZsetListpack | Self::ListQuicklist2 | Self::StreamListpacks2,
-                _,
-            ) => Some(10),
+            (Self::HashListpack | Self::ZsetListpack | Self::ListQuicklist2 | Self::StreamListpacks2, _) => {
+                Some(10)
+            }
             (Self::SetListpack | Self::StreamListpacks3, _) => Some(11),
             (Self::ValkeyHash2, Product::Valkey) => Some(80),
             (Self::HashMetadata | Self::HashListpackEx, Product::Redis) => Some(12),

@@ -236,7 +236,14 @@ impl Decoder {
         }
         match self.value_type {
             T::String => self.go_string(Part::String),
-            T::List | T::Set | T::Zset | T::Hash | T::Zset2 | T::ListQuicklist | T::ListQuicklist2 | T::ValkeyHash2 => {
+            T::List
+            | T::Set
+            | T::Zset
+            | T::Hash
+            | T::Zset2
+            | T::ListQuicklist
+            | T::ListQuicklist2
+            | T::ValkeyHash2 => {
                 self.state = State::Count;
             }
             T::HashMetadata | T::HashListpackEx => self.state = State::MinExpiry,
@@ -248,7 +255,11 @@ impl Decoder {
             T::HashListpack => self.go_blob(Layout::Listpack, Turn::Field),
             T::ZsetListpack => self.go_blob(Layout::Listpack, Turn::ScoredMember),
             T::SetListpack => self.go_blob(Layout::Listpack, Turn::Member),
-            T::StreamListpacks | T::StreamListpacks2 | T::StreamListpacks3 | T::StreamListpacks4 | T::StreamListpacks5 => {
+            T::StreamListpacks
+            | T::StreamListpacks2
+            | T::StreamListpacks3
+            | T::StreamListpacks4
+            | T::StreamListpacks5 => {
                 self.stream.begin(self.value_type);
                 self.state = State::Stream;
             }
@@ -370,9 +381,7 @@ impl Decoder {
     fn give_expiry<'i>(&mut self) -> Flow<Item<'i>> {
         self.state = State::Next;
         match self.expiry_ms.take() {
-            Some(expiry_ms) if !self.skipping => {
-                Flow::Emit(Item::Element(Element::FieldExpiry(expiry_ms)))
-            }
+            Some(expiry_ms) if !self.skipping => Flow::Emit(Item::Element(Element::FieldExpiry(expiry_ms))),
             _ => Flow::Again,
         }
     }
@@ -434,10 +443,9 @@ impl Decoder {
             let item = match entry {
                 None => None,
                 Some(Entry::Integer(number)) => Some(BlobItem::Integer(number)),
-                Some(Entry::Bytes { place: EntryPlace::View(from, to), last }) => Some(BlobItem::Bytes {
-                    source: Source::String(self.string.place(whole, from, to)),
-                    last,
-                }),
+                Some(Entry::Bytes { place: EntryPlace::View(from, to), last }) => {
+                    Some(BlobItem::Bytes { source: Source::String(self.string.place(whole, from, to)), last })
+                }
                 Some(Entry::Bytes { place: EntryPlace::Held, last }) => {
                     Some(BlobItem::Bytes { source: Source::Held, last })
                 }
@@ -471,7 +479,10 @@ impl Decoder {
             BlobItem::Bytes { source, last } => self.blob_bytes(source, last),
             BlobItem::End => {
                 if !matches!(self.turn, Turn::Item | Turn::Member | Turn::ScoredMember | Turn::Field) {
-                    return Err(ErrorKind::Malformed { part: "a packed value", what: "its last element is cut" });
+                    return Err(ErrorKind::Malformed {
+                        part: "a packed value",
+                        what: "its last element is cut",
+                    });
                 }
                 self.after_blob();
                 Ok(Flow::Again)
@@ -515,7 +526,10 @@ impl Decoder {
             Turn::Score | Turn::Expiry => {
                 let text = self.bytes_of(source);
                 if !last || text.len() > LONGEST_NUMBER_BYTES {
-                    return Err(ErrorKind::Malformed { part: "a score or expiry", what: "its text is too long" });
+                    return Err(ErrorKind::Malformed {
+                        part: "a score or expiry",
+                        what: "its text is too long",
+                    });
                 }
                 if self.turn == Turn::Score {
                     let score = parse_score(text)?;

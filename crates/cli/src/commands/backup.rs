@@ -79,7 +79,8 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
 }
 
 fn announce(plan: &BackupPlan, location: &str) -> String {
-    let keys: u64 = plan.shards.iter().filter_map(|shard| shard.candidates.first()).map(|node| node.keys).sum();
+    let keys: u64 =
+        plan.shards.iter().filter_map(|shard| shard.candidates.first()).map(|node| node.keys).sum();
     let shards = plan.shards.len();
     let replicas: usize = plan.discovery.topology().shards.iter().map(|shard| shard.replicas.len()).sum();
     format!(
@@ -108,7 +109,8 @@ fn warn_of_gaps(output: &Output, manifest: &Manifest) {
             ));
         }
     }
-    let mut unreadable: Vec<&String> = manifest.settings.iter().flat_map(|settings| &settings.unreadable).collect();
+    let mut unreadable: Vec<&String> =
+        manifest.settings.iter().flat_map(|settings| &settings.unreadable).collect();
     unreadable.sort();
     unreadable.dedup();
     for reason in unreadable {

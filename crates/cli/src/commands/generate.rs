@@ -38,6 +38,10 @@ pub(crate) fn man(output: &Output, arguments: &ManArgs) -> Result<u8> {
     };
     std::fs::create_dir_all(folder).map_err(failed)?;
     clap_mangen::generate_to(Arguments::command(), folder).map_err(failed)?;
-    output.note(&format!("Wrote the manual pages to {}; `man {}/slotkeep.1` shows the first.", folder.display(), folder.display()));
+    output.note(&format!(
+        "Wrote the manual pages to {}; `man {}/slotkeep.1` shows the first.",
+        folder.display(),
+        folder.display()
+    ));
     Ok(exit::OK)
 }

@@ -27,7 +27,8 @@ struct Made {
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &InitArgs) -> Result<u8> {
     let (location, _) = session.location(&arguments.repo)?;
     let repository = session.init(&location).await?;
-    let made = Made { repository: location.to_string(), repository_id: repository.file().repository_id.clone() };
+    let made =
+        Made { repository: location.to_string(), repository_id: repository.file().repository_id.clone() };
     output.data(&made, |made| format!("Made a repository in {}.", made.repository))?;
     Ok(exit::OK)
 }

@@ -52,7 +52,8 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
         Some(name) => vec![name.clone()],
         None => repository.clusters().await?,
     };
-    let mut list = List { repository: repository.location().to_string(), backups: vec![], unreadable: vec![] };
+    let mut list =
+        List { repository: repository.location().to_string(), backups: vec![], unreadable: vec![] };
     for cluster in clusters {
         let listing = repository.backups(&cluster).await?;
         list.backups.extend(listing.backups.iter().map(row));
@@ -67,7 +68,12 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
         None => Ok(exit::OK),
         Some(first) => Err(Error::new(
             ErrorKind::Corrupt,
-            format!("{} of {} backups can't be read: {}", list.unreadable.len(), list.unreadable.len() + list.backups.len(), first.reason),
+            format!(
+                "{} of {} backups can't be read: {}",
+                list.unreadable.len(),
+                list.unreadable.len() + list.backups.len(),
+                first.reason
+            ),
         )),
     }
 }
@@ -92,7 +98,8 @@ fn render(list: &List) -> String {
     if list.backups.is_empty() && list.unreadable.is_empty() {
         return format!("{} holds no backup yet.", list.repository);
     }
-    let mut rows = table(&["cluster", "id", "kind", "finished", "server", "shards>", "keys>", "RDB>", "stored>"]);
+    let mut rows =
+        table(&["cluster", "id", "kind", "finished", "server", "shards>", "keys>", "RDB>", "stored>"]);
     for backup in &list.backups {
         rows.add_row([
             backup.cluster.clone(),

@@ -49,7 +49,8 @@ fn render(manifest: &Manifest) -> String {
     for shard in &manifest.shards {
         text.push_str(&format!("\nshard {}\n", shard.slots));
         let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10}{value}\n"));
-        let id = |id: &Option<slotkeep_model::NodeId>| id.as_ref().map(|id| format!(" {id}")).unwrap_or_default();
+        let id =
+            |id: &Option<slotkeep_model::NodeId>| id.as_ref().map(|id| format!(" {id}")).unwrap_or_default();
         line("primary", format!("{}{}", shard.primary.addr, id(&shard.primary.id)));
         for replica in &shard.replicas {
             line("replica", format!("{}{}", replica.addr, id(&replica.id)));
@@ -64,7 +65,10 @@ fn render(manifest: &Manifest) -> String {
             CrcRecord::NotComputed => "the server computed no CRC64",
         };
         line("RDB", format!("{}, {crc}", shard.base.rdb_version));
-        line("functions", shard.base.functions.map_or_else(|| "?".to_owned(), |count| format!("{count} libraries")));
+        line(
+            "functions",
+            shard.base.functions.map_or_else(|| "?".to_owned(), |count| format!("{count} libraries")),
+        );
         if let Some(reason) = &shard.base.not_interpreted {
             line("NOTE", format!("stored whole, not understood: {reason}"));
         }

@@ -69,7 +69,9 @@ pub(super) async fn capture(
         Ok(()) => pipeline.finish().await?,
         Err(Interruption::Pipeline) => {
             let cause = pipeline.abandon().await;
-            return Err(cause.unwrap_or_else(|| Error::new(crate::ErrorKind::Failed, "the snapshot could not be stored")));
+            return Err(cause.unwrap_or_else(|| {
+                Error::new(crate::ErrorKind::Failed, "the snapshot could not be stored")
+            }));
         }
         Err(Interruption::Other(error)) => {
             pipeline.abandon().await;
@@ -139,7 +141,9 @@ impl<'a> Link<'a> {
                     }
                     HandshakeEvent::Payload(header) => {
                         self.rest = handshake.take_rest();
-                        let unannounced = || self.failed(LinkProblem::Protocol("a snapshot without +FULLRESYNC".to_owned()));
+                        let unannounced = || {
+                            self.failed(LinkProblem::Protocol("a snapshot without +FULLRESYNC".to_owned()))
+                        };
                         let (replid, offset) = snapshot.ok_or_else(unannounced)?;
                         return Ok((replid, offset, header));
                     }
@@ -162,8 +166,11 @@ impl<'a> Link<'a> {
         loop {
             let read = self.read("receiving the snapshot", true).await?;
             if read == 0 {
-                let cut = transfer.connection_closed().err().map(|error| error.to_string()).unwrap_or_default();
-                return Err(self.failed(LinkProblem::Protocol(format!("the server closed the connection: {cut}"))).into());
+                let cut =
+                    transfer.connection_closed().err().map(|error| error.to_string()).unwrap_or_default();
+                return Err(self
+                    .failed(LinkProblem::Protocol(format!("the server closed the connection: {cut}")))
+                    .into());
             }
             let bytes = self.buffer.get(..read).unwrap_or_default();
             if pass_on(&mut transfer, bytes, pipeline).await? {
@@ -210,9 +217,16 @@ impl<'a> Link<'a> {
 }
 
 /// Passes on what of `bytes` belongs to the payload; true at its end.
-async fn pass_on(transfer: &mut Transfer, mut bytes: &[u8], pipeline: &mut Pipeline) -> Result<bool, Interruption> {
+async fn pass_on(
+    transfer: &mut Transfer,
+    mut bytes: &[u8],
+    pipeline: &mut Pipeline,
+) -> Result<bool, Interruption> {
     loop {
-        match transfer.next(&mut bytes).map_err(|error| Error::new(crate::ErrorKind::Corrupt, error.to_string()))? {
+        match transfer
+            .next(&mut bytes)
+            .map_err(|error| Error::new(crate::ErrorKind::Corrupt, error.to_string()))?
+        {
             Some(Chunk::Bytes(piece)) => pipeline.write(piece).await?,
             Some(Chunk::End) => return Ok(true),
             None => return Ok(false),

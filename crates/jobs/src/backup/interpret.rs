@@ -46,8 +46,13 @@ impl Interpreter {
             self.keys += 1;
             key.add_to(&mut self.digest);
             let expiry = key.expiry_ms.map(|expiry_ms| (TimestampMs(expiry_ms), key.hash));
-            let entry =
-                IndexEntry { offset: key.offset, slot: key.slot, database: key.db, fingerprint: key.fingerprint, expiry };
+            let entry = IndexEntry {
+                offset: key.offset,
+                slot: key.slot,
+                database: key.db,
+                fingerprint: key.fingerprint,
+                expiry,
+            };
             self.index.push(&entry).map_err(|error| error.to_string())?;
         }
         Ok(())

@@ -13,8 +13,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use futures::stream::FuturesUnordered;
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use slotkeep_format::Manifest;
 use slotkeep_format::manifest::{
     BackupKind, BaseRecord, CrcRecord, FORMAT_VERSION, NodeRecord, ObjectRecord, ShardRecord,
@@ -165,7 +165,11 @@ struct Gates {
 
 impl Gates {
     fn new(plan: &BackupPlan, options: &BackupOptions) -> Self {
-        let hosts = plan.shards.iter().flat_map(|shard| &shard.candidates).map(|candidate| candidate.addr.host().to_owned());
+        let hosts = plan
+            .shards
+            .iter()
+            .flat_map(|shard| &shard.candidates)
+            .map(|candidate| candidate.addr.host().to_owned());
         let gate = || Semaphore::new(options.jobs_per_host.max(1));
         Self { all: Semaphore::new(options.jobs.max(1)), hosts: hosts.map(|host| (host, gate())).collect() }
     }
@@ -279,9 +283,14 @@ async fn put_digest(repository: &Repository, path: String, bytes: Vec<u8>) -> Re
 /// Fails if slots have changed hands since the plan was made: a key that moved could have been missed or taken twice.
 async fn check_topology(context: &Context, plan: &BackupPlan) -> Result<()> {
     let seeds: Vec<_> = std::iter::once(plan.discovery.answered.clone())
-        .chain(plan.shards.iter().flat_map(|shard| shard.candidates.iter().map(|candidate| candidate.addr.clone())))
+        .chain(
+            plan.shards
+                .iter()
+                .flat_map(|shard| shard.candidates.iter().map(|candidate| candidate.addr.clone())),
+        )
         .collect();
-    let now = discover(context, &seeds).await.map_err(|error| error.context("looking at the cluster once more"))?;
+    let now =
+        discover(context, &seeds).await.map_err(|error| error.context("looking at the cluster once more"))?;
     let owners = |topology: &slotkeep_model::Topology| {
         let mut slots: Vec<String> = topology.shards.iter().map(|shard| shard.slots.to_string()).collect();
         slots.sort();

@@ -84,7 +84,9 @@ impl Pipeline {
         let (seen, counted) = (Arc::clone(&progress), Arc::clone(&progress));
         let tasks = Tasks {
             store: tokio::task::spawn_blocking(move || store_worker(store_queue, &rdb_pieces)),
-            interpret: tokio::task::spawn_blocking(move || interpret_worker(interpret_queue, &index_pieces, &seen)),
+            interpret: tokio::task::spawn_blocking(move || {
+                interpret_worker(interpret_queue, &index_pieces, &seen)
+            }),
             rdb: tokio::spawn(upload(rdb, rdb_queue, Some(counted))),
             index: tokio::spawn(upload(index, index_queue, None)),
         };
@@ -191,6 +193,7 @@ fn store_worker(mut queue: mpsc::Receiver<Raw>, out: &mpsc::Sender<Stored>) -> R
     Ok(report)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]
 fn compression(error: slotkeep_format::FrameError) -> Error {
     Error::new(ErrorKind::Failed, error.to_string())
 }
@@ -211,7 +214,8 @@ fn interpret_worker(
     let mut send = |piece: Vec<u8>| {
         raw_bytes = raw_bytes.saturating_add(piece.len() as u64);
         let stored = frames.frame(&piece).map_err(|error| error.to_string())?;
-        out.blocking_send(Stored::Piece(stored.into())).map_err(|_| "the upload of the index ended early".to_owned())
+        out.blocking_send(Stored::Piece(stored.into()))
+            .map_err(|_| "the upload of the index ended early".to_owned())
     };
     loop {
         match queue.blocking_recv() {
@@ -231,7 +235,9 @@ fn interpret_worker(
     }
     let interpretation = interpreter.finish()?;
     let end = frames.finish().map_err(|error| error.to_string())?;
-    let ended = out.blocking_send(Stored::Piece(end.into())).and_then(|()| out.blocking_send(Stored::End { raw_bytes }));
+    let ended = out
+        .blocking_send(Stored::Piece(end.into()))
+        .and_then(|()| out.blocking_send(Stored::End { raw_bytes }));
     ended.map_err(|_| "the upload of the index ended early".to_owned())?;
     Ok(interpretation)
 }

@@ -59,7 +59,12 @@ pub struct Candidate {
 }
 
 /// Looks at every node and chooses.
-pub async fn plan(context: &Context, discovery: Discovery, prefer: Prefer, allow_partial: bool) -> Result<BackupPlan> {
+pub async fn plan(
+    context: &Context,
+    discovery: Discovery,
+    prefer: Prefer,
+    allow_partial: bool,
+) -> Result<BackupPlan> {
     let shards = discovery.topology().shards.clone();
     if discovery.slots_are_moving() {
         return Err(Error::new(
@@ -80,10 +85,15 @@ pub async fn plan(context: &Context, discovery: Discovery, prefer: Prefer, allow
     let plans: Vec<ShardPlan> = plans.buffered(QUESTIONS_IN_FLIGHT).collect().await;
     let (ready, stuck): (Vec<_>, Vec<_>) = plans.into_iter().partition(|plan| !plan.candidates.is_empty());
     if let Some(plan) = stuck.first().filter(|_| !allow_partial || ready.is_empty()) {
-        let reasons: Vec<String> = plan.passed_over.iter().map(|(addr, reason)| format!("{addr}: {reason}")).collect();
+        let reasons: Vec<String> =
+            plan.passed_over.iter().map(|(addr, reason)| format!("{addr}: {reason}")).collect();
         return Err(Error::new(
             ErrorKind::Unreachable,
-            format!("no node of the shard with slots {} can be captured: {}", plan.shard.slots, reasons.join("; ")),
+            format!(
+                "no node of the shard with slots {} can be captured: {}",
+                plan.shard.slots,
+                reasons.join("; ")
+            ),
         )
         .hint("bring a node of the shard back, or take the other shards with --allow-partial"));
     }

@@ -21,7 +21,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 6] = [Self::Queued, Self::Waiting, Self::Running, Self::Finishing, Self::Done, Self::Failed];
+    const ALL: [Self; 6] =
+        [Self::Queued, Self::Waiting, Self::Running, Self::Finishing, Self::Done, Self::Failed];
 }
 
 /// The progress of one shard.

@@ -67,6 +67,9 @@ pub struct ConnectorOptions {
     pub timeout: Option<Duration>,
 }
 
+/// How long a TCP connection, and then a TLS handshake, may take at the most.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Opens connections to nodes, all in the same way.
 pub struct Connector {
     credentials: Option<Credentials>,
@@ -122,12 +125,25 @@ impl Connector {
     /// A bare connection, over which nothing has been said.
     pub async fn dial(&self, addr: &NodeAddr) -> Result<Box<dyn Stream>, LinkError> {
         let failed = |problem| LinkError { node: addr.clone(), problem };
-        let timeout = self.timeout.min(Duration::from_secs(10));
+        let timeout = self.timeout.min(CONNECT_TIMEOUT);
         let late = |_| failed(LinkProblem::Timeout { doing: "connecting", after: timeout });
-        tokio::time::timeout(timeout, self.dial_unhurried(addr)).await.map_err(late)?.map_err(failed)
+        let tcp = tokio::time::timeout(timeout, self.dial_tcp(addr)).await.map_err(late)?.map_err(failed)?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(tcp)) };
+        let name = tls.server_name(addr).map_err(|why| failed(LinkProblem::Tls(why)))?;
+        // A server that speaks no TLS waits for the end of what it takes for a command, and says nothing.
+        let silent = |_| {
+            let words = format!(
+                "no answer to the handshake for {} s: the server does not seem to speak TLS on this port",
+                timeout.as_secs()
+            );
+            failed(LinkProblem::Tls(words))
+        };
+        let shaken =
+            tokio::time::timeout(timeout, tls.connector().connect(name, tcp)).await.map_err(silent)?;
+        Ok(Box::new(shaken.map_err(|error| failed(LinkProblem::Tls(tls_words(&error))))?))
     }
 
-    async fn dial_unhurried(&self, addr: &NodeAddr) -> std::result::Result<Box<dyn Stream>, LinkProblem> {
+    async fn dial_tcp(&self, addr: &NodeAddr) -> std::result::Result<TcpStream, LinkProblem> {
         let target = self.addresses.reach(addr);
         let mut candidates =
             tokio::net::lookup_host((target.host(), target.port())).await.map_err(LinkProblem::Resolve)?;
@@ -143,19 +159,20 @@ impl Connector {
             }
         };
         tcp.set_nodelay(true).map_err(LinkProblem::Io)?;
-        let keep_alive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
+        let keep_alive = socket2::TcpKeepalive::new()
+            .with_time(Duration::from_secs(30))
+            .with_interval(Duration::from_secs(10));
         socket2::SockRef::from(&tcp).set_tcp_keepalive(&keep_alive).map_err(LinkProblem::Io)?;
-        let Some(tls) = &self.tls else { return Ok(Box::new(tcp)) };
-        let name = tls.server_name(addr).map_err(LinkProblem::Tls)?;
-        let stream = tls.connector().connect(name, tcp).await.map_err(|error| LinkProblem::Tls(tls_words(&error)))?;
-        Ok(Box::new(stream))
+        Ok(tcp)
     }
 }
 
 /// What a failed TLS handshake means, in words: a peer that answers in plain text makes for an obscure error.
 fn tls_words(error: &std::io::Error) -> String {
     let text = error.to_string();
-    if text.contains("InvalidContentType") || text.contains("corrupt message") || error.kind() == std::io::ErrorKind::UnexpectedEof
+    if text.contains("InvalidContentType")
+        || text.contains("corrupt message")
+        || error.kind() == std::io::ErrorKind::UnexpectedEof
     {
         format!("the server does not seem to speak TLS on this port ({text})")
     } else {

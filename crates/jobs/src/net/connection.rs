@@ -68,7 +68,11 @@ impl Connection {
                 Ok(Ok(0)) => return Err(self.failed(LinkProblem::Closed)),
                 Ok(Ok(read)) => read,
                 Ok(Err(error)) => return Err(self.failed(broken(error))),
-                Err(_) => return Err(self.failed(LinkProblem::Timeout { doing: "waiting for a reply", after: timeout })),
+                Err(_) => {
+                    return Err(
+                        self.failed(LinkProblem::Timeout { doing: "waiting for a reply", after: timeout })
+                    );
+                }
             };
             self.decoder.feed(self.buffer.get(..read).unwrap_or_default());
         }
@@ -81,6 +85,7 @@ impl Connection {
 
 /// What a broken connection means: a peer that refuses TLS alerts shows only now.
 pub(crate) fn broken(error: std::io::Error) -> LinkProblem {
-    let tls = error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<tokio_rustls::rustls::Error>);
+    let tls =
+        error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<tokio_rustls::rustls::Error>);
     if tls { LinkProblem::Tls(error.to_string()) } else { LinkProblem::Io(error) }
 }

@@ -107,7 +107,11 @@ impl LinkProblem {
     pub const fn is_transient(&self) -> bool {
         !matches!(
             self,
-            Self::WrongPassword(_) | Self::NoPermission { .. } | Self::UnknownCommand { .. } | Self::ServerSpeaksTls | Self::Tls(_)
+            Self::WrongPassword(_)
+                | Self::NoPermission { .. }
+                | Self::UnknownCommand { .. }
+                | Self::ServerSpeaksTls
+                | Self::Tls(_)
         )
     }
 }
@@ -123,7 +127,9 @@ impl From<HandshakeError> for LinkProblem {
             HandshakeError::NotRedis { looks_like: PeerGuess::Tls, .. } => Self::ServerSpeaksTls,
             HandshakeError::NotRedis { .. } => Self::NotRedis(error.to_string()),
             HandshakeError::Closed { .. } => Self::Closed,
-            HandshakeError::Unexpected { .. } | HandshakeError::TooLong { .. } => Self::Protocol(error.to_string()),
+            HandshakeError::Unexpected { .. } | HandshakeError::TooLong { .. } => {
+                Self::Protocol(error.to_string())
+            }
         }
     }
 }

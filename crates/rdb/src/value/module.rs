@@ -47,12 +47,12 @@ impl ModuleReader {
     ) -> Result<Flow<ModuleItem<'i>>, ErrorKind> {
         let element = match self.state {
             State::String => return self.string(string, skipping, input),
-            State::Float => carry
-                .read(input, fixed)?
-                .map(|bytes| Element::ModuleFloat(u32::from_le_bytes(bytes))),
-            State::Double => carry
-                .read(input, fixed)?
-                .map(|bytes| Element::ModuleDouble(u64::from_le_bytes(bytes))),
+            State::Float => {
+                carry.read(input, fixed)?.map(|bytes| Element::ModuleFloat(u32::from_le_bytes(bytes)))
+            }
+            State::Double => {
+                carry.read(input, fixed)?.map(|bytes| Element::ModuleDouble(u64::from_le_bytes(bytes)))
+            }
             _ => {
                 let Some(number) = carry.read(input, length)? else { return Ok(Flow::Need) };
                 match self.state {

@@ -180,7 +180,8 @@ fn pending(bytes: &[u8]) -> Decoded<(StreamId, i64, u64)> {
 const NODE_CUT: ErrorKind = ErrorKind::Malformed { part: "a stream node", what: "it ends inside an entry" };
 const NODE_TEXT: ErrorKind =
     ErrorKind::Malformed { part: "a stream node", what: "a string stands where a number is expected" };
-const NODE_NUMBER: ErrorKind = ErrorKind::Malformed { part: "a stream node", what: "a number is out of range" };
+const NODE_NUMBER: ErrorKind =
+    ErrorKind::Malformed { part: "a stream node", what: "a number is out of range" };
 
 impl Decoder {
     pub(super) fn stream_step<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
@@ -237,9 +238,7 @@ impl Decoder {
         let stream = &mut self.stream;
         let (count, more, done) = match stream.phase {
             Phase::NextNode => (&mut stream.nodes, Phase::NodeKey, Phase::Length),
-            Phase::NextGroup => (
-                &mut stream.nodes, Phase::GroupName, Phase::Idempotence,
-            ),
+            Phase::NextGroup => (&mut stream.nodes, Phase::GroupName, Phase::Idempotence),
             Phase::NextPending => (&mut stream.inner, Phase::Pending, Phase::ConsumerCount),
             Phase::NextConsumer => (
                 &mut stream.outer,
@@ -498,8 +497,7 @@ impl Decoder {
                 if stream.fields_left == 0 { Place::MasterEnd } else { Place::SharedField }
             }
             Place::Flags => {
-                let left =
-                    if number & DELETED == 0 { &mut stream.live } else { &mut stream.deleted };
+                let left = if number & DELETED == 0 { &mut stream.live } else { &mut stream.deleted };
                 *left = left.checked_sub(1).ok_or(NODE_NUMBER)?;
                 stream.flags = number;
                 Place::Ms

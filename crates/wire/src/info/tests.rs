@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use slotkeep_model::{ReplOffset, Role};
 
 use super::*;
@@ -70,4 +71,15 @@ fn missing_and_malformed_fields_are_named() {
     assert_eq!(error.to_string(), "INFO's field db0 is `keys=1`, expected keys=N,expires=N");
     let text = VALKEY.replace("state=online", "status=online");
     assert_eq!(Info::parse(&text).replication().unwrap_err().field, "slave0");
+}
+
+proptest! {
+    #[test]
+    fn hostile_text_is_an_error_at_worst(at in 0usize..8000, text in "[-0-9a-z:=,#\\r\\n]{0,60}") {
+        for whole in [VALKEY, REDIS_REPLICA] {
+            let cut = whole.get(..at).unwrap_or(whole);
+            let info = Info::parse(&format!("{cut}{text}{}", whole.get(at..).unwrap_or_default()));
+            let _ = (info.replication(), info.keyspace(), info.persistence(), info.memory(), info.server_version());
+        }
+    }
 }

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 const FILES: [&str; 2] = [
@@ -70,4 +72,19 @@ fn a_cluster_that_would_lose_data_is_not_written() {
         }),
         NodesConfError::EpochUsedTwice { epoch: 9 }
     ));
+}
+
+proptest! {
+    #[test]
+    fn hostile_files_are_an_error_at_worst(at in 0usize..700, text in "[-0-9a-z:=,@ \\[\\]>\\n]{0,60}") {
+        for file in FILES {
+            let file = format!("{}{text}{}", file.get(..at).unwrap_or(file), file.get(at..).unwrap_or_default());
+            if let Ok((conf, myself)) = NodesConf::parse(&file)
+                && let Ok(rendered) = conf.render(&myself)
+            {
+                let (again, whose) = NodesConf::parse(&rendered).unwrap();
+                prop_assert_eq!((again.nodes.len(), whose), (conf.nodes.len(), myself));
+            }
+        }
+    }
 }

@@ -1,0 +1,91 @@
+//! One side of a comparison: a backup, or a running cluster captured into a temporary folder.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use slotkeep_format::Manifest;
+use slotkeep_model::{NodeAddr, TimestampMs};
+use slotkeep_repo::{Location, Repository};
+use tempfile::TempDir;
+
+use crate::backup::{BackupOptions, BackupPlan, Prefer, ShardProgress, backup, plan};
+use crate::base::Base;
+use crate::discover::discover;
+use crate::ports::random_hex;
+use crate::{Context, Error, ErrorKind, Result};
+
+/// A dataset that can be compared.
+pub struct Snapshot {
+    name: String,
+    repository: Repository,
+    manifest: Manifest,
+    /// Keeps the temporary folder of a captured cluster.
+    _folder: Option<TempDir>,
+}
+
+/// A running cluster that is about to be captured.
+pub struct Capture {
+    plan: BackupPlan,
+    /// The progress of each shard.
+    pub progress: Vec<Arc<ShardProgress>>,
+}
+
+impl Snapshot {
+    /// A backup.
+    pub fn of_backup(repository: Repository, manifest: Manifest) -> Self {
+        Self { name: format!("backup {}", manifest.id), repository, manifest, _folder: None }
+    }
+
+    /// Looks at a running cluster, to be captured.
+    pub async fn plan(context: &Context, seeds: &[NodeAddr]) -> Result<Capture> {
+        let discovery = discover(context, seeds).await?;
+        let plan = plan(context, discovery, Prefer::Replica, false).await?;
+        let name =
+            |shard: &crate::backup::ShardPlan| ShardProgress::new(format!("slots {}", shard.shard.slots));
+        Ok(Capture { progress: plan.shards.iter().map(name).collect(), plan })
+    }
+
+    /// Captures a running cluster into a temporary folder below `spool`, which is removed with the snapshot.
+    pub async fn of_cluster(context: &Context, capture: &Capture, spool: &Path, jobs: usize) -> Result<Self> {
+        let folder =
+            tempfile::Builder::new().prefix("slotkeep-diff-").tempdir_in(spool).map_err(|error| {
+                Error::new(
+                    ErrorKind::Failed,
+                    format!("can't make a temporary folder in {}: {error}", spool.display()),
+                )
+                .hint("name a folder with enough space: --spool DIR")
+            })?;
+        let location = Location::Folder(folder.path().to_owned());
+        let id = random_hex(&*context.rng, 32)?;
+        let repository = Repository::init(&location, id, context.clock.now()).await?;
+        let options = BackupOptions {
+            cluster: "cluster".to_owned(),
+            jobs,
+            jobs_per_host: jobs,
+            include_secrets: false,
+        };
+        let manifest = backup(context, &repository, &capture.plan, &options, &capture.progress).await?;
+        let name = format!("cluster {}", capture.plan.discovery.answered);
+        Ok(Self { name, repository, manifest, _folder: Some(folder) })
+    }
+
+    /// What it is.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The backup's manifest, or that of the capture.
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The moment up to which keys may have expired in it: the latest server time of its shards.
+    pub(super) fn moment(&self) -> TimestampMs {
+        let latest = self.manifest.shards.iter().filter_map(|shard| shard.server_time).max();
+        TimestampMs(latest.unwrap_or(self.manifest.finished_at).as_millisecond())
+    }
+
+    pub(super) fn bases(&self) -> Result<Vec<Base<'_>>> {
+        self.manifest.shards.iter().map(|shard| Base::open(&self.repository, &shard.base)).collect()
+    }
+}
