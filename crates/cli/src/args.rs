@@ -25,6 +25,7 @@ pub(crate) enum Command {
     Init(commands::init::InitArgs),
     Backup(commands::backup::BackupArgs),
     Diff(commands::diff::DiffArgs),
+    Restore(Box<commands::restore::RestoreArgs>),
     List(commands::list::ListArgs),
     Show(commands::show::ShowArgs),
     Completions(commands::generate::CompletionsArgs),

@@ -10,6 +10,7 @@ pub mod discover;
 mod error;
 pub mod net;
 pub mod ports;
+pub mod restore;
 pub mod settings;
 
 pub use error::{Error, ErrorKind, Result};
