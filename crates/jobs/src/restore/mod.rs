@@ -1,5 +1,7 @@
 //! Bringing a backup back: as data directories of a new cluster, or into a running one. What both share stands here.
 
+pub mod live;
+
 use slotkeep_format::Manifest;
 use slotkeep_model::ServerVersion;
 
