@@ -24,8 +24,9 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Init(commands::init::InitArgs),
     Backup(commands::backup::BackupArgs),
-    Diff(commands::diff::DiffArgs),
     Restore(Box<commands::restore::RestoreArgs>),
+    Check(commands::check::CheckArgs),
+    Diff(commands::diff::DiffArgs),
     List(commands::list::ListArgs),
     Show(commands::show::ShowArgs),
     Completions(commands::generate::CompletionsArgs),

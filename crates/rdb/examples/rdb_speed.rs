@@ -1,6 +1,7 @@
 //! How fast an RDB is read: its envelope, its raw values, its elements, its elements with digests.
 //!
-//! `cargo run --release -p slotkeep-rdb --example rdb_speed FILE`
+//! `cargo run --release -p slotkeep-rdb --example rdb_speed FILE [PASS]`, the pass being one of `envelope`, `raw`, `element`,
+//! `element+digest`; all of them without it.
 
 #![expect(clippy::print_stdout, reason = "a program for the command line")]
 #![expect(clippy::disallowed_macros, reason = "a program for the command line")]
@@ -13,7 +14,7 @@ use std::time::Instant;
 use slotkeep_model::DatasetDigest;
 use slotkeep_rdb::{Digester, Envelope, Event, Level, Parser};
 
-const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 256 << 10;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("usage: rdb_speed FILE")?;
@@ -44,6 +45,9 @@ fn measure(
     path: &str,
     read: impl FnOnce(&mut std::fs::File) -> Result<String, Box<dyn Error>>,
 ) -> Result<(), Box<dyn Error>> {
+    if std::env::args().nth(2).is_some_and(|pass| pass != name) {
+        return Ok(());
+    }
     let mut file = std::fs::File::open(path)?;
     let bytes = u32::try_from(file.metadata()?.len() / 1000)?;
     let start = Instant::now();

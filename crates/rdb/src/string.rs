@@ -85,11 +85,10 @@ impl StringReader {
         }
     }
 
-    /// Makes ready for the next string.
+    /// Makes ready for the next string. Pieces of the last one stay valid until more is read.
     #[inline]
     pub(crate) fn begin(&mut self) {
         self.mode = Mode::Header;
-        self.gathered.clear();
     }
 
     /// Decoded bytes not yet handed out. Meaningful once [`Self::open`] has returned true.
@@ -120,6 +119,7 @@ impl StringReader {
                 Mode::Plain | Mode::Decoded | Mode::LzfStream { .. } => return Ok(true),
                 Mode::Header => {
                     let Some(length) = self.carry.read(input, any_length)? else { return Ok(false) };
+                    self.gathered.clear();
                     match length {
                         Length::Plain(total) => self.set(Mode::Plain, total),
                         Length::Special(encoding @ 0..=2) => self.mode = Mode::Integer(encoding),

@@ -1,4 +1,6 @@
-//! Bringing a backup back: as data directories of a new cluster, or into a running one. What both share stands here.
+//! Bringing a backup back: as data directories of a new cluster ([`files`]), or into a running one. What both share stands here.
+
+pub mod files;
 
 pub mod live;
 
@@ -11,7 +13,10 @@ use crate::{Error, ErrorKind, Result};
 pub fn check_loads(manifest: &Manifest, target: ServerVersion) -> Result<()> {
     let refused = manifest.shards.iter().find(|shard| !target.loads(shard.base.rdb_version));
     let Some(shard) = refused else { return Ok(()) };
-    let source = shard.server.version().map_or_else(|| "the server it came from".to_owned(), |server| server.to_string());
+    let source = shard
+        .server
+        .version()
+        .map_or_else(|| "the server it came from".to_owned(), |server| server.to_string());
     Err(Error::new(
         ErrorKind::Unsupported,
         format!(

@@ -15,7 +15,11 @@ struct Table {
 
 macro_rules! table {
     ($product:ident, $major:literal, $minor:literal, $file:literal) => {
-        Table { product: Product::$product, line: ($major, $minor), text: include_str!(concat!("defaults/", $file)) }
+        Table {
+            product: Product::$product,
+            line: ($major, $minor),
+            text: include_str!(concat!("defaults/", $file)),
+        }
     };
 }
 

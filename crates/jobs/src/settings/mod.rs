@@ -32,9 +32,18 @@ pub struct SettingsOptions {
 
 /// Reads the settings of every node that the cluster takes for alive; nodes that agree share a row. What can't be read is named in
 /// the row.
-pub async fn read_settings(context: &Context, topology: &Topology, options: &SettingsOptions) -> Result<Vec<SettingsRecord>> {
-    let nodes: Vec<NodeAddr> =
-        topology.shards.iter().flat_map(Shard::nodes).filter(|node| node.online).map(|node| node.addr.clone()).collect();
+pub async fn read_settings(
+    context: &Context,
+    topology: &Topology,
+    options: &SettingsOptions,
+) -> Result<Vec<SettingsRecord>> {
+    let nodes: Vec<NodeAddr> = topology
+        .shards
+        .iter()
+        .flat_map(Shard::nodes)
+        .filter(|node| node.online)
+        .map(|node| node.addr.clone())
+        .collect();
     let reads = futures::stream::iter(nodes).map(async |node| {
         let record = read_node(context, &node, options).await;
         (node, record)
@@ -42,7 +51,8 @@ pub async fn read_settings(context: &Context, topology: &Topology, options: &Set
     let mut reads = reads.buffered(QUESTIONS_IN_FLIGHT);
     let mut records: Vec<SettingsRecord> = Vec::new();
     while let Some((node, mut record)) = reads.next().await {
-        let agrees = |other: &&mut SettingsRecord| SettingsRecord { nodes: vec![], ..(**other).clone() } == record;
+        let agrees =
+            |other: &&mut SettingsRecord| SettingsRecord { nodes: vec![], ..(**other).clone() } == record;
         match records.iter_mut().find(agrees) {
             Some(same) => same.nodes.push(node.to_string()),
             None => {
@@ -70,7 +80,9 @@ async fn read_node(context: &Context, node: &NodeAddr, options: &SettingsOptions
     };
     match connected.await {
         Ok((server, connection)) => {
-            Reader { connection, server, include_secrets: options.include_secrets, record: &mut record }.read().await;
+            Reader { connection, server, include_secrets: options.include_secrets, record: &mut record }
+                .read()
+                .await;
         }
         Err(error) => record.unreadable.push(error.to_string()),
     }
@@ -103,7 +115,8 @@ impl Reader<'_> {
         match self.connection.call(&command).await {
             Ok(reply) => Some(reply),
             Err(error) => {
-                let whole = std::iter::once(name).chain(arguments.iter().copied()).filter(|word| *word != "*");
+                let whole =
+                    std::iter::once(name).chain(arguments.iter().copied()).filter(|word| *word != "*");
                 self.missing(&whole.collect::<Vec<_>>().join(" "), &why(&error));
                 None
             }
@@ -115,7 +128,9 @@ impl Reader<'_> {
     }
 
     fn take_config(&mut self, reply: &Value) {
-        let Some(pairs) = reply.pairs() else { return self.missing("CONFIG GET", "the answer makes no sense") };
+        let Some(pairs) = reply.pairs() else {
+            return self.missing("CONFIG GET", "the answer makes no sense");
+        };
         let all: BTreeMap<&str, Option<&str>> =
             pairs.into_iter().filter_map(|(name, value)| Some((name.as_text()?, value.as_text()))).collect();
         let defaults = Defaults::of(self.server);
@@ -135,7 +150,9 @@ impl Reader<'_> {
     }
 
     fn take_users(&mut self, reply: &Value) {
-        let Some(lines) = reply.as_array() else { return self.missing("ACL LIST", "the answer makes no sense") };
+        let Some(lines) = reply.as_array() else {
+            return self.missing("ACL LIST", "the answer makes no sense");
+        };
         for line in lines {
             match line.as_text() {
                 Some(line) if self.include_secrets => self.record.acl.push(line.to_owned()),
@@ -148,7 +165,9 @@ impl Reader<'_> {
     }
 
     fn take_modules(&mut self, reply: &Value) {
-        let Some(modules) = reply.as_array() else { return self.missing("MODULE LIST", "the answer makes no sense") };
+        let Some(modules) = reply.as_array() else {
+            return self.missing("MODULE LIST", "the answer makes no sense");
+        };
         for module in modules {
             match (module.get("name").and_then(Value::as_text), module.get("ver").and_then(Value::as_u64)) {
                 (Some(name), Some(version)) => drop(self.record.modules.insert(name.to_owned(), version)),

@@ -144,7 +144,14 @@ mod tests {
         for name in ["requirepass", "masterauth", "primaryauth", "tls-key-file-pass", "ldap-bind-password"] {
             assert!(is_secret(name) && !is_local(name), "{name}");
         }
-        for name in ["maxmemory", "loglevel", "tls-auth-clients", "slave-priority", "databases", "aof-use-rdb-preamble"] {
+        for name in [
+            "maxmemory",
+            "loglevel",
+            "tls-auth-clients",
+            "slave-priority",
+            "databases",
+            "aof-use-rdb-preamble",
+        ] {
             assert!(!is_secret(name) && !is_local(name), "{name}");
         }
         assert_eq!(all_names("slave-priority").collect::<Vec<_>>(), ["slave-priority", "replica-priority"]);
