@@ -20,16 +20,17 @@ fn demo(folder: &Path, arguments: &[&str]) -> Command {
     demo
 }
 
-/// What names the folder in its command line: servers and their watchdogs.
+/// The processes that work in the folder, as servers do, or name it in their command line, as their watchdogs do.
 fn processes(folder: &Path) -> Vec<String> {
     let folder = folder.to_str().unwrap();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
-        // A process may end while it is looked at.
+        // A process may end while it is looked at; its folder may be gone, which the kernel notes behind its name.
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains(folder) {
-            found.push(line);
+        let place = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+        let process = format!("{} in {}", String::from_utf8_lossy(&line).replace('\0', " "), place.display());
+        if process.contains(folder) {
+            found.push(process);
         }
     }
     found
@@ -62,15 +63,15 @@ fn tells_the_story_on(name: &str) {
         .output()
         .unwrap();
     let run = Run::of(&run).expect_code(0);
-    let after = |words: &str| {
-        let found = run.stdout.split_once(words);
-        found.unwrap_or_else(|| panic!("`{words}` is missing:\n{}", run.stdout)).1
-    };
-    after("$ slotkeep backup --cluster 127.0.0.1:");
-    after(" FLUSHALL\n");
-    after("$ kill -9 ");
-    after("$ slotkeep restore --repo $D/repo --to 127.0.0.1:");
-    let proof = after("Prove it: ");
+    for words in [
+        "$ slotkeep backup --cluster 127.0.0.1:",
+        " FLUSHALL\n",
+        "$ kill -9 ",
+        "$ slotkeep restore --repo $D/repo --to 127.0.0.1:",
+    ] {
+        assert!(run.stdout.contains(words), "`{words}` is missing:\n{}", run.stdout);
+    }
+    let proof = run.stdout.split_once("Prove it: ").unwrap().1;
     let proof = proof.split_once("Prove that the proof can fail").unwrap();
     assert!(proof.0.contains("No difference: the digests of all 16384 slots"), "{}", run.stdout);
     let named: Vec<&str> = proof.1.lines().map(str::trim).filter(|line| line.starts_with('"')).collect();

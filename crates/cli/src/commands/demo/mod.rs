@@ -31,7 +31,7 @@ use stage::{Data, NEW_SHARDS, OLD_SHARDS, blocking};
 /// Starts a cluster of 3 primaries and 3 replicas on this machine, fills it with data of every type, backs it up while a client writes,
 /// destroys it, restores the backup into a new cluster of another shape, and compares the two, all in less than a minute and
 /// with the same commands as you would type. Needs no root, and leaves nothing running and no file behind, except that a server it
-/// had to fetch stays in ~/.cache/slotkeep/servers (or $SLOTKEEP_SERVERS) for the next time.
+/// had to fetch is kept in ~/.cache/slotkeep for the next time.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Server to run: the path of a redis-server or valkey-server, or the name of one to fetch, such as valkey-9.1 or redis-7.0.

@@ -38,10 +38,10 @@ pub(super) async fn blocking<T: Send + 'static>(
         return Err(Error::interrupted());
     }
     let done = done.map_err(|error| Error::new(ErrorKind::Failed, format!("the demo broke off: {error}")))?;
-    done.map_err(failed)
+    done.map_err(|error| failed(&error))
 }
 
-fn failed(error: TestkitError) -> Error {
+fn failed(error: &TestkitError) -> Error {
     Error::new(ErrorKind::Failed, error.to_string())
 }
 
@@ -52,7 +52,7 @@ pub(super) fn start(server: Server, primaries: usize, replicas: usize) -> Testki
 
 /// The address of the cluster's first node.
 pub(super) fn addr(cluster: &Cluster) -> Result<SocketAddr> {
-    Ok(cluster.node(0).map_err(failed)?.addr())
+    Ok(cluster.node(0).map_err(|error| failed(&error))?.addr())
 }
 
 /// The ports of some of its nodes.
@@ -81,7 +81,7 @@ pub(super) fn cli_command(cluster: &Cluster, words: &[&str]) -> Result<String> {
 
 /// Makes the demo's folder inside the cluster's, so that it goes when that goes.
 pub(super) fn make_folder(cluster: &Cluster) -> Result<PathBuf> {
-    let node = cluster.node(0).map_err(failed)?;
+    let node = cluster.node(0).map_err(|error| failed(&error))?;
     let folder = node.dir().with_file_name("demo");
     std::fs::create_dir(&folder).map_err(|error| {
         Error::new(ErrorKind::Failed, format!("can't make {}: {error}", folder.display()))
