@@ -102,8 +102,11 @@ fn refresh(shard: &ShardProgress, bar: &ProgressBar) {
         Phase::Finishing => format!("{}, being made durable", bytes(raw)),
         Phase::Done => format!("done: {} keys, {}", count(keys), bytes(raw)),
         Phase::Failed => "failed".to_owned(),
+        Phase::Verifying => {
+            format!("{} read and checked", bytes(shard.stored_bytes.load(Ordering::Relaxed)))
+        }
     });
-    if shard.phase() == Phase::Queued || shard.phase() == Phase::Waiting {
+    if matches!(shard.phase(), Phase::Queued | Phase::Waiting | Phase::Verifying) {
         bar.reset_elapsed();
         bar.reset_eta();
     }

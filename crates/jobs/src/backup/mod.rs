@@ -26,6 +26,7 @@ use tokio::sync::Semaphore;
 
 pub(crate) use interpret::HASH_VERSION;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
+pub(crate) use progress::add;
 pub use progress::{Phase, ShardProgress};
 
 use crate::discover::{discover, nodes_moving_slots};
