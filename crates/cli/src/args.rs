@@ -24,6 +24,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Init(commands::init::InitArgs),
     Backup(commands::backup::BackupArgs),
+    Restore(Box<commands::restore::RestoreArgs>),
     Check(commands::check::CheckArgs),
     Diff(commands::diff::DiffArgs),
     List(commands::list::ListArgs),

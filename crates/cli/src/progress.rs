@@ -22,6 +22,15 @@ pub(crate) struct Display {
 impl Display {
     /// Shows the progress if it is to be shown.
     pub(crate) fn start(output: &Output, shards: &[Arc<ShardProgress>]) -> Self {
+        Self::start_with(output, shards, |_, shard, bar| refresh(shard, bar))
+    }
+
+    /// Shows the progress, if it is to be shown, as `refresh` puts it: it gets the number of the row, its numbers and its bar.
+    fn start_with(
+        output: &Output,
+        shards: &[Arc<ShardProgress>],
+        refresh: impl Fn(usize, &ShardProgress, &ProgressBar) + Send + 'static,
+    ) -> Self {
         let done = CancellationToken::new();
         if !output.shows_progress() {
             return Self { done, task: None };
@@ -39,16 +48,16 @@ impl Display {
         let task = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(REFRESH);
             loop {
-                for (shard, bar) in &rows {
-                    refresh(shard, bar);
+                for (row, (shard, bar)) in rows.iter().enumerate() {
+                    refresh(row, shard, bar);
                 }
                 tokio::select! {
                     _ = ticks.tick() => {}
                     () = until.cancelled() => break,
                 }
             }
-            for (shard, bar) in &rows {
-                refresh(shard, bar);
+            for (row, (shard, bar)) in rows.iter().enumerate() {
+                refresh(row, shard, bar);
                 bar.abandon();
             }
             let _ = bars.clear();
@@ -93,9 +102,45 @@ fn refresh(shard: &ShardProgress, bar: &ProgressBar) {
         Phase::Finishing => format!("{}, being made durable", bytes(raw)),
         Phase::Done => format!("done: {} keys, {}", count(keys), bytes(raw)),
         Phase::Failed => "failed".to_owned(),
+        Phase::Verifying => {
+            format!("{} read and checked", bytes(shard.stored_bytes.load(Ordering::Relaxed)))
+        }
     });
-    if shard.phase() == Phase::Queued || shard.phase() == Phase::Waiting {
+    if matches!(shard.phase(), Phase::Queued | Phase::Waiting | Phase::Verifying) {
         bar.reset_elapsed();
         bar.reset_eta();
+    }
+}
+
+/// Bars for bytes that are written, each with its total.
+pub(crate) struct ByteDisplay(Display);
+
+impl ByteDisplay {
+    /// Shows the progress if it is to be shown.
+    pub(crate) fn start(output: &Output, rows: &[(Arc<ShardProgress>, u64)]) -> Self {
+        let totals: Vec<u64> = rows.iter().map(|(_, total)| *total).collect();
+        let shards: Vec<_> = rows.iter().map(|(shard, _)| Arc::clone(shard)).collect();
+        Self(Display::start_with(output, &shards, move |row, shard, bar| {
+            let done = shard.raw_bytes.load(Ordering::Relaxed);
+            bar.set_length(totals.get(row).copied().unwrap_or(done).max(1));
+            bar.set_position(done);
+            bar.set_message(match shard.phase() {
+                Phase::Queued | Phase::Waiting | Phase::Verifying => "waits for its turn".to_owned(),
+                Phase::Running => {
+                    let elapsed = bar.elapsed().as_secs().max(1);
+                    let left = if done > 0 { bar.eta() } else { Duration::ZERO };
+                    let left = indicatif::HumanDuration(left);
+                    format!("{}, {}/s, {left} left", bytes(done), bytes(done / elapsed))
+                }
+                Phase::Finishing => format!("{}, being made durable", bytes(done)),
+                Phase::Done => format!("done: {}", bytes(done)),
+                Phase::Failed => "failed".to_owned(),
+            });
+        }))
+    }
+
+    /// Takes the bars away.
+    pub(crate) async fn finish(self) {
+        self.0.finish().await;
     }
 }

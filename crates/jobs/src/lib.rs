@@ -11,6 +11,7 @@ pub mod discover;
 mod error;
 pub mod net;
 pub mod ports;
+pub mod restore;
 pub mod settings;
 
 pub use error::{Error, ErrorKind, Result};

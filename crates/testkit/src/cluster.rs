@@ -118,6 +118,18 @@ impl Cluster {
         Ok(replicas)
     }
 
+    /// Starts every node that is stopped, and waits as [`Self::wait_ok`] does.
+    pub fn start_nodes(&self) -> Result<()> {
+        let stopped: Vec<&Node> = self.nodes.iter().filter(|node| node.pid().is_none()).collect();
+        for node in &stopped {
+            node.spawn()?;
+        }
+        for node in &stopped {
+            node.wait_ready()?;
+        }
+        self.wait_ok()
+    }
+
     /// Waits until every running node says that the cluster is whole, all agree who serves which slot, and every running
     /// replica follows its primary. Nodes that are stopped or paused are not asked.
     pub fn wait_ok(&self) -> Result<()> {

@@ -3,7 +3,8 @@
 //!
 //! Everything blocks: tests call it from plain functions, and asynchronous callers from `spawn_blocking`. Nothing prints.
 //!
-//! Whatever a [`Cluster`] started dies with it, and with this process, however it ends (see [`watchdog`]).
+//! Whatever a [`Cluster`] started dies with it, and with this process, however it ends: a watchdog beside it sees to
+//! that.
 
 pub mod client;
 pub mod cluster;

@@ -1,6 +1,6 @@
 //! One server process of a cluster, and what can happen to it.
 //!
-//! Invariant: a process in [`Process::Running`] or [`Process::Paused`] has not been reaped, so its number is still its own and
+//! Invariant: a process in `Process::Running` or `Process::Paused` has not been reaped, so its number is still its own and
 //! may be signalled.
 
 use std::fs::{self, File};

@@ -3,6 +3,7 @@
 //! Limits count the bytes that go from the server to the client, over all connections together: that is where a snapshot
 //! and a replication stream go.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,7 +36,9 @@ struct Link {
     /// How many bytes to lose next.
     lose: AtomicU64,
     passed: AtomicU64,
-    open: Mutex<Vec<TcpStream>>,
+    /// Both ends of every connection, by its number.
+    open: Mutex<HashMap<u64, [TcpStream; 2]>>,
+    next_number: AtomicU64,
 }
 
 impl Proxy {
@@ -52,7 +55,8 @@ impl Proxy {
             cut_in: AtomicU64::new(NEVER),
             lose: AtomicU64::new(0),
             passed: AtomicU64::new(0),
-            open: Mutex::new(Vec::new()),
+            open: Mutex::new(HashMap::new()),
+            next_number: AtomicU64::new(0),
         });
         let accepting = Arc::clone(&link);
         let listener = thread::spawn(move || accept(&listener, &accepting));
@@ -119,8 +123,10 @@ impl Drop for Proxy {
 impl Link {
     fn cut_open(&self) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        for stream in open.drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
+        for (_, ends) in open.drain() {
+            for end in ends {
+                let _ = end.shutdown(Shutdown::Both);
+            }
         }
     }
 
@@ -171,13 +177,14 @@ fn connect(link: &Arc<Link>, client: &TcpStream, server: &TcpStream) -> io::Resu
     server.set_nodelay(true)?;
     let (from_client, to_server) = (client.try_clone()?, server.try_clone()?);
     let (from_server, to_client) = (server.try_clone()?, client.try_clone()?);
+    let number = link.next_number.fetch_add(1, Ordering::SeqCst);
     {
         let mut open = link.open.lock().unwrap_or_else(PoisonError::into_inner);
         // A cut sets the mark before it takes the lock: it either finds this connection or is seen here.
         if link.refusing.load(Ordering::SeqCst) || link.is_ending() {
             return Ok(());
         }
-        open.extend([client.try_clone()?, server.try_clone()?]);
+        open.insert(number, [client.try_clone()?, server.try_clone()?]);
     }
     thread::spawn(move || {
         let _ = pass_up(&from_client, &to_server);
@@ -189,6 +196,7 @@ fn connect(link: &Arc<Link>, client: &TcpStream, server: &TcpStream) -> io::Resu
         let _ = pass_down(&link, &from_server, &to_client);
         let _ = to_client.shutdown(Shutdown::Both);
         let _ = from_server.shutdown(Shutdown::Both);
+        link.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
     });
     Ok(())
 }
@@ -210,8 +218,9 @@ fn pass_down(link: &Link, mut server: &TcpStream, mut client: &TcpStream) -> io:
         let lost = link.take_lost(count);
         let kept = buffer.get(lost..count).unwrap_or_default();
         let allowed = link.allow(kept.len());
-        client.write_all(kept.get(..allowed).unwrap_or_default())?;
+        // Counted before it goes: who has received a byte finds it counted.
         link.passed.fetch_add(u64::try_from(allowed).unwrap_or(0), Ordering::SeqCst);
+        client.write_all(kept.get(..allowed).unwrap_or_default())?;
         if allowed < kept.len() || link.cut_in.load(Ordering::SeqCst) == 0 {
             link.refusing.store(true, Ordering::SeqCst);
             link.cut_open();

@@ -3,6 +3,7 @@
 //! The script is part of this crate, so that an installed `slotkeep demo` can fetch a server by itself.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -137,9 +138,12 @@ pub fn require(name: &str) -> Result<Server> {
 
 /// The server that is installed on the machine: `valkey-server`, else `redis-server`, from `PATH`.
 pub fn from_path() -> Option<Server> {
-    let path = env::var_os("PATH")?;
+    on_path(&env::var_os("PATH")?)
+}
+
+fn on_path(path: &OsStr) -> Option<Server> {
     ["valkey", "redis"].iter().find_map(|product| {
-        env::split_paths(&path).find_map(|folder| {
+        env::split_paths(path).find_map(|folder| {
             let program = folder.join(format!("{product}-server"));
             let mut server = program.is_file().then(|| Server::at(program).ok())??;
             server.cli = Some(folder.join(format!("{product}-cli"))).filter(|cli| cli.exists());
@@ -194,6 +198,27 @@ mod tests {
         let output = Command::new("bash").args(["-c", SCRIPT, "servers.sh", "--list"]).output().unwrap();
         let listed = String::from_utf8(output.stdout).unwrap();
         assert_eq!(listed.lines().collect::<Vec<_>>(), NAMES);
+    }
+
+    #[test]
+    fn the_machines_own_server_is_found_and_valkey_preferred() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let other = tempfile::tempdir().unwrap();
+        assert_eq!(on_path(folder.path().as_os_str()), None);
+        for (folder, name, says) in [
+            (&folder, "redis-server", "Redis server v=7.2.4 sha=0"),
+            (&other, "valkey-server", "Valkey server v=8.0.1 sha=0"),
+        ] {
+            let program = folder.path().join(name);
+            fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let path = env::join_paths([folder.path(), other.path()]).unwrap();
+        assert_eq!(on_path(&path).unwrap().version().to_string(), "Valkey 8.0.1");
+        assert_eq!(on_path(folder.path().as_os_str()).unwrap().version().to_string(), "Redis 7.2.4");
+        assert!(matches!(Server::at("/bin/true"), Err(Error::NotAServer { .. })));
     }
 
     #[test]

@@ -162,6 +162,13 @@ impl ClusterBuilder {
         }
     }
 
+    /// Sets every node up without starting it, so that data can be put into the nodes' folders; [`Cluster::start_nodes`] does
+    /// the rest.
+    pub fn prepare(&self) -> Result<Cluster> {
+        self.check()?;
+        self.set_up()
+    }
+
     fn check(&self) -> Result<()> {
         let refuse = |reason: &str| Err(Error::Setup { reason: reason.to_owned() });
         if self.shape.primaries == 0 {
@@ -174,6 +181,12 @@ impl ClusterBuilder {
     }
 
     fn start_once(&self) -> Result<Cluster> {
+        let cluster = self.set_up()?;
+        cluster.start_nodes()?;
+        Ok(cluster)
+    }
+
+    fn set_up(&self) -> Result<Cluster> {
         let folder = tempfile::Builder::new()
             .prefix("slotkeep-cluster-")
             .tempdir()
@@ -191,22 +204,14 @@ impl ClusterBuilder {
                 write(&node.dir.join("nodes.conf"), &self.nodes_conf(node, &nodes))?;
             }
         }
-        let cluster = Cluster {
+        Ok(Cluster {
             nodes,
             shape: self.shape,
             server: self.server.clone(),
             certificates,
             _folder: folder,
             _watchdog: watchdog,
-        };
-        for node in cluster.nodes() {
-            node.spawn()?;
-        }
-        for node in cluster.nodes() {
-            node.wait_ready()?;
-        }
-        cluster.wait_ok()?;
-        Ok(cluster)
+        })
     }
 
     fn make_nodes(

@@ -8,26 +8,27 @@ use std::time::Duration;
 use slotkeep_model::{Slot, key_slot};
 use slotkeep_testkit::data::Writer;
 use slotkeep_testkit::deadline::{NotYet, Stopwatch, wait_for};
-use slotkeep_testkit::{Client, Cluster, ClusterBuilder, Endpoint, Error, FailoverMode, servers};
+use slotkeep_testkit::{Client, Cluster, ClusterBuilder, Endpoint, Error, FailoverMode, Result, servers};
 
-fn builder(server: &str) -> ClusterBuilder {
-    ClusterBuilder::new(servers::require(server).unwrap())
+fn builder(server: &str) -> Result<ClusterBuilder> {
+    Ok(ClusterBuilder::new(servers::require(server)?))
 }
 
-fn write_and_read(cluster: &Cluster) {
-    let mut client = cluster.client().unwrap();
+/// Writes a hundred keys and reads one.
+fn write_and_read(cluster: &Cluster) -> Result<String> {
+    let mut client = cluster.client()?;
     for number in 0..100 {
-        client.command(&["SET", &format!("key:{number}"), &number.to_string()]).unwrap();
+        client.command(&["SET", &format!("key:{number}"), &number.to_string()])?;
     }
-    assert_eq!(client.command(&["GET", "key:17"]).unwrap().text().unwrap(), "17");
+    client.command(&["GET", "key:17"])?.text()
 }
 
 #[test]
 fn three_primaries_with_replicas_are_whole_in_seconds() {
     let watch = Stopwatch::start();
-    let cluster = builder("valkey-9.1").primaries(3).replicas_per_primary(1).start().unwrap();
+    let cluster = builder("valkey-9.1").unwrap().primaries(3).replicas_per_primary(1).start().unwrap();
     assert!(watch.elapsed() < Duration::from_secs(10), "{:?}", watch.elapsed());
-    write_and_read(&cluster);
+    assert_eq!(write_and_read(&cluster).unwrap(), "17");
     for shard in 0..3 {
         assert_eq!(cluster.primary(shard).unwrap().number(), shard);
         assert_eq!(cluster.replicas(shard).unwrap().len(), 1);
@@ -37,8 +38,9 @@ fn three_primaries_with_replicas_are_whole_in_seconds() {
 #[test]
 fn two_clusters_at_once_keep_apart() {
     let clusters: Vec<_> = thread::scope(|scope| {
-        let starts: Vec<_> =
-            (0..2).map(|_| scope.spawn(|| builder("valkey-9.1").primaries(2).start().unwrap())).collect();
+        let starts: Vec<_> = (0..2)
+            .map(|_| scope.spawn(|| builder("valkey-9.1").unwrap().primaries(2).start().unwrap()))
+            .collect();
         starts.into_iter().map(|start| start.join().unwrap()).collect()
     });
     let mut clients: Vec<_> = clusters.iter().map(|cluster| cluster.client().unwrap()).collect();
@@ -52,7 +54,7 @@ fn two_clusters_at_once_keep_apart() {
 
 #[test]
 fn a_failover_loses_no_write() {
-    let cluster = builder("valkey-9.1").replicas_per_primary(1).start().unwrap();
+    let cluster = builder("valkey-9.1").unwrap().replicas_per_primary(1).start().unwrap();
     let writer = Writer::start(&cluster, 200).unwrap();
     writer.wait_for_more(500).unwrap();
     let before = cluster.primary(1).unwrap().number();
@@ -67,14 +69,14 @@ fn a_failover_loses_no_write() {
 
 #[test]
 fn a_killed_primary_is_replaced_and_comes_back_as_a_replica() {
-    let cluster = builder("valkey-9.1").replicas_per_primary(1).start().unwrap();
-    write_and_read(&cluster);
+    let cluster = builder("valkey-9.1").unwrap().replicas_per_primary(1).start().unwrap();
+    assert_eq!(write_and_read(&cluster).unwrap(), "17");
     let dead = cluster.primary(0).unwrap();
     dead.kill().unwrap();
     assert_eq!(dead.pid(), None);
     let heir = cluster.failover_by(0, FailoverMode::Takeover).unwrap();
     assert_ne!(heir.number(), dead.number());
-    write_and_read(&cluster);
+    assert_eq!(write_and_read(&cluster).unwrap(), "17");
     dead.start().unwrap();
     cluster.wait_ok().unwrap();
     assert_eq!(cluster.replicas(0).unwrap().first().unwrap().number(), dead.number());
@@ -82,7 +84,7 @@ fn a_killed_primary_is_replaced_and_comes_back_as_a_replica() {
 
 #[test]
 fn a_paused_node_does_not_answer_until_it_is_resumed() {
-    let cluster = builder("valkey-9.1").primaries(1).cluster_mode(false).start().unwrap();
+    let cluster = builder("valkey-9.1").unwrap().primaries(1).cluster_mode(false).start().unwrap();
     let node = cluster.node(0).unwrap();
     node.pause().unwrap();
     assert!(matches!(node.pause(), Err(Error::NodeState { state: "paused", .. })));
@@ -98,7 +100,7 @@ fn a_paused_node_does_not_answer_until_it_is_resumed() {
 
 #[test]
 fn a_restarted_node_keeps_what_it_saved() {
-    let cluster = builder("redis-7.0").primaries(1).cluster_mode(false).start().unwrap();
+    let cluster = builder("redis-7.0").unwrap().primaries(1).cluster_mode(false).start().unwrap();
     let node = cluster.node(0).unwrap();
     node.client().unwrap().command(&["SET", "kept", "yes"]).unwrap();
     node.shutdown_saving().unwrap();
@@ -115,6 +117,7 @@ fn a_restarted_node_keeps_what_it_saved() {
 #[test]
 fn tls_with_a_password_leaves_no_other_way_in() {
     let cluster = builder("redis-7.0")
+        .unwrap()
         .replicas_per_primary(1)
         .tls(true)
         .password("secret")
@@ -122,7 +125,7 @@ fn tls_with_a_password_leaves_no_other_way_in() {
         .start()
         .unwrap();
     assert!(cluster.ca().unwrap().exists());
-    write_and_read(&cluster);
+    assert_eq!(write_and_read(&cluster).unwrap(), "17");
     let node = cluster.node(0).unwrap();
     let backup =
         Endpoint { user: Some("backup".into()), password: Some("other".into()), ..node.endpoint().clone() };
@@ -143,7 +146,8 @@ fn tls_with_a_password_leaves_no_other_way_in() {
 
 #[test]
 fn mutual_tls_serves_clients_with_a_certificate() {
-    let cluster = builder("redis-7.0").primaries(1).cluster_mode(false).mutual_tls().start().unwrap();
+    let cluster =
+        builder("redis-7.0").unwrap().primaries(1).cluster_mode(false).mutual_tls().start().unwrap();
     let node = cluster.node(0).unwrap();
     node.client().unwrap().command(&["PING"]).unwrap();
     let config = node.client().unwrap().command(&["CONFIG", "GET", "tls-auth-clients"]).unwrap();
@@ -152,7 +156,7 @@ fn mutual_tls_serves_clients_with_a_certificate() {
 
 #[test]
 fn a_slot_moves_with_its_keys() {
-    let cluster = builder("valkey-9.1").start().unwrap();
+    let cluster = builder("valkey-9.1").unwrap().start().unwrap();
     let mut client = cluster.client().unwrap();
     for number in 0..250 {
         client.command(&["SET", &format!("{{a}}{number}"), "x"]).unwrap();
@@ -170,6 +174,7 @@ fn a_slot_moves_with_its_keys() {
 #[test]
 fn settings_override_the_testkits_own() {
     let cluster = builder("valkey-9.1")
+        .unwrap()
         .primaries(1)
         .ipv6(true)
         .config("cluster-node-timeout", "5000")
@@ -188,16 +193,17 @@ fn settings_override_the_testkits_own() {
 
 #[test]
 fn a_server_that_refuses_its_settings_says_why() {
-    let failed = builder("valkey-9.1").primaries(1).config("no-such-setting", "1").start().unwrap_err();
+    let failed =
+        builder("valkey-9.1").unwrap().primaries(1).config("no-such-setting", "1").start().unwrap_err();
     assert!(failed.to_string().contains("no-such-setting"), "{failed}");
     assert!(matches!(failed, Error::ServerDied { .. }));
-    let impossible = builder("redis-6.2").tls(true).start().unwrap_err();
+    let impossible = builder("redis-6.2").unwrap().tls(true).start().unwrap_err();
     assert!(matches!(impossible, Error::Setup { .. }));
 }
 
 #[test]
 fn a_dropped_cluster_leaves_nothing() {
-    let cluster = builder("valkey-9.1").primaries(1).start().unwrap();
+    let cluster = builder("valkey-9.1").unwrap().primaries(1).start().unwrap();
     let node = cluster.node(0).unwrap();
     let (addr, dir) = (node.addr(), node.dir().to_owned());
     node.pause().unwrap();
@@ -209,8 +215,8 @@ fn a_dropped_cluster_leaves_nothing() {
 #[test]
 fn oldest_and_newest_servers_form_clusters_and_keep_writes() {
     for name in ["redis-6.2", "redis-8.0", "valkey-8.1"] {
-        let cluster = builder(name).replicas_per_primary(1).start().unwrap();
-        write_and_read(&cluster);
+        let cluster = builder(name).unwrap().replicas_per_primary(1).start().unwrap();
+        assert_eq!(write_and_read(&cluster).unwrap(), "17");
         cluster.failover(0).unwrap();
         wait_for(Duration::from_secs(10), name, || match cluster.client()?.command(&["GET", "key:17"])? {
             value if value.bytes() == Some(b"17") => Ok(()),
@@ -218,4 +224,19 @@ fn oldest_and_newest_servers_form_clusters_and_keep_writes() {
         })
         .unwrap();
     }
+}
+
+#[test]
+fn data_put_into_a_prepared_cluster_is_served() {
+    let source = builder("valkey-9.1").unwrap().primaries(1).start().unwrap();
+    assert_eq!(write_and_read(&source).unwrap(), "17");
+    let saved = source.node(0).unwrap();
+    saved.shutdown_saving().unwrap();
+    let target = builder("valkey-9.1").unwrap().primaries(1).replicas_per_primary(1).prepare().unwrap();
+    let node = target.node(0).unwrap();
+    assert_eq!(node.pid(), None);
+    std::fs::copy(saved.dir().join("dump.rdb"), node.dir().join("dump.rdb")).unwrap();
+    target.start_nodes().unwrap();
+    let value = target.client().unwrap().command(&["GET", "key:17"]).unwrap();
+    assert_eq!(value.text().unwrap(), "17");
 }

@@ -6,4 +6,5 @@ pub(crate) mod diff;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod list;
+pub(crate) mod restore;
 pub(crate) mod show;

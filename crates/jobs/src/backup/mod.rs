@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 
 pub(crate) use interpret::HASH_VERSION;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
+pub(crate) use progress::add;
 pub use progress::{Phase, ShardProgress};
 
 use crate::discover::{discover, node_report, nodes_moving_slots};

@@ -73,8 +73,9 @@ fn with_plain_list_nodes(
         Ok(())
     };
     set(client, "1024b", "1")?;
-    load(client)?;
-    set(client, "0", "0")
+    let loaded = load(client);
+    set(client, "0", "0")?;
+    loaded
 }
 
 /// The commands to send, and the keys they make with their types.

@@ -47,7 +47,7 @@ pub struct Loaded {
 }
 
 impl Mix {
-    /// About 1,300 keys: every type in every encoding that the server has, with the edge cases of each.
+    /// About 1,100 keys: every type in every encoding that the server has, with the edge cases of each.
     pub fn every_type() -> Self {
         Self { seed: 1, kind: Kind::EveryType { big_string: false, big_hash: false } }
     }

@@ -1,7 +1,5 @@
 //! Text that compresses as real values do: some that resembles JSON, some that is random.
 
-use std::io::Write;
-
 use crate::random::Random;
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -16,32 +14,59 @@ pub(super) fn push_random(out: &mut Vec<u8>, random: &mut Random, len: usize) {
     let end = out.len() + len;
     while out.len() < end {
         let mut bits = random.next();
-        for _ in 0..10.min(end - out.len()) {
-            let symbol = usize::try_from(bits & 63).ok().and_then(|index| ALPHABET.get(index));
-            out.push(symbol.copied().unwrap_or(b'A'));
+        let piece: [u8; 10] = std::array::from_fn(|_| {
+            let symbol = symbol(bits);
             bits >>= 6;
-        }
+            symbol
+        });
+        out.extend_from_slice(&piece);
     }
+    out.truncate(end);
 }
 
 /// Appends `len` bytes of records that resemble JSON, the last one cut off.
 pub(super) fn push_json(out: &mut Vec<u8>, random: &mut Random, len: usize) {
     let end = out.len() + len;
     out.push(b'[');
+    // Put together from pieces: the formatting machinery would take longer than the servers.
     while out.len() < end {
         let (one, two) = (word(random), word(random));
-        // Writing into a `Vec` cannot fail.
-        let _ = write!(
-            out,
-            r#"{{"id":{},"name":"{one}-{two}","session":"{:016x}","active":{},"score":{},"tags":["{two}","{}"]}},"#,
-            random.below(10_000_000),
-            random.next(),
-            random.chance(70),
-            random.below(1000),
-            word(random),
-        );
+        out.extend_from_slice(b"{\"id\":");
+        push_number(out, random.below(10_000_000));
+        for piece in [",\"name\":\"", one, "-", two, "\",\"session\":\""] {
+            out.extend_from_slice(piece.as_bytes());
+        }
+        push_random(out, random, 10);
+        out.extend_from_slice(if random.chance(70) { b"\",\"active\":true" } else { b"\",\"active\":null" });
+        out.extend_from_slice(b",\"score\":");
+        push_number(out, random.below(1000));
+        for piece in [",\"tags\":[\"", two, "\",\"", word(random), "\"]},"] {
+            out.extend_from_slice(piece.as_bytes());
+        }
     }
     out.truncate(end);
+}
+
+/// One of 64 symbols, by the lowest six bits.
+fn symbol(bits: u64) -> u8 {
+    let index = usize::try_from(bits & 63).unwrap_or(0);
+    ALPHABET.get(index).copied().unwrap_or(b'A')
+}
+
+/// Appends a number below ten million in decimal.
+fn push_number(out: &mut Vec<u8>, number: u64) {
+    let mut digits = [0; 7];
+    let mut left = number;
+    let mut used = 0;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(left % 10).unwrap_or(0);
+        left /= 10;
+        used += 1;
+        if left == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(7 - used..).unwrap_or_default());
 }
 
 /// A value of `len` bytes: JSON in 60 of a hundred cases, else random text.
@@ -69,6 +94,15 @@ pub(super) fn len_between(random: &mut Random, low: u64, high: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_decimal() {
+        for number in [0, 7, 10, 999, 1_000_000, 9_999_999] {
+            let mut out = Vec::new();
+            push_number(&mut out, number);
+            assert_eq!(String::from_utf8(out).unwrap(), number.to_string());
+        }
+    }
 
     #[test]
     fn values_have_their_length_and_follow_the_seed() {

@@ -1,0 +1,208 @@
+//! `slotkeep restore --to-dir`: data directories of a new cluster.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use serde::Serialize;
+use slotkeep_format::Manifest;
+use slotkeep_format::manifest::RoleRecord;
+use slotkeep_jobs::backup::ShardProgress;
+use slotkeep_jobs::restore::files::{
+    FilesOptions, FilesPlan, NodePlan, StartedNode, StockServer, UsersPolicy, apply, check_start, plan, start,
+};
+use slotkeep_jobs::{Context, Error, ErrorKind, Result};
+use slotkeep_model::{Product, ServerVersion};
+use slotkeep_repo::Repository;
+
+use super::RestoreArgs;
+use crate::args::AccessArgs;
+use crate::exit;
+use crate::output::{Output, bytes, count, seconds, table, table_text};
+use crate::progress::ByteDisplay;
+use crate::session::{Session, parse_addr};
+
+/// Options of a restore to data directories.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "To data directories of a new cluster")]
+pub(crate) struct FilesArgs {
+    /// Folder to make the nodes' data directories in; must not exist, or be empty
+    #[arg(long, value_name = "DIR", requires = "nodes")]
+    pub(super) to_dir: Option<PathBuf>,
+    /// Addresses of the new nodes: as many as the backup has primaries and replicas
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', requires = "to_dir")]
+    nodes: Vec<String>,
+    /// Leave the replicas out: as many addresses as the backup has primaries
+    #[arg(long, requires = "to_dir")]
+    no_replicas: bool,
+    /// The server that will load the files, such as redis-7.0.15; the recorded one if not given
+    #[arg(long, value_name = "PRODUCT-VERSION", requires = "to_dir", conflicts_with = "start", value_parser = parse_server)]
+    for_server: Option<ServerVersion>,
+    /// Start the nodes here when they are restored, and wait until the cluster is up
+    #[arg(long, requires = "to_dir")]
+    start: bool,
+    /// Server program to start; `valkey-server` or `redis-server` from the PATH if not given
+    #[arg(long, value_name = "PATH", requires = "start")]
+    server: Option<PathBuf>,
+    /// File whose first line becomes the default user's password
+    #[arg(long, value_name = "FILE", requires = "to_dir")]
+    new_password_file: Option<PathBuf>,
+    /// Leave users and passwords out: whoever reaches the nodes may do everything
+    #[arg(long, requires = "to_dir", conflicts_with = "new_password_file")]
+    no_acl: bool,
+}
+
+/// What was restored, or would be.
+#[derive(Serialize)]
+struct Report<'a> {
+    dry_run: bool,
+    #[serde(flatten)]
+    plan: &'a FilesPlan,
+    /// The running nodes; absent without `--start`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started: Option<Vec<StartedNode>>,
+    seconds: f64,
+}
+
+pub(crate) async fn run(
+    session: &Session,
+    output: &Output,
+    arguments: &RestoreArgs,
+    repository: &Repository,
+    manifest: &Manifest,
+    folder: &Path,
+) -> Result<u8> {
+    let files = &arguments.files;
+    let context = session.context(&AccessArgs::default())?;
+    let began = context.clock.elapsed();
+    let server = match (&files.server, files.start) {
+        (_, false) => None,
+        (Some(program), true) => Some(StockServer::at(program).await?),
+        (None, true) => Some(StockServer::on_path(manifest).await?),
+    };
+    let options = FilesOptions {
+        folder: folder.to_owned(),
+        nodes: files.nodes.iter().map(|text| parse_addr(text)).collect::<Result<_>>()?,
+        no_replicas: files.no_replicas,
+        target: server.as_ref().map(|server| server.version).or(files.for_server),
+        allow_partial: arguments.allow_partial,
+        users: users(files)?,
+    };
+    let plan = plan(&context, manifest, &options).await?;
+    if server.is_some() {
+        check_start(&context, &plan)?;
+    }
+    for warning in &plan.warnings {
+        output.warn(warning);
+    }
+    let mut report = Report { dry_run: arguments.dry_run, plan: &plan, started: None, seconds: 0.0 };
+    if !arguments.dry_run {
+        write(output, &context, repository, &plan).await?;
+        if let Some(server) = &server {
+            output.note(&format!("Starting {} nodes of {}…", plan.nodes.len(), server.version));
+            report.started =
+                Some(start(&context, &plan, server, |waiting| output.note(&format!("  {waiting}"))).await?);
+        }
+    }
+    report.seconds = context.clock.elapsed().saturating_sub(began).as_secs_f64();
+    output.data(&report, render)?;
+    Ok(exit::OK)
+}
+
+async fn write(output: &Output, context: &Context, repository: &Repository, plan: &FilesPlan) -> Result<()> {
+    let primaries = plan.nodes.iter().filter_map(|node| Some((node, node.dataset.as_ref()?)));
+    let rows: Vec<(Arc<ShardProgress>, u64)> = primaries
+        .map(|(node, dataset)| (ShardProgress::new(node.addr.to_string()), dataset.object.raw_bytes))
+        .collect();
+    let display = ByteDisplay::start(output, &rows);
+    let progress: Vec<_> = rows.into_iter().map(|(progress, _)| progress).collect();
+    let outcome = apply(context, repository, plan, &progress).await;
+    display.finish().await;
+    outcome
+}
+
+fn users(files: &FilesArgs) -> Result<UsersPolicy> {
+    if files.no_acl {
+        return Ok(UsersPolicy::None);
+    }
+    let Some(path) = &files.new_password_file else { return Ok(UsersPolicy::AsRecorded) };
+    let refuse = |why: String| {
+        Error::new(ErrorKind::Usage, format!("can't use password file {}: {why}", path.display()))
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+    match text.lines().next() {
+        Some(password) if !password.is_empty() => Ok(UsersPolicy::NewPassword(password.to_owned())),
+        _ => Err(refuse("its first line is empty".to_owned())),
+    }
+}
+
+fn parse_server(text: &str) -> Result<ServerVersion, String> {
+    let (product, version) = text.split_once('-').unwrap_or((text, ""));
+    let product = match product {
+        "redis" => Some(Product::Redis),
+        "valkey" => Some(Product::Valkey),
+        _ => None,
+    };
+    product
+        .and_then(|product| ServerVersion::parse(product, version))
+        .ok_or_else(|| "expected redis or valkey, a dash and a version, as in redis-7.0.15".to_owned())
+}
+
+fn render(report: &Report<'_>) -> String {
+    let plan = report.plan;
+    let mut rows = table(&["node", "role", "slots", "takes the place of", "dataset", "RDB>", "keys>"]);
+    for node in &plan.nodes {
+        rows.add_row([
+            node.addr.to_string(),
+            role(node),
+            node.slots.to_string(),
+            node.replaces.to_string(),
+            node.dataset
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), |dataset| dataset.path.display().to_string()),
+            node.dataset.as_ref().map_or_else(String::new, |dataset| bytes(dataset.object.raw_bytes)),
+            keys(report, node).map(count).unwrap_or_default(),
+        ]);
+    }
+    format!("{}\n\n{}", table_text(&rows), conclusion(report))
+}
+
+fn role(node: &NodePlan) -> String {
+    match (&node.role, &node.follows) {
+        (RoleRecord::Primary, _) => "primary".to_owned(),
+        (RoleRecord::Replica, Some(primary)) => format!("replica of {primary}"),
+        (RoleRecord::Replica, None) => "replica".to_owned(),
+    }
+}
+
+fn keys(report: &Report<'_>, node: &NodePlan) -> Option<u64> {
+    let name = node.addr.to_string();
+    report.started.as_ref()?.iter().find(|started| started.addr == name).map(|started| started.keys)
+}
+
+fn conclusion(report: &Report<'_>) -> String {
+    let plan = report.plan;
+    let (backup, target, folder) = (&plan.backup, plan.target, plan.folder.display());
+    let took = seconds(std::time::Duration::from_secs_f64(report.seconds.max(0.0)));
+    if report.dry_run {
+        return format!("Backup {backup} would be restored for {target} to {folder}. Nothing was written.");
+    }
+    if report.started.is_some() {
+        return format!(
+            "Backup {backup} restored to {folder} and started with {target} in {took}: {}.",
+            if plan.cluster_mode {
+                "cluster_state:ok on every node, every replica follows its primary"
+            } else {
+                "every replica follows its primary"
+            }
+        );
+    }
+    let example = plan.nodes.first().map(|node| node.config_file.display().to_string()).unwrap_or_default();
+    let program = match plan.target.product {
+        Product::Redis => "redis-server",
+        Product::Valkey => "valkey-server",
+    };
+    format!(
+        "Backup {backup} restored for {target} to {folder} in {took}. Start each node with its file: `{program} {example}`."
+    )
+}

@@ -1,0 +1,224 @@
+//! The configuration file of a restored node.
+//!
+//! What the restore itself decides comes first; the recorded settings follow, as far as the target knows them. Paths are
+//! relative to `dir`, so that whoever moves the folder changes one line.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+
+use slotkeep_model::{Product, ServerVersion};
+
+use crate::settings::{Defaults, is_local, is_secret, newer};
+
+/// The ACL file's name in a node's folder.
+pub(super) const USERS_FILE: &str = "users.acl";
+/// The log's name in a node's folder.
+pub(super) const LOG_FILE: &str = "server.log";
+/// The name of the file that holds the process's number, in a node's folder.
+pub(super) const PID_FILE: &str = "server.pid";
+
+/// Settings whose value is a list of words in the file, not one word.
+const WORDS: &[&str] = &["latency-tracking-info-percentiles", "shutdown-on-sigint", "shutdown-on-sigterm"];
+
+/// The file's name, as the product's own packages have it.
+pub(super) const fn file_name(product: Product) -> &'static str {
+    match product {
+        Product::Redis => "redis.conf",
+        Product::Valkey => "valkey.conf",
+    }
+}
+
+/// What the restore decides.
+pub(super) struct Place<'a> {
+    pub(super) folder: &'a Path,
+    pub(super) ip: IpAddr,
+    pub(super) port: u16,
+    pub(super) cluster_mode: bool,
+    /// Whether the cluster shall serve what it has although slots are uncovered.
+    pub(super) partial: bool,
+    /// The primary of a replica outside cluster mode.
+    pub(super) follows: Option<(IpAddr, u16)>,
+    pub(super) replication: Option<&'a (Option<String>, String)>,
+    pub(super) users: bool,
+    pub(super) modules: &'a BTreeMap<String, u64>,
+}
+
+/// Settings as they were recorded, sorted by what becomes of them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Recorded {
+    /// What goes into the file, by the target's names.
+    pub(super) kept: BTreeMap<String, String>,
+    /// Names that the target does not know.
+    pub(super) unknown: Vec<String>,
+    /// TLS settings: they need certificates, which are not part of a backup.
+    pub(super) tls: Vec<String>,
+}
+
+/// Sorts recorded settings by what becomes of them on a server of version `target`. A server of the line that they were
+/// recorded on knows them all, unless a module brought them.
+pub(super) fn sort(config: &BTreeMap<String, String>, target: ServerVersion, knows_all: bool) -> Recorded {
+    let defaults = Defaults::of(target);
+    let mut sorted = Recorded::default();
+    for (name, value) in config {
+        let known = defaults.name_of(name).or(knows_all.then_some(name.as_str()));
+        // Passwords go to the ACL file and to `masterauth`.
+        if is_local(name) || is_secret(name) {
+            continue;
+        }
+        if name.starts_with("tls-") {
+            sorted.tls.push(name.clone());
+        } else if let Some(known) = known {
+            sorted.kept.insert(known.to_owned(), value.clone());
+        } else {
+            sorted.unknown.push(name.clone());
+        }
+    }
+    sorted
+}
+
+/// The file.
+pub(super) fn render(heading: &str, place: &Place<'_>, recorded: &Recorded) -> String {
+    let mut lines: Vec<String> = heading.lines().map(|line| format!("# {line}")).collect();
+    let mut set = |name: &str, value: &str| lines.push(format!("{name} {}", quoted(value)));
+    set("dir", &place.folder.to_string_lossy());
+    set("bind", &place.ip.to_string());
+    set("port", &place.port.to_string());
+    set("logfile", LOG_FILE);
+    set("pidfile", PID_FILE);
+    if place.users {
+        set("aclfile", USERS_FILE);
+    }
+    if let Some((user, password)) = place.replication {
+        if let Some(user) = user {
+            set("masteruser", user);
+        }
+        set("masterauth", password);
+    }
+    if place.cluster_mode {
+        set("cluster-enabled", "yes");
+        set("cluster-config-file", "nodes.conf");
+        set("cluster-announce-ip", &place.ip.to_string());
+    }
+    if let Some((ip, port)) = place.follows {
+        lines.push(format!("replicaof {ip} {port}"));
+    }
+    for (module, version) in place.modules {
+        lines.push(format!("# Module {module}, version {version}, was loaded: give its path here."));
+        lines.push("# loadmodule /path/to/the/module.so".to_owned());
+    }
+    for (name, value) in &recorded.kept {
+        if !(place.partial && name == "cluster-require-full-coverage") {
+            lines.extend(setting(name, value));
+        }
+    }
+    if place.partial {
+        lines.push("# Slots are uncovered: what there is shall be served nevertheless.".to_owned());
+        lines.push("cluster-require-full-coverage no".to_owned());
+    }
+    lines.join("\n") + "\n"
+}
+
+/// The lines of one recorded setting.
+fn setting(name: &str, value: &str) -> Vec<String> {
+    let words: Vec<&str> = value.split_ascii_whitespace().collect();
+    let grouped =
+        |size: usize| words.chunks(size).map(|group| format!("{name} {}", group.join(" "))).collect();
+    match newer(name) {
+        _ if words.is_empty() => vec![format!("{name} \"\"")],
+        // Redis 6.2 takes one group a line; several lines add up.
+        "save" => grouped(2),
+        "client-output-buffer-limit" => grouped(4),
+        name if WORDS.contains(&name) => vec![format!("{name} {}", words.join(" "))],
+        _ => vec![format!("{name} {}", quoted(value))],
+    }
+}
+
+/// A word as configuration files have it (`sdssplitargs` in `src/sds.c`).
+fn quoted(value: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/,*@+%=".contains(&byte);
+    if !value.is_empty() && value.bytes().all(plain) {
+        return value.to_owned();
+    }
+    let mut text = String::from("\"");
+    for byte in value.bytes() {
+        match byte {
+            b'"' | b'\\' => {
+                text.push('\\');
+                text.push(char::from(byte));
+            }
+            b' '..=b'~' => text.push(char::from(byte)),
+            // Writing to a string cannot fail.
+            _ => drop(write!(text, "\\x{byte:02x}")),
+        }
+    }
+    text.push('"');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(product: Product, version: &str) -> ServerVersion {
+        ServerVersion::parse(product, version).unwrap()
+    }
+
+    fn config(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn settings_are_sorted_by_what_the_target_knows() {
+        let recorded = config(&[
+            ("hash-max-listpack-entries", "100"),
+            ("io-threads", "4"),
+            ("bf-error-rate", "0.1"),
+            ("masterauth", "secret"),
+            ("tls-cluster", "yes"),
+            ("dir", "/old"),
+        ]);
+        let sorted = sort(&recorded, server(Product::Redis, "6.2.14"), false);
+        assert_eq!(sorted.kept, config(&[("hash-max-ziplist-entries", "100"), ("io-threads", "4")]));
+        assert_eq!(sorted.unknown, ["bf-error-rate"]);
+        assert_eq!(sorted.tls, ["tls-cluster"]);
+        assert!(sort(&recorded, server(Product::Redis, "6.2.14"), true).unknown.is_empty());
+    }
+
+    #[test]
+    fn values_are_written_as_every_version_reads_them() {
+        assert_eq!(setting("save", "3600 1 300 100"), ["save 3600 1", "save 300 100"]);
+        assert_eq!(setting("save", ""), ["save \"\""]);
+        assert_eq!(setting("client-output-buffer-limit", "normal 0 0 0 slave 1 2 3").len(), 2);
+        assert_eq!(setting("maxmemory-policy", "allkeys-lru"), ["maxmemory-policy allkeys-lru"]);
+        assert_eq!(setting("shutdown-on-sigterm", "save force"), ["shutdown-on-sigterm save force"]);
+        assert_eq!(quoted("a \"b\" \\ \u{e9}\n"), "\"a \\\"b\\\" \\\\ \\xc3\\xa9\\x0a\"");
+        assert_eq!(quoted(""), "\"\"");
+    }
+
+    #[test]
+    fn a_partial_cluster_serves_what_it_has() {
+        let place = Place {
+            folder: Path::new("/data/a b"),
+            ip: IpAddr::from([127, 0, 0, 1]),
+            port: 7000,
+            cluster_mode: true,
+            partial: true,
+            follows: None,
+            replication: Some(&(None, "p w".to_owned())),
+            users: true,
+            modules: &[("bf".to_owned(), 20612)].into(),
+        };
+        let recorded =
+            Recorded { kept: config(&[("cluster-require-full-coverage", "yes")]), ..Recorded::default() };
+        let text = render("First\nsecond", &place, &recorded);
+        assert!(
+            text.starts_with("# First\n# second\ndir \"/data/a b\"\nbind 127.0.0.1\nport 7000\n"),
+            "{text}"
+        );
+        assert!(text.contains("masterauth \"p w\"\n"), "{text}");
+        assert_eq!(text.matches("cluster-require-full-coverage").count(), 1);
+        assert!(text.ends_with("cluster-require-full-coverage no\n"), "{text}");
+    }
+}

@@ -1,0 +1,19 @@
+//! A backup as data directories of a new cluster with the same slots and replicas, new addresses and new node ids: each with
+//! `nodes.conf`, a configuration file, users, and the dataset in the form that the server loads at its start.
+//!
+//! First [`plan`], which refuses what can be refused beforehand and touches nothing; then [`apply`]; then, if wanted,
+//! [`start`].
+
+mod assign;
+mod conf;
+mod plan;
+mod server;
+mod start;
+mod users;
+mod write;
+
+pub use plan::{DatasetPlan, FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
+pub use server::StockServer;
+pub use start::{StartedNode, check_start, start};
+pub use users::UsersPolicy;
+pub use write::apply;

@@ -1,0 +1,551 @@
+//! What is going to be written where. Nothing is touched yet; every refusal that can be made beforehand is made here.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+use slotkeep_format::Manifest;
+use slotkeep_format::manifest::{NodeRecord, ObjectRecord, RoleRecord, SettingsRecord, ShardRecord};
+use slotkeep_model::{NodeAddr, NodeId, Product, RdbVersion, ServerVersion, SlotSet};
+use slotkeep_wire::nodes_conf::{ConfNode, ConfRole, NodesConf};
+use slotkeep_wire::replica::Credentials;
+
+use super::assign::{ShardAddrs, assign};
+use super::conf::{self, Place, Recorded, USERS_FILE};
+use super::users::{Users, UsersPolicy, users};
+use crate::ports::{Rng, random_hex};
+use crate::restore::{check_complete, check_loads};
+use crate::{Context, Error, ErrorKind, Result};
+
+/// How far a node's bus port lies above its port, unless `cluster-port` says otherwise.
+const BUS_OFFSET: u16 = 10_000;
+
+/// What to restore, and how.
+#[derive(Clone, Default)]
+pub struct FilesOptions {
+    /// Where the nodes' folders go; it must not exist, or be empty.
+    pub folder: PathBuf,
+    /// The addresses of the new nodes.
+    pub nodes: Vec<NodeAddr>,
+    /// Leave the replicas out: as many addresses as primaries.
+    pub no_replicas: bool,
+    /// Which server is going to load the files; the newest one recorded if not given.
+    pub target: Option<ServerVersion>,
+    /// Whether slots may stay uncovered.
+    pub allow_partial: bool,
+    /// Users and passwords.
+    pub users: UsersPolicy,
+}
+
+/// Everything that is going to be written.
+#[derive(Serialize)]
+pub struct FilesPlan {
+    /// The backup's id.
+    pub backup: String,
+    /// The name under which the repository keeps the cluster.
+    pub cluster: String,
+    /// Where the nodes' folders go: an absolute path.
+    pub folder: PathBuf,
+    /// The server that the files are for.
+    #[serde(serialize_with = "as_text")]
+    pub target: ServerVersion,
+    /// Whether the nodes run in cluster mode.
+    pub cluster_mode: bool,
+    /// Slots that no node will cover.
+    #[serde(serialize_with = "as_text")]
+    pub missing_slots: SlotSet,
+    /// The nodes: each shard's primary, then its replicas.
+    pub nodes: Vec<NodePlan>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// How to log in where a password is needed; absent if none is known.
+    #[serde(skip)]
+    pub(super) credentials: Option<Credentials>,
+    /// Whether nobody gets into the nodes without a password.
+    #[serde(skip)]
+    pub(super) needs_password: bool,
+}
+
+impl NodePlan {
+    /// Its cluster bus port; none outside cluster mode.
+    pub fn bus_port(&self) -> Option<u16> {
+        self.id.as_ref().and_then(|_| self.addr.port().checked_add(BUS_OFFSET))
+    }
+}
+
+/// One node to be.
+#[derive(Serialize)]
+pub struct NodePlan {
+    /// Its address.
+    #[serde(serialize_with = "as_text")]
+    pub addr: NodeAddr,
+    /// The address it binds to and announces.
+    pub ip: IpAddr,
+    /// Its new node id; none outside cluster mode.
+    #[serde(serialize_with = "as_optional_text", skip_serializing_if = "Option::is_none")]
+    pub id: Option<NodeId>,
+    /// Whether it takes writes.
+    pub role: RoleRecord,
+    /// The primary that a replica follows.
+    #[serde(serialize_with = "as_optional_text", skip_serializing_if = "Option::is_none")]
+    pub follows: Option<NodeAddr>,
+    /// The slots of its shard.
+    #[serde(serialize_with = "as_text")]
+    pub slots: SlotSet,
+    /// The node of the old cluster whose place it takes.
+    #[serde(serialize_with = "as_text")]
+    pub replaces: NodeAddr,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Its configuration file.
+    pub config_file: PathBuf,
+    /// The dataset it starts with; replicas start empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<DatasetPlan>,
+    /// The other files of its folder.
+    pub files: Vec<FilePlan>,
+}
+
+/// The dataset of a node.
+#[derive(Clone, Debug, Serialize)]
+pub struct DatasetPlan {
+    /// The object it comes from.
+    pub object: ObjectRecord,
+    /// The version that the RDB must have.
+    #[serde(serialize_with = "as_text")]
+    pub rdb_version: RdbVersion,
+    /// Where it goes, relative to the node's folder.
+    pub path: PathBuf,
+}
+
+/// A small file.
+#[derive(Serialize)]
+pub struct FilePlan {
+    /// Where it goes, relative to the node's folder.
+    pub path: PathBuf,
+    /// What it holds: maybe passwords, so it is never shown.
+    #[serde(skip)]
+    pub(super) text: String,
+}
+
+/// Plans the restore of a backup to data directories.
+pub async fn plan(context: &Context, manifest: &Manifest, options: &FilesOptions) -> Result<FilesPlan> {
+    let target = target(manifest, options)?;
+    check_complete(manifest, options.allow_partial)?;
+    check_loads(manifest, target)?;
+    let placed = place_nodes(manifest, options)?;
+    let ips = resolve(manifest.cluster_mode, &options.nodes).await?;
+    let folder = free_folder(&options.folder)?;
+    let mut planner =
+        Planner { manifest, options, target, folder, ips, rng: &*context.rng, warnings: vec![] };
+    let sketches = planner.sketch(&placed)?;
+    let nodes = planner.render(&sketches)?;
+    planner.warn(&sketches);
+    let needs_password = sketches.iter().any(|sketch| sketch.users.needs_password());
+    let credentials =
+        sketches.iter().find_map(|sketch| credentials(&sketch.users)).filter(|_| needs_password);
+    Ok(FilesPlan {
+        backup: manifest.id.clone(),
+        cluster: manifest.cluster.clone(),
+        folder: planner.folder,
+        target,
+        cluster_mode: manifest.cluster_mode,
+        missing_slots: manifest.missing_slots.clone(),
+        nodes,
+        warnings: planner.warnings,
+        credentials,
+        needs_password,
+    })
+}
+
+fn credentials(users: &Users) -> Option<Credentials> {
+    if let Some(password) = &users.password {
+        return Some(Credentials { user: None, password: password.clone() });
+    }
+    users.replication.clone().map(|(user, password)| Credentials { user, password })
+}
+
+fn target(manifest: &Manifest, options: &FilesOptions) -> Result<ServerVersion> {
+    let recorded = || manifest.shards.iter().filter_map(|shard| shard.server.version()).max();
+    options.target.or_else(recorded).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Usage,
+            format!("backup {} does not say which server it was taken from", manifest.id),
+        )
+        .hint("say which server is to load the files with --for-server")
+    })
+}
+
+fn place_nodes(manifest: &Manifest, options: &FilesOptions) -> Result<Vec<ShardAddrs>> {
+    let replicas: Vec<usize> = manifest
+        .shards
+        .iter()
+        .map(|shard| if options.no_replicas { 0 } else { shard.replicas.len() })
+        .collect();
+    assign(&options.nodes, &replicas).ok_or_else(|| {
+        let all: usize = manifest.shards.iter().map(|shard| shard.replicas.len() + 1).sum();
+        let primaries = manifest.shards.len();
+        let needed = if options.no_replicas { primaries } else { all };
+        Error::new(
+            ErrorKind::Usage,
+            format!(
+                "backup {} needs {needed} nodes ({primaries} primaries, {} replicas), but {} addresses were given",
+                manifest.id,
+                needed - primaries,
+                options.nodes.len()
+            ),
+        )
+        .hint(if options.no_replicas || all == primaries {
+            format!("give {primaries} addresses with --nodes")
+        } else {
+            format!("give {all} addresses with --nodes, or {primaries} and --no-replicas")
+        })
+    })
+}
+
+/// The IP addresses of the nodes, which is all that `nodes.conf` holds.
+async fn resolve(cluster_mode: bool, addrs: &[NodeAddr]) -> Result<Vec<(NodeAddr, IpAddr)>> {
+    let refuse = |addr: &NodeAddr, why: &str| {
+        Err(Error::new(ErrorKind::Usage, format!("{addr} can't be a node's address: {why}")))
+    };
+    let mut ips = Vec::new();
+    let mut used = BTreeSet::new();
+    for addr in addrs {
+        let found =
+            tokio::net::lookup_host((addr.host(), addr.port())).await.ok().and_then(|mut found| found.next());
+        let Some(found) = found else {
+            return refuse(addr, "its name can't be resolved here; give the IP address");
+        };
+        let ip = found.ip();
+        if ip.is_unspecified() {
+            return refuse(addr, "other nodes can't reach it there; give the address that they shall use");
+        }
+        let bus = addr.port().checked_add(BUS_OFFSET);
+        let ports = [Some(addr.port()), bus].into_iter().take(if cluster_mode { 2 } else { 1 });
+        for port in ports {
+            let Some(port) = port else {
+                return refuse(addr, "its bus port, 10000 above, would be more than 65535");
+            };
+            if !used.insert((ip, port)) {
+                return refuse(
+                    addr,
+                    &format!(
+                        "port {port} would be used twice (a node needs its port and the one 10000 above)"
+                    ),
+                );
+            }
+        }
+        ips.push((addr.clone(), ip));
+    }
+    Ok(ips)
+}
+
+/// The absolute path of a folder that does not exist or is empty.
+fn free_folder(folder: &Path) -> Result<PathBuf> {
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorKind::Failed, format!("can't look at {}: {error}", folder.display()))
+    };
+    let absolute = std::path::absolute(folder).map_err(failed)?;
+    let not_empty = |what: &str| {
+        Err(Error::new(ErrorKind::TargetNotEmpty, format!("{} {what}", absolute.display()))
+            .hint("name a folder that does not exist yet, or an empty one; nothing was changed"))
+    };
+    match std::fs::read_dir(&absolute) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(absolute),
+            Some(_) => not_empty("is not empty"),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(absolute),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => not_empty("is not a folder"),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// A node, before its files are written out.
+struct Sketch<'a> {
+    addr: NodeAddr,
+    ip: IpAddr,
+    id: Option<NodeId>,
+    shard: &'a ShardRecord,
+    /// The primary's address and id; none for a primary.
+    follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
+    replaces: &'a NodeRecord,
+    config_epoch: u64,
+    settings: Option<&'a SettingsRecord>,
+    recorded: Recorded,
+    users: Users,
+}
+
+struct Planner<'a> {
+    manifest: &'a Manifest,
+    options: &'a FilesOptions,
+    target: ServerVersion,
+    folder: PathBuf,
+    ips: Vec<(NodeAddr, IpAddr)>,
+    rng: &'a dyn Rng,
+    warnings: Vec<String>,
+}
+
+impl<'a> Planner<'a> {
+    /// Gives every node its place, its id and its settings.
+    fn sketch(&self, placed: &[ShardAddrs]) -> Result<Vec<Sketch<'a>>> {
+        let mut sketches = Vec::new();
+        for (epoch, (shard, addrs)) in (1..).zip(self.manifest.shards.iter().zip(placed)) {
+            let primary = self.sketch_node(shard, &shard.primary, &addrs.primary, epoch, None)?;
+            let follows = (primary.addr.clone(), primary.ip, primary.id.clone());
+            sketches.push(primary);
+            for (replaces, addr) in shard.replicas.iter().zip(&addrs.replicas) {
+                sketches.push(self.sketch_node(shard, replaces, addr, epoch, Some(follows.clone()))?);
+            }
+        }
+        Ok(sketches)
+    }
+
+    fn sketch_node(
+        &self,
+        shard: &'a ShardRecord,
+        replaces: &'a NodeRecord,
+        addr: &NodeAddr,
+        config_epoch: u64,
+        follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
+    ) -> Result<Sketch<'a>> {
+        let settings = settings_of(self.manifest, &[&replaces.addr, &shard.primary.addr, &shard.source]);
+        let source = shard.server.version();
+        let same_line = source.is_some_and(|source| {
+            (source.product, source.major, source.minor)
+                == (self.target.product, self.target.major, self.target.minor)
+        });
+        let knows_all = same_line && settings.is_some_and(|settings| settings.modules.is_empty());
+        let recorded =
+            settings.map(|settings| conf::sort(&settings.config, self.target, knows_all)).unwrap_or_default();
+        let ip = self.ips.iter().find(|(known, _)| known == addr).map(|(_, ip)| *ip);
+        Ok(Sketch {
+            addr: addr.clone(),
+            ip: ip.ok_or_else(|| Error::new(ErrorKind::Failed, format!("{addr} has no IP address")))?,
+            id: if self.manifest.cluster_mode { Some(self.new_id()?) } else { None },
+            shard,
+            follows,
+            replaces,
+            config_epoch,
+            settings,
+            recorded,
+            users: users(settings, &self.options.users)?,
+        })
+    }
+
+    fn new_id(&self) -> Result<NodeId> {
+        let id = random_hex(self.rng, 40)?;
+        id.parse().map_err(|error| Error::new(ErrorKind::Failed, format!("can't make a node id: {error}")))
+    }
+
+    /// Writes out the files of every node.
+    fn render(&self, sketches: &[Sketch<'_>]) -> Result<Vec<NodePlan>> {
+        let nodes_conf = self.nodes_conf(sketches);
+        sketches.iter().map(|sketch| self.render_node(sketch, &nodes_conf)).collect()
+    }
+
+    fn render_node(&self, sketch: &Sketch<'_>, nodes_conf: &NodesConf) -> Result<NodePlan> {
+        let name = format!("{}-{}", sketch.addr.host().replace(':', "_"), sketch.addr.port());
+        let folder = self.folder.join(name);
+        let mut files = Vec::new();
+        let mut file = |path: &str, text: String| files.push(FilePlan { path: path.into(), text });
+        let config_file = conf::file_name(self.target.product);
+        file(config_file, self.config(sketch, &folder));
+        if let Some(id) = &sketch.id {
+            let text = nodes_conf.render(id).map_err(|error| {
+                Error::new(ErrorKind::Corrupt, format!("the recorded topology makes no cluster: {error}"))
+            })?;
+            file("nodes.conf", text);
+        }
+        if !sketch.users.lines.is_empty() {
+            file(USERS_FILE, sketch.users.lines.join("\n") + "\n");
+        }
+        let mut dataset = None;
+        if sketch.follows.is_none() {
+            let (path, aof_manifest) = self.dataset_path(sketch);
+            if let Some((path, text)) = aof_manifest {
+                file(path, text.to_owned());
+            }
+            let base = &sketch.shard.base;
+            dataset = Some(DatasetPlan {
+                object: base.rdb.clone(),
+                rdb_version: base.rdb_version,
+                path: path.into(),
+            });
+        }
+        Ok(NodePlan {
+            addr: sketch.addr.clone(),
+            ip: sketch.ip,
+            id: sketch.id.clone(),
+            role: if sketch.follows.is_none() { RoleRecord::Primary } else { RoleRecord::Replica },
+            follows: sketch.follows.as_ref().map(|(addr, ..)| addr.clone()),
+            slots: sketch.shard.slots.clone(),
+            replaces: sketch.replaces.addr.clone(),
+            config_file: folder.join(config_file),
+            folder,
+            dataset,
+            files,
+        })
+    }
+
+    /// Where a primary's RDB goes, and the AOF manifest beside it. A server with `appendonly yes` loads nothing but its AOF.
+    fn dataset_path(&self, sketch: &Sketch<'_>) -> (&'static str, Option<(&'static str, &'static str)>) {
+        let appendonly = sketch.recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
+        let multi_part = self.target.product == Product::Valkey || self.target.major >= 7;
+        match (appendonly, multi_part) {
+            (false, _) => ("dump.rdb", None),
+            // An RDB is an AOF whose preamble is all there is.
+            (true, false) => ("appendonly.aof", None),
+            (true, true) => (
+                "appendonlydir/appendonly.aof.1.base.rdb",
+                Some((
+                    "appendonlydir/appendonly.aof.manifest",
+                    "file appendonly.aof.1.base.rdb seq 1 type b\n",
+                )),
+            ),
+        }
+    }
+
+    fn config(&self, sketch: &Sketch<'_>, folder: &Path) -> String {
+        let heading = format!(
+            "{} of backup {} of {}, restored by Slotkeep for {}.\nTo move this folder, change `dir`; for another address, `bind`{}.",
+            if sketch.follows.is_some() { "Replica" } else { "Primary" },
+            self.manifest.id,
+            self.manifest.cluster,
+            self.target,
+            if self.manifest.cluster_mode { ", `cluster-announce-ip` and every nodes.conf" } else { "" },
+        );
+        let none = std::collections::BTreeMap::new();
+        let place = Place {
+            folder,
+            ip: sketch.ip,
+            port: sketch.addr.port(),
+            cluster_mode: self.manifest.cluster_mode,
+            partial: self.manifest.partial,
+            follows: sketch
+                .follows
+                .as_ref()
+                .filter(|_| !self.manifest.cluster_mode)
+                .map(|(addr, ip, _)| (*ip, addr.port())),
+            replication: sketch.users.replication.as_ref(),
+            users: !sketch.users.lines.is_empty(),
+            modules: sketch.settings.map_or(&none, |settings| &settings.modules),
+        };
+        conf::render(&heading, &place, &sketch.recorded)
+    }
+
+    fn nodes_conf(&self, sketches: &[Sketch<'_>]) -> NodesConf {
+        let nodes = sketches.iter().filter_map(|sketch| {
+            let role = match &sketch.follows {
+                Some((_, _, primary)) => ConfRole::Replica { primary: primary.clone()? },
+                None => {
+                    ConfRole::Primary { config_epoch: sketch.config_epoch, slots: sketch.shard.slots.clone() }
+                }
+            };
+            Some(ConfNode {
+                id: sketch.id.clone()?,
+                ip: sketch.ip.to_string(),
+                port: sketch.addr.port(),
+                bus_port: sketch.addr.port().saturating_add(BUS_OFFSET),
+                role,
+            })
+        });
+        NodesConf { nodes: nodes.collect(), current_epoch: self.manifest.current_epoch }
+    }
+
+    /// Collects what the user should know, each thing once.
+    fn warn(&mut self, sketches: &[Sketch<'_>]) {
+        let mut said = BTreeSet::new();
+        for sketch in sketches {
+            for warning in warnings_of(sketch, self.target) {
+                if said.insert(warning.clone()) {
+                    self.warnings.push(warning);
+                }
+            }
+        }
+        if self.manifest.partial {
+            self.warnings.push(format!(
+                "the slots {} ({} of 16384) stay uncovered; cluster-require-full-coverage is set to no, so that the others are served",
+                self.manifest.missing_slots,
+                self.manifest.missing_slots.len()
+            ));
+        }
+        if matches!(self.options.users, UsersPolicy::None) {
+            self.warnings.push(
+                "users and passwords are left out: whoever reaches the nodes may do everything, and nodes in protected mode \
+                 take no replicas from other hosts"
+                    .to_owned(),
+            );
+        }
+    }
+}
+
+fn warnings_of(sketch: &Sketch<'_>, target: ServerVersion) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let Recorded { unknown, tls, .. } = &sketch.recorded;
+    if !tls.is_empty() {
+        warnings.push(format!(
+            "the nodes will speak plain text: TLS needs certificates, which a backup does not hold (left out: {})",
+            tls.join(", ")
+        ));
+    }
+    if !unknown.is_empty() {
+        warnings.push(format!("{target} does not know these settings, left out: {}", unknown.join(", ")));
+    }
+    if !sketch.users.locked_out.is_empty() {
+        warnings.push(format!(
+            "these users can't log in until they get a password (ACL SETUSER), for none is stored: {}",
+            sketch.users.locked_out.join(", ")
+        ));
+    }
+    match sketch.settings {
+        None => warnings.push("the backup holds no settings: the nodes get the server's defaults".to_owned()),
+        Some(settings) => {
+            let incomplete = settings
+                .unreadable
+                .iter()
+                .map(|what| format!("the recorded settings are incomplete: {what}"));
+            warnings.extend(incomplete);
+            if !settings.modules.is_empty() {
+                let modules = settings.modules.iter().map(|(name, version)| format!("{name} {version}"));
+                warnings.push(format!(
+                    "modules were loaded: {}; give their paths in the configuration files before the nodes start",
+                    modules.collect::<Vec<_>>().join(", ")
+                ));
+            }
+        }
+    }
+    if let Some((primary, ..)) = &sketch.follows
+        && primary.host() == sketch.addr.host()
+        && !primary.host().parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    {
+        warnings.push(format!("replica {} is on the same host as its primary {primary}", sketch.addr));
+    }
+    warnings
+}
+
+/// The settings of the first of these nodes that were read whole, else those of any node that were, else any.
+fn settings_of<'a>(manifest: &'a Manifest, nodes: &[&NodeAddr]) -> Option<&'a SettingsRecord> {
+    let of = |node: &NodeAddr| {
+        let name = node.to_string();
+        manifest.settings.iter().find(|settings| settings.nodes.contains(&name))
+    };
+    let preferred = || nodes.iter().filter_map(|node| of(node)).chain(&manifest.settings);
+    preferred().find(|settings| settings.unreadable.is_empty()).or_else(|| preferred().next())
+}
+
+fn as_text<T: std::fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+#[expect(clippy::ref_option, reason = "the signature that serde calls")]
+fn as_optional_text<T: std::fmt::Display, S: Serializer>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
+}

@@ -1,0 +1,276 @@
+//! Starting restored nodes on this machine.
+//!
+//! Invariant: either all of them run when this returns, or none does.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Serialize;
+use slotkeep_model::NodeAddr;
+use slotkeep_wire::resp::Command;
+use slotkeep_wire::topology::ClusterInfo;
+use tokio::process::Child;
+
+use super::conf::LOG_FILE;
+use super::plan::{FilesPlan, NodePlan};
+use super::server::StockServer;
+use super::write::failed;
+use crate::discover::node_report;
+use crate::net::{Connector, ConnectorOptions};
+use crate::{Context, Error, ErrorKind, Result};
+
+/// How often the nodes are asked how they are.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the nodes may stand still, none of them loading, before the start counts as failed.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a server may take to end when asked to.
+const END_LIMIT: Duration = Duration::from_secs(15);
+/// How many lines of a log are shown.
+const LOG_LINES: usize = 12;
+
+/// A node that runs.
+#[derive(Debug, Serialize)]
+pub struct StartedNode {
+    /// Where clients reach it.
+    pub addr: String,
+    /// Its process.
+    pub pid: u32,
+    /// How many keys it holds.
+    pub keys: u64,
+}
+
+/// Refuses to start nodes where it can't succeed: before anything is written.
+pub fn check_start(context: &Context, plan: &FilesPlan) -> Result<()> {
+    if plan.needs_password && plan.credentials.is_none() && context.connector.credentials().is_none() {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "the restored nodes need a password, and the backup holds only its hash",
+        )
+        .hint("give it in SLOTKEEP_PASSWORD, or restore without --start"));
+    }
+    for node in &plan.nodes {
+        let ports = [Some(node.addr.port()), node.bus_port()];
+        for port in ports.into_iter().flatten() {
+            TcpListener::bind((node.ip, port)).map_err(|error| {
+                Error::new(ErrorKind::Usage, format!("node {} can't be started here: {}:{port}: {error}", node.addr, node.ip))
+                    .hint("give addresses of this machine with free ports, or restore without --start and start the nodes where they belong")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts every node of a plan that has been applied, and waits until each says that the cluster is whole and every replica
+/// follows its primary. `tell` is called with what is awaited whenever that changes.
+pub async fn start(
+    context: &Context,
+    plan: &FilesPlan,
+    server: &StockServer,
+    tell: impl FnMut(&str),
+) -> Result<Vec<StartedNode>> {
+    // A password that nobody asks for is an error to the server.
+    let given = context.connector.credentials().filter(|_| plan.needs_password);
+    let credentials = plan.credentials.as_ref().or(given).cloned();
+    let options =
+        ConnectorOptions { credentials, timeout: Some(ANSWER_TIMEOUT), ..ConnectorOptions::default() };
+    let context = Context { connector: Arc::new(Connector::new(options)?), ..context.clone() };
+    let mut nodes = Nodes { context: &context, plan, children: vec![] };
+    let started = match nodes.spawn(server) {
+        Ok(()) => nodes.wait_ready(tell).await,
+        Err(error) => Err(error),
+    };
+    match started {
+        Ok(started) => Ok(started),
+        Err(error) => {
+            nodes.stop().await;
+            let kept = format!("the restored folders stay in {}", plan.folder.display());
+            Err(error.context(format!("the nodes were restored but could not be started; {kept}")).hint(
+                "mend what the message says, then start each node with its configuration file; or remove the folder and restore again",
+            ))
+        }
+    }
+}
+
+struct Nodes<'a> {
+    context: &'a Context,
+    plan: &'a FilesPlan,
+    /// The processes, in the order of the plan's nodes.
+    children: Vec<Child>,
+}
+
+impl Nodes<'_> {
+    fn spawn(&mut self, server: &StockServer) -> Result<()> {
+        for node in &self.plan.nodes {
+            let log_path = node.folder.join(LOG_FILE);
+            let open = || std::fs::File::options().append(true).create(true).open(&log_path);
+            let (log, errors) = open()
+                .and_then(|log| Ok((log, open()?)))
+                .map_err(|error| failed("write", &log_path, &error))?;
+            // A process group of its own: Ctrl-C here is not meant for it, and it goes on when this process has ended.
+            let child = tokio::process::Command::new(&server.program)
+                .arg(&node.config_file)
+                .current_dir(&node.folder)
+                .stdin(Stdio::null())
+                .stdout(Stdio::from(log))
+                .stderr(Stdio::from(errors))
+                .process_group(0)
+                .spawn()
+                .map_err(|error| failed("start", &server.program, &error))?;
+            self.children.push(child);
+        }
+        Ok(())
+    }
+
+    async fn wait_ready(&mut self, mut tell: impl FnMut(&str)) -> Result<Vec<StartedNode>> {
+        let mut still_since = self.context.clock.elapsed();
+        let mut last_told = String::new();
+        loop {
+            self.check_alive()?;
+            let states = futures::future::join_all(self.plan.nodes.iter().map(|node| self.look(node))).await;
+            let states: Vec<State> = states.into_iter().collect::<Result<_>>()?;
+            let waiting = self.plan.nodes.iter().zip(&states).find_map(|(node, state)| match state {
+                State::NotYet { why, .. } => Some(format!("{}: {why}", node.addr)),
+                State::Ready { .. } => None,
+            });
+            let Some(waiting) = waiting else { return self.started(states) };
+            let now = self.context.clock.elapsed();
+            if waiting != last_told
+                || states.iter().any(|state| matches!(state, State::NotYet { loading: true, .. }))
+            {
+                still_since = now;
+            }
+            if waiting != last_told {
+                tell(&waiting);
+                last_told.clone_from(&waiting);
+            }
+            if now.saturating_sub(still_since) > PATIENCE {
+                return Err(Error::new(
+                    ErrorKind::Unreachable,
+                    format!("after {} s without a change: {waiting}", PATIENCE.as_secs()),
+                ));
+            }
+            tokio::select! {
+                () = self.context.stop.cancelled() => return Err(Error::interrupted()),
+                () = self.context.clock.sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    fn started(&self, states: Vec<State>) -> Result<Vec<StartedNode>> {
+        let gone = || Error::new(ErrorKind::Failed, "a server ended just after its start");
+        let nodes = self.plan.nodes.iter().zip(&self.children).zip(states);
+        let started = nodes.map(|((node, child), state)| {
+            let State::Ready { keys } = state else { return Err(gone()) };
+            Ok(StartedNode { addr: node.addr.to_string(), pid: child.id().ok_or_else(gone)?, keys })
+        });
+        started.collect()
+    }
+
+    /// An error if a server has ended, with the last lines of its log.
+    fn check_alive(&mut self) -> Result<()> {
+        for (node, child) in self.plan.nodes.iter().zip(&mut self.children) {
+            let ended = child.try_wait().map_err(|error| failed("look after", &node.folder, &error))?;
+            if let Some(status) = ended {
+                let log = last_lines(&node.folder.join(LOG_FILE));
+                return Err(Error::new(
+                    ErrorKind::Failed,
+                    format!("the server of {} ended ({status}); its log ends with\n{log}", node.addr),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// How a node is. Only what waiting can't mend is an error.
+    async fn look(&self, node: &NodePlan) -> Result<State> {
+        let addr = NodeAddr::new(node.ip.to_string(), node.addr.port());
+        let report = match node_report(self.context, &addr).await {
+            Ok(report) => report,
+            Err(error) if matches!(error.kind(), ErrorKind::Authentication | ErrorKind::Permission) => {
+                return Err(error);
+            }
+            Err(_) => return Ok(State::not_yet("does not answer yet")),
+        };
+        if report.loading {
+            return Ok(State::NotYet { why: "loads its dataset".to_owned(), loading: true });
+        }
+        if self.plan.cluster_mode
+            && let Some(why) = self.cluster_trouble(&addr).await?
+        {
+            return Ok(State::not_yet(&why));
+        }
+        if !report.link_up {
+            return Ok(State::not_yet("its link to its primary is not up yet"));
+        }
+        Ok(State::Ready { keys: report.keys })
+    }
+
+    /// Why the node does not take the cluster for whole.
+    async fn cluster_trouble(&self, addr: &NodeAddr) -> Result<Option<String>> {
+        let mut connection = self.context.connector.connect(addr).await?;
+        let reply = connection.call(&Command::new("CLUSTER").arg("INFO")).await?;
+        let info = ClusterInfo::parse(reply.as_text().unwrap_or_default())
+            .map_err(|error| Error::new(ErrorKind::Failed, format!("{addr}: CLUSTER INFO: {error}")))?;
+        let (known, wanted) = (info.known_nodes, self.plan.nodes.len());
+        Ok(if !info.ok {
+            Some("cluster_state is not ok yet".to_owned())
+        } else if u32::try_from(wanted) != Ok(known) {
+            Some(format!("it knows {known} of {wanted} nodes"))
+        } else {
+            None
+        })
+    }
+
+    /// Ends every server that runs.
+    async fn stop(&mut self) {
+        for child in &self.children {
+            let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+            if let Some(pid) = pid {
+                // One that has ended already needs no signal.
+                let _ = kill_process(pid, Signal::TERM);
+            }
+        }
+        for child in &mut self.children {
+            let limit = self.context.clock.sleep(END_LIMIT);
+            let ended = tokio::select! {
+                ended = child.wait() => ended.is_ok(),
+                () = limit => false,
+            };
+            if !ended {
+                let _ = child.kill().await;
+            }
+        }
+    }
+}
+
+/// How a node is.
+enum State {
+    Ready { keys: u64 },
+    NotYet { why: String, loading: bool },
+}
+
+impl State {
+    fn not_yet(why: &str) -> Self {
+        Self::NotYet { why: why.to_owned(), loading: false }
+    }
+}
+
+fn last_lines(path: &Path) -> String {
+    let text =
+        std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(LOG_LINES);
+    lines
+        .get(from..)
+        .unwrap_or_default()
+        .iter()
+        .map(|line| format!("  {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
