@@ -25,6 +25,7 @@ pub(crate) enum Command {
     Init(commands::init::InitArgs),
     Backup(commands::backup::BackupArgs),
     Restore(Box<commands::restore::RestoreArgs>),
+    Check(commands::check::CheckArgs),
     Diff(commands::diff::DiffArgs),
     List(commands::list::ListArgs),
     Show(commands::show::ShowArgs),

@@ -42,6 +42,7 @@ async fn run(arguments: Arguments, output: &Output) -> slotkeep_jobs::Result<u8>
         Command::Init(command) => commands::init::run(&session, output, &command).await,
         Command::Backup(command) => commands::backup::run(&session, output, &command).await,
         Command::Restore(command) => commands::restore::run(&session, output, &command).await,
+        Command::Check(command) => commands::check::run(&session, output, &command).await,
         Command::Diff(command) => commands::diff::run(&session, output, &command).await,
         Command::List(command) => commands::list::run(&session, output, &command).await,
         Command::Show(command) => commands::show::run(&session, output, &command).await,

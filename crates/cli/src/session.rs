@@ -98,7 +98,10 @@ impl Session {
         let file = &self.file;
         let mut addresses = AddressMap::default();
         for rule in if access.address_map.is_empty() { &file.address_map } else { &access.address_map } {
-            addresses.add(rule).map_err(|error| Error::new(ErrorKind::Usage, error.to_string()))?;
+            addresses.add(rule).map_err(|error| {
+                Error::new(ErrorKind::Usage, error.to_string())
+                    .hint("for example --address-map 10.0.0.1:6379=127.0.0.1:7001,10.0.0.2=192.168.0.9")
+            })?;
         }
         let ca = access.tls_ca.clone().or_else(|| file.tls_ca.clone());
         let certificate = access.tls_cert.clone().or_else(|| file.tls_cert.clone());
@@ -131,6 +134,7 @@ impl Session {
                         ErrorKind::Usage,
                         format!("can't read password file {}: {error}", path.display()),
                     )
+                    .hint("name a file that this user can read, with the password on its first line")
                 })?;
                 Some(text.lines().next().unwrap_or_default().to_owned())
             }
@@ -157,6 +161,12 @@ impl Session {
                 .hint("use 1 to 64 letters, digits, `-`, `_` and `.`, not starting with a dot"));
         }
         Ok((Location::from_str(repo)?, name.to_owned()))
+    }
+
+    /// [`Self::location`], or nothing if no repository was named.
+    pub(crate) fn location_if_given(&self, arguments: &RepoArgs) -> Result<Option<(Location, String)>> {
+        let given = arguments.repo.is_some() || self.file.repo.is_some();
+        given.then(|| self.location(arguments)).transpose()
     }
 
     /// Opens the repository, and gives the name of the cluster in it.
@@ -189,5 +199,6 @@ impl Session {
 pub(crate) fn parse_addr(text: &str) -> Result<NodeAddr> {
     text.parse().map_err(|error: slotkeep_model::address::AddrSyntaxError| {
         Error::new(ErrorKind::Usage, error.to_string())
+            .hint("give the address of any node, for example --cluster 10.0.0.1:6379")
     })
 }

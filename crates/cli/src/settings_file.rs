@@ -44,6 +44,7 @@ impl SettingsFile {
         let path = named.unwrap_or(Path::new(DEFAULT_FILE));
         let refuse = |why: String| {
             Error::new(ErrorKind::Usage, format!("can't use settings file {}: {why}", path.display()))
+                .hint("correct the file, or name another one with -c FILE")
         };
         match std::fs::read_to_string(path) {
             Ok(text) => toml::from_str(&text).map_err(|error| refuse(error.to_string())),

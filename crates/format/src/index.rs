@@ -1,13 +1,13 @@
 //! The index of a base: where each key's record lies in the RDB.
 //!
-//! It is derived: it can be rebuilt from the RDB alone. It names no key: a key is found by its slot and a 32-bit fingerprint,
+//! It is derived: it can be rebuilt from the RDB alone. It names no key: a key is found by its slot and a 16-bit fingerprint,
 //! and told apart from others of the same fingerprint by reading the record itself. For a key with an expiry, the
 //! expiry and the key's hash stand in the index as well, so that a digest can leave out what has expired without the RDB
 //! being read.
 //!
 //! Layout: the magic `SLOTKIDX`, the format version (u32 LE), then one entry a key in the order of the RDB:
 //! distance from the record before it (LEB128; the first from 0) · slot and flags (u16 LE) · database (LEB128, only with
-//! flag bit 14: it differs from the entry before; at first it is 0) · fingerprint (u32 LE) · expiry in ms (i64 LE) and hash (u128 LE),
+//! flag bit 14: it differs from the entry before; at first it is 0) · fingerprint (u16 LE) · expiry in ms (i64 LE) and hash (u128 LE),
 //! both only with flag bit 15.
 
 use slotkeep_model::{Slot, TimestampMs};
@@ -31,8 +31,8 @@ pub struct IndexEntry {
     pub slot: Slot,
     /// The database the key is in.
     pub database: u32,
-    /// 32 bits of a hash of database and key.
-    pub fingerprint: u32,
+    /// 16 bits of a hash of database and key; with the slot it tells 2^30 keys apart.
+    pub fingerprint: u16,
     /// When the key expires, and the key's hash as it went into the slot's digest.
     pub expiry: Option<(TimestampMs, u128)>,
 }
@@ -197,7 +197,7 @@ impl IndexReader {
             };
             database = u32::try_from(number).map_err(|_| damaged("database of more than 32 bits"))?;
         }
-        let Some(fingerprint) = array(input).map(u32::from_le_bytes) else { return Ok(None) };
+        let Some(fingerprint) = array(input).map(u16::from_le_bytes) else { return Ok(None) };
         let mut expiry = None;
         if flags & FLAG_EXPIRY != 0 {
             let Some(expiry_ms) = array(input).map(i64::from_le_bytes) else { return Ok(None) };
@@ -233,7 +233,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn entries() -> impl Strategy<Value = Vec<IndexEntry>> {
-        let entry = (0_u64..5000, 0_u16..16384, 0_u32..3, any::<u32>(), any::<Option<(i64, u128)>>());
+        let entry = (0_u64..5000, 0_u16..16384, 0_u32..3, any::<u16>(), any::<Option<(i64, u128)>>());
         prop::collection::vec(entry, 0..50).prop_map(|rows| {
             let mut offset = 0;
             rows.into_iter()

@@ -1,5 +1,6 @@
 //! The cluster behind an address.
 
+use futures::StreamExt;
 use slotkeep_model::{Node, NodeAddr, Role, ServerVersion, Shard, SlotSet, Topology};
 use slotkeep_wire::info::{Info, InfoError, Replication};
 use slotkeep_wire::resp::Command;
@@ -36,6 +37,9 @@ impl Discovery {
     }
 }
 
+/// How many nodes are asked at a time.
+const QUESTIONS_IN_FLIGHT: usize = 16;
+
 /// What a node says of itself.
 #[derive(Clone, Debug)]
 pub struct NodeReport {
@@ -57,12 +61,28 @@ pub struct NodeReport {
 pub async fn discover(context: &Context, seeds: &[NodeAddr]) -> Result<Discovery> {
     let mut first_error: Option<Error> = None;
     for seed in seeds {
-        match discover_from(context, seed).await {
+        let found = async {
+            match discover_from(context, seed).await {
+                Ok(discovery) => Ok(discovery),
+                Err(error) => Err(explained(context, seed, error).await),
+            }
+        };
+        match context.unless_stopped(found).await {
             Ok(discovery) => return Ok(discovery),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
             Err(error) => first_error = Some(first_error.unwrap_or(error)),
         }
     }
     Err(first_error.unwrap_or_else(|| Error::new(ErrorKind::Usage, "no address of the cluster was given")))
+}
+
+/// The error, or that the port wants TLS if that is why the connection broke.
+async fn explained(context: &Context, seed: &NodeAddr, error: Error) -> Error {
+    let may_be_tls = error.kind() == ErrorKind::Unreachable && !context.connector.is_tls();
+    if may_be_tls && context.connector.speaks_tls(seed).await {
+        return LinkError { node: seed.clone(), problem: LinkProblem::ServerSpeaksTls }.into();
+    }
+    error
 }
 
 async fn discover_from(context: &Context, seed: &NodeAddr) -> Result<Discovery> {
@@ -144,6 +164,26 @@ pub async fn node_report(context: &Context, addr: &NodeAddr) -> Result<NodeRepor
     })
 }
 
+/// The primaries that give slots away or take some over. `CLUSTER NODES` tells only the answering node's own moves, so each is
+/// asked; those that do not answer are passed over.
+pub async fn nodes_moving_slots(context: &Context, topology: &Topology) -> Vec<NodeAddr> {
+    if !topology.cluster_mode {
+        return Vec::new();
+    }
+    let primaries: Vec<NodeAddr> = topology
+        .shards
+        .iter()
+        .filter(|shard| shard.primary.online)
+        .map(|shard| shard.primary.addr.clone())
+        .collect();
+    let asked = futures::stream::iter(primaries).map(|addr| async move {
+        let mut connection = context.connector.connect(&addr).await.ok()?;
+        let view = read_view(context, &mut connection).await.ok()?;
+        (!view.migrating.is_empty() || !view.importing.is_empty()).then_some(addr)
+    });
+    asked.buffered(QUESTIONS_IN_FLIGHT).filter_map(std::future::ready).collect().await
+}
+
 fn cluster_enabled(info: &Info, node: &NodeAddr) -> Result<bool> {
     info.cluster_enabled().map_err(|error| protocol(node, &error.to_string()))
 }
@@ -163,7 +203,11 @@ pub async fn read_info(connection: &mut Connection) -> Result<Info> {
     let reply = connection.call(&Command::new("INFO")).await?;
     match reply.as_text() {
         Some(text) => Ok(Info::parse(text)),
-        None => Err(protocol(connection.node(), "INFO gives no text")),
+        // A server that echoes sends back an array: the command itself.
+        None => {
+            let problem = LinkProblem::NotRedis("it answers INFO without a text".to_owned());
+            Err(LinkError { node: connection.node().clone(), problem }.into())
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod backup;
 mod base;
+pub mod check;
 pub mod diff;
 pub mod discover;
 mod error;
@@ -27,4 +28,14 @@ pub struct Context {
     /// Cancelled when the user wants to stop: jobs then leave everything as whole as it was and return
     /// [`ErrorKind::Interrupted`].
     pub stop: tokio_util::sync::CancellationToken,
+}
+
+impl Context {
+    /// What `work` gives, or [`ErrorKind::Interrupted`] if the user stops first; then `work` is cancelled.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            outcome = work => outcome,
+            () = self.stop.cancelled() => Err(Error::interrupted()),
+        }
+    }
 }

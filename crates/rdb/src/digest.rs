@@ -19,7 +19,7 @@
 //!                'e' id fields u64, then H(field) H(value) for each   an entry that lives
 //!                'i' length u64, last id, highest deleted id, entries added u64
 //!                'g' H(name) last id                                  a group
-//!                'c' H(name)                                          a consumer of the group before
+//!                'c' H(name)                                          a consumer of the group before that has pending entries
 //!                'p' id                                               a pending entry of the consumer before
 //!                'n' id                                               a pending entry of the group without consumer
 //!                'm' duration s u64, entries u64                      settings of idempotent production
@@ -28,7 +28,7 @@
 //!   array      = H( records ): 'h' count u64, set u8, insert index u64; 'x' index u64, then 't' H(string) or 'b' bits u64
 //!
 //! function     = H( source )
-//! fingerprint  = low 32 bits of XXH3-64 of the key with the number of its database as the seed
+//! fingerprint  = low 16 bits of XXH3-64 of the key with the number of its database as the seed
 //! ```
 //!
 //! Integers that an encoding packs stand for their decimal text.
@@ -41,6 +41,8 @@
 //!   change of it;
 //! - delivery time and delivery count of pending entries: reading one's own pending entries again (`XREADGROUP` with an id)
 //!   changes both and is not replicated;
+//! - consumers that own no pending entry: `XAUTOCLAIM` that claims nothing creates its consumer on the primary only (seen on
+//!   Valkey 9.1);
 //! - a consumer's seen and active times: a replica sets them by its own clock; before type 21 there is no active time;
 //! - a stream's first id: it follows from the entries;
 //! - producers and their remembered ids, and the counters of them: they run out by the clock of each server. Of idempotent
@@ -85,7 +87,7 @@ pub struct KeyDigest {
     /// Offset of the first byte after it.
     pub end_offset: u64,
     /// See [`key_fingerprint`].
-    pub fingerprint: u32,
+    pub fingerprint: u16,
 }
 
 impl KeyDigest {
@@ -106,11 +108,11 @@ impl KeyDigest {
     }
 }
 
-/// 32 bits that find a key in an index: the low half of XXH3-64 of the key, seeded with its database.
-pub fn key_fingerprint(db: u32, key: &[u8]) -> u32 {
-    #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+/// 16 bits that, with its slot, find a key in an index: the low ones of XXH3-64 of the key, seeded with its database.
+pub fn key_fingerprint(db: u32, key: &[u8]) -> u16 {
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits are meant")]
     {
-        xxh3_64_with_seed(key, u64::from(db)) as u32
+        xxh3_64_with_seed(key, u64::from(db)) as u16
     }
 }
 
@@ -133,6 +135,8 @@ pub struct Digester {
     held: u128,
     /// Hash of the value of the field in `held`, if both are complete.
     held_value: Option<u128>,
+    /// Hash of the name of a consumer none of whose pending entries was seen yet.
+    consumer: Option<u128>,
     functions: SlotDigest,
 }
 
@@ -144,7 +148,7 @@ struct Head {
     expiry_ms: Option<i64>,
     offset: u64,
     key_hash: u128,
-    fingerprint: u32,
+    fingerprint: u16,
 }
 
 impl Default for Digester {
@@ -173,6 +177,7 @@ impl Digester {
             elements: 0,
             held: 0,
             held_value: None,
+            consumer: None,
             functions: SlotDigest::default(),
         }
     }
@@ -260,7 +265,7 @@ impl Digester {
             }
             Part::StreamField | Part::StreamValue => self.records.hash(hash),
             Part::GroupName => self.records.tagged_hash(b'g', hash),
-            Part::ConsumerName => self.records.tagged_hash(b'c', hash),
+            Part::ConsumerName => self.consumer = Some(hash),
             Part::ModuleString => {
                 self.elements += 1;
                 self.records.tagged_hash(b't', hash);
@@ -291,6 +296,9 @@ impl Digester {
             Element::StreamInfo(info) => push_info(records, info),
             Element::Group { last_id, .. } => push_id(records, last_id),
             Element::ConsumerPending(id) => {
+                if let Some(name) = self.consumer.take() {
+                    records.tagged_hash(b'c', name);
+                }
                 records.tag(b'p');
                 push_id(records, id);
             }
@@ -298,11 +306,11 @@ impl Digester {
                 records.tag(b'n');
                 push_id(records, id);
             }
-            Element::Idempotence { duration_s, max_entries } => {
-                if (duration_s, max_entries) != IDEMPOTENCE_DEFAULTS {
-                    records.tagged(b'm', duration_s);
-                    records.number(max_entries);
-                }
+            Element::Idempotence { duration_s, max_entries }
+                if (duration_s, max_entries) != IDEMPOTENCE_DEFAULTS =>
+            {
+                records.tagged(b'm', duration_s);
+                records.number(max_entries);
             }
             Element::ModuleId(id) => records.tagged(b'd', id),
             Element::ModuleSigned(number) => {

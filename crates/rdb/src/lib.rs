@@ -21,6 +21,9 @@ mod string;
 mod types;
 mod value;
 
+#[cfg(test)]
+mod tests;
+
 pub use commands::{Command, CommandBuilder, CommandError};
 pub use digest::{Digester, KeyDigest, function_hash, key_fingerprint};
 pub use dump::{DumpBuilder, DumpPayload, dump_payload, footer_version, function_payload};

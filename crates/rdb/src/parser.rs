@@ -8,7 +8,7 @@ use slotkeep_model::{Product, RdbVersion, Slot, SlotRange};
 use crate::error::{Error, ErrorKind};
 use crate::primitive::{Carry, Decoded, Flow, fixed, length, length_pair, take, wide};
 use crate::types::ValueType;
-use crate::value::{Decoder, Item, ModuleReader};
+use crate::value::{Decoder, Element, Item, ModuleReader};
 
 mod event;
 mod header;
@@ -154,17 +154,36 @@ impl Parser {
     pub fn next<'s, 'i: 's>(&'s mut self, input: &mut &'i [u8]) -> Result<Option<Event<'s>>, Error> {
         let before = input.len();
         self.input_end = self.offset.saturating_add(wide(before));
+        if self.state == State::Value && self.level == Level::Element {
+            // Nearly all events are elements: they take the short way.
+            match self.decoder.step(input) {
+                Ok(Flow::Emit(Item::Element(Element::End))) => self.state = State::KeyEnd,
+                Ok(Flow::Emit(item)) => {
+                    self.offset = self.input_end - wide(input.len());
+                    return Ok(Some(Event::Element(self.decoder.element(item))));
+                }
+                Ok(_) => {
+                    self.offset = self.input_end;
+                    return Ok(None);
+                }
+                Err(kind) => return Err(self.fail(kind, input)),
+            }
+        }
         let step = self.run(input);
         self.offset = self.input_end - wide(input.len());
         match step {
             Ok(Some(step)) => Ok(Some(self.event(step))),
             Ok(None) => Ok(None),
-            Err(kind) => {
-                let error = self.error(kind);
-                self.state = State::Failed;
-                Err(error)
-            }
+            Err(kind) => Err(self.fail(kind, input)),
         }
+    }
+
+    #[cold]
+    fn fail(&mut self, kind: ErrorKind, input: &[u8]) -> Error {
+        self.offset = self.input_end - wide(input.len());
+        let error = self.error(kind);
+        self.state = State::Failed;
+        error
     }
 
     /// Checks that the RDB is complete.
@@ -201,6 +220,7 @@ impl Parser {
         self.input_end - wide(input.len())
     }
 
+    #[inline(never)]
     fn run<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<Step<'i>>, ErrorKind> {
         loop {
             let flow = match self.state {
@@ -226,6 +246,7 @@ impl Parser {
         }
     }
 
+    #[inline(never)]
     fn opcode<'i>(&mut self, input: &mut &'i [u8]) -> Result<Flow<Step<'i>>, ErrorKind> {
         let start = self.here(input);
         let Some(&opcode) = take(input, 1).first() else { return Ok(Flow::Need) };
@@ -310,26 +331,22 @@ impl Parser {
         Ok(Flow::Emit(Step::Key))
     }
 
-    #[inline]
+    /// Steps through a value; elements that are due at once after a key come this way, all others by the short one.
     fn value<'i>(&mut self, input: &mut &'i [u8]) -> Result<Flow<Step<'i>>, ErrorKind> {
         let whole: &'i [u8] = input;
-        let item = self.decoder.step(input)?;
-        let ended = matches!(item, Some(Item::Element(crate::value::Element::End)));
+        let ended = match self.decoder.step(input)? {
+            Flow::Emit(Item::Element(Element::End)) => true,
+            Flow::Emit(item) => return Ok(Flow::Emit(Step::Item(item))),
+            _ => false,
+        };
         if ended {
             self.state = State::KeyEnd;
         }
-        if self.level == Level::Raw {
-            let consumed = whole.get(..whole.len() - input.len()).unwrap_or_default();
-            return Ok(match (consumed.is_empty(), ended) {
-                (false, _) => Flow::Emit(Step::ValueBytes(consumed)),
-                (true, true) => Flow::Again,
-                (true, false) => Flow::Need,
-            });
-        }
-        Ok(match item {
-            None => Flow::Need,
-            Some(_) if ended => Flow::Again,
-            Some(item) => Flow::Emit(Step::Item(item)),
+        let consumed = whole.get(..whole.len() - input.len()).unwrap_or_default();
+        Ok(match (self.level, consumed.is_empty(), ended) {
+            (Level::Raw, false, _) => Flow::Emit(Step::ValueBytes(consumed)),
+            (_, _, true) => Flow::Again,
+            (_, _, false) => Flow::Need,
         })
     }
 

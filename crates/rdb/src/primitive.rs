@@ -192,10 +192,7 @@ pub(crate) fn write_decimal(number: i64, buffer: &mut [u8; DIGITS_BYTES]) -> usi
     let mut start = DIGITS_BYTES;
     for place in buffer.iter_mut().rev() {
         start -= 1;
-        #[expect(clippy::cast_possible_truncation, reason = "a decimal digit")]
-        {
-            *place = b'0' + (rest % 10) as u8;
-        }
+        *place = b'0' + (rest % 10) as u8;
         rest /= 10;
         if rest == 0 {
             break;

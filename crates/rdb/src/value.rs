@@ -9,17 +9,16 @@
 
 use slotkeep_model::RdbVersion;
 
-use crate::blob::{Blob, Entry, EntryPlace, Layout};
+use crate::blob::{Blob, Layout};
 use crate::error::{Error, ErrorKind};
-use crate::primitive::{
-    Carry, DIGITS_BYTES, Flow, checked_score, fixed, length, parse_score, text_score, wide, write_decimal,
-};
+use crate::primitive::{Carry, DIGITS_BYTES, Flow, checked_score, fixed, length, text_score, wide};
 use crate::string::{Place, StringReader};
 use crate::types::ValueType;
 
 mod array;
 mod element;
 mod module;
+mod packed;
 mod stream;
 
 pub use element::{Element, Part, StreamId, StreamInfo};
@@ -27,9 +26,6 @@ pub(crate) use module::{ModuleItem, ModuleReader};
 
 use array::ArrayState;
 use stream::StreamState;
-
-/// The longest text of a score or an expiry inside a ziplist or listpack.
-const LONGEST_NUMBER_BYTES: usize = 256;
 
 /// Where the bytes of an [`Element::Bytes`] are, until they are borrowed for the caller.
 #[derive(Clone, Copy)]
@@ -48,13 +44,6 @@ pub(crate) enum Item<'i> {
 }
 
 pub(crate) type ItemFlow<'i> = Result<Flow<Item<'i>>, ErrorKind>;
-
-/// An entry of a blob whose bytes borrow only from the input.
-pub(crate) enum BlobItem<'i> {
-    Integer(i64),
-    Bytes { source: Source<'i>, last: bool },
-    End,
-}
 
 /// What the entries of a blob are, by turns.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -158,8 +147,8 @@ impl Decoder {
     /// Byte strings of at most 64 KiB come in one [`Element::Bytes`]; longer ones in parts.
     pub fn next<'s, 'i: 's>(&'s mut self, input: &mut &'i [u8]) -> Result<Option<Element<'s>>, Error> {
         match self.step(input) {
-            Ok(Some(item)) => Ok(Some(self.element(item))),
-            Ok(None) => Ok(None),
+            Ok(Flow::Emit(item)) => Ok(Some(self.element(item))),
+            Ok(_) => Ok(None),
             Err(kind) => Err(Error::new(kind, self.consumed).in_value(self.value_type)),
         }
     }
@@ -169,8 +158,9 @@ impl Decoder {
         &mut self.string
     }
 
+    /// The next element, or that more input is needed; never [`Flow::Again`].
     #[inline]
-    pub(crate) fn step<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<Item<'i>>, ErrorKind> {
+    pub(crate) fn step<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
         let before = input.len();
         let item = self.run(input);
         self.consumed += wide(before - input.len());
@@ -182,6 +172,10 @@ impl Decoder {
 
     /// Borrows the bytes of an item.
     #[inline]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "an item is used once; it goes by value as all of a step does"
+    )]
     pub(crate) fn element<'a>(&'a self, item: Item<'a>) -> Element<'a> {
         match item {
             Item::Bytes { part, source, last } => Element::Bytes { part, bytes: self.bytes_of(source), last },
@@ -200,32 +194,32 @@ impl Decoder {
     }
 
     #[inline]
-    fn run<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<Item<'i>>, ErrorKind> {
+    fn run<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
         loop {
+            // What a step gives is passed on as it is: rewrapping it costs more than the step.
             let flow = match self.state {
-                State::Blob => self.blob_step(input)?,
-                State::String(part) => self.string_step(part, input)?,
-                State::Next => self.next_element(),
-                State::Start => self.start()?,
-                State::Stream => self.stream_step(input)?,
-                State::Module => self.module_step(input)?,
-                State::Array => self.array_step(input)?,
-                State::GiveExpiry => self.give_expiry(),
+                State::Blob => self.blob_step(input),
+                State::String(part) => self.string_step(part, input),
+                State::Next => Ok(self.next_element()),
+                State::Start => self.start(),
+                State::Stream => self.stream_step(input),
+                State::Module => self.module_step(input),
+                State::Array => self.array_step(input),
+                State::GiveExpiry => Ok(self.give_expiry()),
                 State::End => {
                     self.state = State::Ended;
-                    Flow::Emit(Item::Element(Element::End))
+                    Ok(Flow::Emit(Item::Element(Element::End)))
                 }
-                State::Ended => return Err(ErrorKind::AfterError),
-                _ => self.number_step(input)?,
+                State::Ended => Err(ErrorKind::AfterError),
+                _ => self.number_step(input),
             };
-            match flow {
-                Flow::Again => {}
-                Flow::Need => return Ok(None),
-                Flow::Emit(item) => return Ok(Some(item)),
+            if !matches!(flow, Ok(Flow::Again)) {
+                return flow;
             }
         }
     }
 
+    #[inline(never)]
     fn start<'i>(&mut self) -> ItemFlow<'i> {
         use ValueType as T;
         if self.value_type.introduced_in(self.version.product).is_none() {
@@ -314,12 +308,12 @@ impl Decoder {
             State::Score => {
                 let Some(bytes) = self.carry.read(input, fixed)? else { return Ok(Flow::Need) };
                 self.state = State::Next;
-                return self.give_score(checked_score(f64::from_le_bytes(bytes))?);
+                return Ok(self.give_score(checked_score(f64::from_le_bytes(bytes))?));
             }
             State::TextScore => {
                 let Some(score) = self.carry.read(input, text_score)? else { return Ok(Flow::Need) };
                 self.state = State::Next;
-                return self.give_score(score);
+                return Ok(self.give_score(score));
             }
             State::MinExpiry => {
                 let Some(bytes) = self.carry.read(input, fixed)? else { return Ok(Flow::Need) };
@@ -341,6 +335,7 @@ impl Decoder {
         Ok(Flow::Again)
     }
 
+    #[inline(never)]
     fn length_step<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
         let Some(number) = self.carry.read(input, length)? else { return Ok(Flow::Need) };
         match self.state {
@@ -374,8 +369,8 @@ impl Decoder {
     }
 
     #[inline]
-    fn give_score<'i>(&self, score: f64) -> ItemFlow<'i> {
-        Ok(if self.skipping { Flow::Again } else { Flow::Emit(Item::Element(Element::Score(score))) })
+    fn give_score<'i>(&self, score: f64) -> Flow<Item<'i>> {
+        if self.skipping { Flow::Again } else { Flow::Emit(Item::Element(Element::Score(score))) }
     }
 
     fn give_expiry<'i>(&mut self) -> Flow<Item<'i>> {
@@ -428,136 +423,7 @@ impl Decoder {
         }
     }
 
-    /// The next entry of the blob in the string, or `None` if more input is needed.
-    #[inline]
-    pub(crate) fn blob_item<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<BlobItem<'i>>, ErrorKind> {
-        if !self.string.open(input)? {
-            return Ok(None);
-        }
-        loop {
-            self.string.fill(input)?;
-            let whole: &'i [u8] = input;
-            let view = self.string.view(whole);
-            let (available, left) = (view.len(), self.string.left());
-            let (used, entry) = self.blob.next(view, left, self.string.total())?;
-            let item = match entry {
-                None => None,
-                Some(Entry::Integer(number)) => Some(BlobItem::Integer(number)),
-                Some(Entry::Bytes { place: EntryPlace::View(from, to), last }) => {
-                    Some(BlobItem::Bytes { source: Source::String(self.string.place(whole, from, to)), last })
-                }
-                Some(Entry::Bytes { place: EntryPlace::Held, last }) => {
-                    Some(BlobItem::Bytes { source: Source::Held, last })
-                }
-                Some(Entry::End) => Some(BlobItem::End),
-            };
-            self.string.consume(input, used);
-            if item.is_some() {
-                return Ok(item);
-            }
-            if self.string.left() == 0 {
-                return Err(self.blob.cut_short());
-            }
-            if available == 0 {
-                return Ok(None);
-            }
-        }
-    }
-
-    #[inline]
-    fn blob_step<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
-        if self.skipping {
-            if !self.string.skip(input)? {
-                return Ok(Flow::Need);
-            }
-            self.after_blob();
-            return Ok(Flow::Again);
-        }
-        let Some(item) = self.blob_item(input)? else { return Ok(Flow::Need) };
-        match item {
-            BlobItem::Integer(number) => self.blob_integer(number),
-            BlobItem::Bytes { source, last } => self.blob_bytes(source, last),
-            BlobItem::End => {
-                if !matches!(self.turn, Turn::Item | Turn::Member | Turn::ScoredMember | Turn::Field) {
-                    return Err(ErrorKind::Malformed {
-                        part: "a packed value",
-                        what: "its last element is cut",
-                    });
-                }
-                self.after_blob();
-                Ok(Flow::Again)
-            }
-        }
-    }
-
-    /// Only lists have more than one blob.
-    fn after_blob(&mut self) {
-        self.state = match self.value_type {
-            ValueType::ListQuicklist | ValueType::ListQuicklist2 => State::Next,
-            _ => State::End,
-        };
-    }
-
-    #[inline]
-    fn blob_integer<'i>(&mut self, number: i64) -> ItemFlow<'i> {
-        match self.turn {
-            Turn::Score => {
-                self.turn = Turn::ScoredMember;
-                #[expect(clippy::cast_precision_loss, reason = "servers convert such a score the same way")]
-                self.give_score(number as f64)
-            }
-            Turn::Expiry => {
-                self.turn = Turn::Field;
-                if number == 0 {
-                    return Ok(Flow::Again);
-                }
-                Ok(Flow::Emit(Item::Element(Element::FieldExpiry(number))))
-            }
-            _ => {
-                let from = write_decimal(number, &mut self.digits);
-                Ok(self.give_turn(Source::Digits(from), true))
-            }
-        }
-    }
-
-    #[inline]
-    fn blob_bytes<'i>(&mut self, source: Source<'i>, last: bool) -> ItemFlow<'i> {
-        match self.turn {
-            Turn::Score | Turn::Expiry => {
-                let text = self.bytes_of(source);
-                if !last || text.len() > LONGEST_NUMBER_BYTES {
-                    return Err(ErrorKind::Malformed {
-                        part: "a score or expiry",
-                        what: "its text is too long",
-                    });
-                }
-                if self.turn == Turn::Score {
-                    let score = parse_score(text)?;
-                    self.turn = Turn::ScoredMember;
-                    return self.give_score(score);
-                }
-                Err(ErrorKind::Malformed { part: "the expiry of a field", what: "it is not an integer" })
-            }
-            _ => Ok(self.give_turn(source, last)),
-        }
-    }
-
-    #[inline]
-    fn give_turn<'i>(&mut self, source: Source<'i>, last: bool) -> Flow<Item<'i>> {
-        let (part, after) = match self.turn {
-            Turn::Member => (Part::Member, Turn::Member),
-            Turn::ScoredMember => (Part::Member, Turn::Score),
-            Turn::Field => (Part::Field, Turn::Value),
-            Turn::Value if self.value_type == ValueType::HashListpackEx => (Part::Value, Turn::Expiry),
-            Turn::Value => (Part::Value, Turn::Field),
-            _ => (Part::Item, Turn::Item),
-        };
-        if last {
-            self.turn = after;
-        }
-        Flow::Emit(Item::Bytes { part, source, last })
-    }
-
+    #[inline(never)]
     fn module_step<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
         let flow = self.module.step(&mut self.carry, &mut self.string, self.skipping, input)?;
         Ok(match flow {

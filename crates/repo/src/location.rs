@@ -105,7 +105,7 @@ fn local(path: &Path) -> Result<LocalFileSystem, object_store::Error> {
     Ok(LocalFileSystem::new_with_prefix(path)?.with_fsync(true).with_automatic_cleanup(true))
 }
 
-fn io_problem(error: &std::io::Error) -> Problem {
+pub(crate) fn io_problem(error: &std::io::Error) -> Problem {
     match error.kind() {
         std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
             Problem::Denied(error.to_string())

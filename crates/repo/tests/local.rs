@@ -169,3 +169,16 @@ async fn a_newer_repository_is_refused() {
     let error = Repository::open(&Location::Folder(folder.path().to_owned())).await.unwrap_err();
     assert!(matches!(error.problem, Problem::Newer(_)), "{error}");
 }
+
+#[tokio::test]
+async fn a_probe_leaves_nothing_and_finds_what_is_not_writable() {
+    let folder = tempfile::tempdir().unwrap();
+    let inside = |name: &str| Location::Folder(folder.path().join(name));
+    let found = inside("not/yet").probe("00").await.unwrap();
+    assert!(found.refuses_overwrite);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert!(inside("not/yet").free_bytes().await.unwrap().unwrap() > 0);
+    std::fs::write(folder.path().join("file"), b"x").unwrap();
+    assert!(inside("file/below").probe("00").await.is_err());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}

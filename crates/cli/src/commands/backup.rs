@@ -53,13 +53,14 @@ enum PreferArg {
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupArgs) -> Result<u8> {
     let (context, seeds) = session.cluster(&arguments.cluster)?;
     let (location, name) = session.location(&arguments.repo)?;
-    let repository = session.open_or_create(&location).await?;
     let discovery = discover(&context, &seeds).await?;
     let prefer = match arguments.prefer {
         PreferArg::Replica => Prefer::Replica,
         PreferArg::Primary => Prefer::Primary,
     };
     let plan = plan(&context, discovery, prefer, arguments.allow_partial).await?;
+    // Only now: a cluster that can't be backed up must leave no new repository behind.
+    let repository = session.open_or_create(&location).await?;
     output.note(&announce(&plan, &location.to_string()));
     let options = BackupOptions {
         cluster: name,

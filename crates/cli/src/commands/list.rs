@@ -74,7 +74,8 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
                 list.unreadable.len() + list.backups.len(),
                 first.reason
             ),
-        )),
+        )
+        .hint("do not delete the others: use one of them, and take a new backup from the running cluster")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands, one file each: their options, what they call, what they show.
 
 pub(crate) mod backup;
+pub(crate) mod check;
 pub(crate) mod diff;
 pub(crate) mod generate;
 pub(crate) mod init;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use slotkeep_model::{NodeAddr, ReplId, ReplOffset};
-use slotkeep_repo::Repository;
 use slotkeep_repo::layout::BaseLayout;
+use slotkeep_repo::{Problem, RepoError, Repository};
 use slotkeep_wire::replica::{Handshake, HandshakeEvent, HandshakeOptions, Request};
 use slotkeep_wire::resp::Command;
 use slotkeep_wire::transfer::{Chunk, PayloadHeader, Transfer};
@@ -66,19 +66,34 @@ pub(super) async fn capture(
     drop(link);
     progress.enter(Phase::Finishing);
     let report = match received {
-        Ok(()) => pipeline.finish().await?,
+        Ok(()) => pipeline.finish().await,
         Err(Interruption::Pipeline) => {
             let cause = pipeline.abandon().await;
-            return Err(cause.unwrap_or_else(|| {
-                Error::new(crate::ErrorKind::Failed, "the snapshot could not be stored")
-            }));
+            Err(cause
+                .unwrap_or_else(|| Error::new(crate::ErrorKind::Failed, "the snapshot could not be stored")))
         }
         Err(Interruption::Other(error)) => {
             pipeline.abandon().await;
-            return Err(error);
+            Err(error)
         }
     };
-    Ok(Captured { history, offset, server_time, report, layout })
+    match report {
+        Ok(report) => Ok(Captured { history, offset, server_time, report, layout }),
+        Err(error) => {
+            discard_base(destination.repository, &layout).await;
+            Err(error)
+        }
+    }
+}
+
+/// Deletes what there is of a base that will not be listed: one of its objects may be complete where another failed.
+pub(super) async fn discard_base(repository: &Repository, layout: &BaseLayout) {
+    for path in [layout.rdb(), layout.index(), layout.digest()] {
+        match repository.discard(&path).await {
+            Ok(()) | Err(RepoError { problem: Problem::Missing, .. }) => {}
+            Err(error) => tracing::warn!(%error, "an unlisted object stays in the repository"),
+        }
+    }
 }
 
 /// Why no more bytes were received.

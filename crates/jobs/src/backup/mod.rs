@@ -28,11 +28,11 @@ pub(crate) use interpret::HASH_VERSION;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
 pub use progress::{Phase, ShardProgress};
 
-use crate::discover::discover;
+use crate::discover::{discover, nodes_moving_slots};
 use crate::ports::random_hex;
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
-use capture::{Captured, Destination, capture};
+use capture::{Captured, Destination, capture, discard_base};
 
 /// How to take a backup.
 #[derive(Clone, Debug)]
@@ -65,11 +65,12 @@ pub async fn backup(
     let id = new_backup_id(context)?;
     let started_at = context.clock.now();
     let settings_options = SettingsOptions { include_secrets: options.include_secrets };
-    let settings = read_settings(context, plan.discovery.topology(), &settings_options).await?;
+    let settings = read_settings(context, plan.discovery.topology(), &settings_options);
+    let settings = context.unless_stopped(settings).await?;
     let destination = Destination { repository, cluster: &options.cluster, backup_id: &id };
     let taken = capture_all(context, plan, options, &destination, progress).await;
     let outcome = match taken.outcome {
-        Ok(()) => check_topology(context, plan).await,
+        Ok(()) => context.unless_stopped(check_topology(context, plan)).await,
         Err(error) => Err(error),
     };
     let shards: Vec<ShardRecord> = taken.shards.into_iter().flatten().collect();
@@ -198,9 +199,13 @@ async fn capture_shard(
         progress.expected_keys.store(candidate.keys, Ordering::Relaxed);
         match capture(context, &candidate.addr, destination, progress).await {
             Ok(captured) => {
-                let taken = record(destination.repository, plan, candidate, captured).await?;
-                progress.enter(Phase::Done);
-                return Ok(taken);
+                let layout = captured.layout.clone();
+                let taken = record(destination.repository, plan, candidate, captured).await;
+                match taken {
+                    Ok(_) => progress.enter(Phase::Done),
+                    Err(_) => discard_base(destination.repository, &layout).await,
+                }
+                return taken;
             }
             Err(error) if another_node_may_do(&error) => {
                 tracing::warn!(node = %candidate.addr, %error, "this node could not be captured");
@@ -296,7 +301,8 @@ async fn check_topology(context: &Context, plan: &BackupPlan) -> Result<()> {
         slots.sort();
         slots
     };
-    if now.slots_are_moving() || owners(now.topology()) != owners(plan.discovery.topology()) {
+    let moved = owners(now.topology()) != owners(plan.discovery.topology());
+    if moved || now.slots_are_moving() || !nodes_moving_slots(context, now.topology()).await.is_empty() {
         return Err(Error::new(
             ErrorKind::NotACluster,
             "slots moved between shards during the backup: a key could have been missed or taken twice",

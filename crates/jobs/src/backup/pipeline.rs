@@ -76,7 +76,14 @@ impl Pipeline {
         progress: Arc<ShardProgress>,
     ) -> Result<Self> {
         let rdb = repository.create_object(layout.rdb()).await?;
-        let index = repository.create_object(layout.index()).await?;
+        let index = match repository.create_object(layout.index()).await {
+            Ok(index) => index,
+            Err(error) => {
+                // The first error is the one to report.
+                let _ = rdb.abort().await;
+                return Err(error.into());
+            }
+        };
         let (store, store_queue) = mpsc::channel(QUEUE_PIECES);
         let (interpret, interpret_queue) = mpsc::channel(QUEUE_PIECES);
         let (rdb_pieces, rdb_queue) = mpsc::channel(QUEUE_PIECES);

@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use slotkeep_model::{Node, NodeAddr, Role, ServerVersion, Shard, SlotSet};
 
-use crate::discover::{Discovery, NodeReport, node_report};
+use crate::discover::{Discovery, NodeReport, node_report, nodes_moving_slots};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How many nodes are asked at a time.
@@ -65,8 +65,17 @@ pub async fn plan(
     prefer: Prefer,
     allow_partial: bool,
 ) -> Result<BackupPlan> {
+    context.unless_stopped(look_and_choose(context, discovery, prefer, allow_partial)).await
+}
+
+async fn look_and_choose(
+    context: &Context,
+    discovery: Discovery,
+    prefer: Prefer,
+    allow_partial: bool,
+) -> Result<BackupPlan> {
     let shards = discovery.topology().shards.clone();
-    if discovery.slots_are_moving() {
+    if discovery.slots_are_moving() || !nodes_moving_slots(context, discovery.topology()).await.is_empty() {
         return Err(Error::new(
             ErrorKind::NotACluster,
             "slots are being moved between shards: a key that moves meanwhile could be missed or taken twice",

@@ -143,6 +143,22 @@ impl Connector {
         Ok(Box::new(shaken.map_err(|error| failed(LinkProblem::Tls(tls_words(&error))))?))
     }
 
+    /// Whether the server there answers a TLS handshake, whatever its certificate is. A TLS port drops a connection that begins in
+    /// plain text, some versions without a word.
+    pub(crate) async fn speaks_tls(&self, addr: &NodeAddr) -> bool {
+        let Ok(tls) = Tls::new(&TlsOptions::default()) else { return false };
+        let Ok(name) = tls.server_name(addr) else { return false };
+        let shaken = async {
+            let tcp = self.dial_tcp(addr).await.ok()?;
+            Some(tls.connector().connect(name, tcp).await)
+        };
+        match tokio::time::timeout(self.timeout.min(CONNECT_TIMEOUT), shaken).await {
+            Ok(Some(Ok(_))) => true,
+            Ok(Some(Err(error))) => is_words_of_tls(&error),
+            Ok(None) | Err(_) => false,
+        }
+    }
+
     async fn dial_tcp(&self, addr: &NodeAddr) -> std::result::Result<TcpStream, LinkProblem> {
         let target = self.addresses.reach(addr);
         let mut candidates =
@@ -165,6 +181,21 @@ impl Connector {
         socket2::SockRef::from(&tcp).set_tcp_keepalive(&keep_alive).map_err(LinkProblem::Io)?;
         Ok(tcp)
     }
+}
+
+/// Whether a handshake failed in a way that only a peer that speaks TLS can make it fail.
+fn is_words_of_tls(error: &std::io::Error) -> bool {
+    use tokio_rustls::rustls::Error as Tls;
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Tls>());
+    matches!(
+        cause,
+        Some(
+            Tls::AlertReceived(_)
+                | Tls::InvalidCertificate(_)
+                | Tls::PeerIncompatible(_)
+                | Tls::NoCertificatesPresented
+        )
+    )
 }
 
 /// What a failed TLS handshake means, in words: a peer that answers in plain text makes for an obscure error.

@@ -136,6 +136,10 @@ impl From<HandshakeError> for LinkProblem {
 
 impl From<RespError> for LinkProblem {
     fn from(error: RespError) -> Self {
-        Self::NotRedis(error.to_string())
+        match error {
+            // The first byte of a TLS alert: the server did not understand what it took for a handshake.
+            RespError::UnknownType { offset: 0, byte: 0x15 } => Self::ServerSpeaksTls,
+            error => Self::NotRedis(error.to_string()),
+        }
     }
 }

@@ -30,6 +30,7 @@ impl ArrayState {
 }
 
 impl Decoder {
+    #[inline(never)]
     pub(super) fn array_step<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
         match self.array.phase {
             Phase::Header => {

@@ -1,0 +1,51 @@
+//! Slotkeep beside what a user would use instead, on one cluster, in one run.
+//!
+//! ```text
+//! cargo run --release -p slotkeep-bench -- backup
+//! ```
+//!
+//! Ratios hold from machine to machine; absolute figures do not.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for developers that prints its figures"
+)]
+
+mod backup;
+mod discard;
+mod measure;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A full backup against `redis-cli --cluster backup` and against readers that discard what they read
+    Backup(backup::BackupArgs),
+    /// Run a command and print what it used, as JSON; for this program's own use
+    #[command(hide = true, trailing_var_arg = true)]
+    Measure {
+        /// The command
+        command: Vec<String>,
+    },
+    /// Read the snapshots of some nodes at once and discard them; for this program's own use
+    #[command(hide = true)]
+    Discard {
+        /// The nodes
+        nodes: Vec<std::net::SocketAddr>,
+    },
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    match Arguments::parse().command {
+        Command::Backup(arguments) => backup::run(&arguments),
+        Command::Measure { command } => measure::child(&command),
+        Command::Discard { nodes } => discard::run(&nodes),
+    }
+}

@@ -1,0 +1,78 @@
+//! Running `slotkeep` as a user would.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use slotkeep_testkit::{Server, servers};
+
+/// The stock server of that name, fetched if it is missing.
+pub fn server(name: &str) -> Server {
+    servers::require(name).unwrap_or_else(|error| panic!("server {name}: {error}"))
+}
+
+/// What a run of `slotkeep` came to.
+pub struct Run {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Run {
+    pub fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Fails unless the run ended with that exit code.
+    #[track_caller]
+    pub fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "\n--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}\n{}", self.stdout))
+    }
+}
+
+/// A `slotkeep` command whose settings come from its arguments alone.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotkeep"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SLOTKEEP_")) {
+        if name != "SLOTKEEP_SERVERS" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs `slotkeep` to its end.
+pub fn slotkeep<A: AsRef<std::ffi::OsStr>>(arguments: &[A]) -> Run {
+    Run::of(&command().args(arguments).output().unwrap())
+}
+
+/// Every file below a folder, as path and content, in order.
+pub fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
+                found.push((name, std::fs::read(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
