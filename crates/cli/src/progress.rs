@@ -125,7 +125,7 @@ impl ByteDisplay {
             bar.set_length(totals.get(row).copied().unwrap_or(done).max(1));
             bar.set_position(done);
             bar.set_message(match shard.phase() {
-                Phase::Queued | Phase::Waiting => "waits for its turn".to_owned(),
+                Phase::Queued | Phase::Waiting | Phase::Verifying => "waits for its turn".to_owned(),
                 Phase::Running => {
                     let elapsed = bar.elapsed().as_secs().max(1);
                     let left = if done > 0 { bar.eta() } else { Duration::ZERO };
