@@ -99,7 +99,13 @@ fn expired_by_now(source: &Cluster) -> Vec<String> {
     let mut client = source.client().unwrap();
     // DEBUG keeps the key in the snapshot although its time is up.
     for shard in 0..source.shards() {
-        source.primary(shard).unwrap().client().unwrap().command(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]).unwrap();
+        source
+            .primary(shard)
+            .unwrap()
+            .client()
+            .unwrap()
+            .command(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"])
+            .unwrap();
     }
     let keys: Vec<String> = (0..50).map(|number| format!("short-lived:{number}")).collect();
     for key in &keys {
@@ -214,8 +220,10 @@ fn a_target_with_data_is_refused_and_policies_decide_what_becomes_of_it() {
     };
     // A slot of which the backup holds no key.
     let used: Vec<Slot> = (0..300).map(|number| key_slot(format!("key:{number}").as_bytes())).collect();
-    let elsewhere =
-        (0..).map(|number| format!("else:{number}")).find(|key| !used.contains(&key_slot(key.as_bytes()))).unwrap();
+    let elsewhere = (0..)
+        .map(|number| format!("else:{number}"))
+        .find(|key| !used.contains(&key_slot(key.as_bytes())))
+        .unwrap();
     set(&mut client, &elsewhere, "mine");
     let refused = bench.restore(&target, &[]).expect_code(30);
     assert!(refused.stderr.contains("holds 1 keys") && refused.stderr.contains("hint"), "{}", refused.stderr);
@@ -262,7 +270,8 @@ fn policies_hold_for_values_that_go_element_by_element() {
 #[test]
 fn another_version_of_a_function_library_is_a_conflict() {
     let source = cluster("redis-7.0", 1, 0);
-    let library = |body: &str| format!("#!lua name=lib\nredis.register_function('f', function() return {body} end)");
+    let library =
+        |body: &str| format!("#!lua name=lib\nredis.register_function('f', function() return {body} end)");
     let load = |cluster: &Cluster, body: &str| {
         let mut client = cluster.node(0).unwrap().client().unwrap();
         client.command(&["FUNCTION", "LOAD", "REPLACE", &library(body)]).unwrap();
@@ -488,7 +497,13 @@ fn a_target_out_of_memory_stops_it_and_more_memory_lets_it_go_on() {
     let stopped = bench.restore(&target, &[]).expect_code(21);
     assert!(stopped.stderr.contains("OOM") && stopped.stderr.contains("maxmemory"), "{}", stopped.stderr);
     for shard in 0..2 {
-        target.primary(shard).unwrap().client().unwrap().command(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
+        target
+            .primary(shard)
+            .unwrap()
+            .client()
+            .unwrap()
+            .command(&["CONFIG", "SET", "maxmemory", "0"])
+            .unwrap();
     }
     bench.restore(&target, &[]).expect_code(0);
     bench.expect_same(&target);
