@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod resp;
 pub mod servers;
 pub mod setup;
+pub mod stores;
 pub mod tls;
 
 mod ports;

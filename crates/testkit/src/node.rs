@@ -212,8 +212,12 @@ impl Node {
             .map_err(Error::io(format!("open {}", path.display())))?;
         let errors = log.try_clone().map_err(Error::io(format!("open {}", path.display())))?;
         let config = self.dir.join("server.conf");
-        let child =
-            self.watchdog.spawn(self.server.program(), &config, Stdio::from(log), Stdio::from(errors))?;
+        let child = self.watchdog.spawn(
+            self.server.program(),
+            &[config.as_os_str()],
+            Stdio::from(log),
+            Stdio::from(errors),
+        )?;
         *process = Process::Running(child);
         Ok(())
     }

@@ -8,6 +8,7 @@
 //!
 //! A parent-death signal would not do: it is sent when the *thread* that started the child ends.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -69,14 +70,14 @@ impl Watchdog {
     pub(crate) fn spawn(
         &self,
         program: &Path,
-        argument: &Path,
+        arguments: &[&OsStr],
         output: Stdio,
         errors: Stdio,
     ) -> Result<Child> {
         let mut child = Command::new("sh")
             .args(["-c", WAIT_FOR_WORD, "sh"])
             .arg(program)
-            .arg(argument)
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(errors)

@@ -1,11 +1,14 @@
 //! Restoring to data directories, with real servers on both sides.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "what does not hold fails the test")]
+
 mod harness;
 mod refusals;
 mod shapes;
 mod users;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use harness::{Bench, client, cluster_client, config, free_addrs, seed, topology};
 use slotkeep_testkit::data::Mix;
@@ -84,41 +87,48 @@ fn redis_7_0_comes_back_as_valkey_9_1() {
     there_and_back("redis-7.0", "valkey-9.1");
 }
 
-/// Every server reads the configuration, the `nodes.conf` and the users that are written for it.
+/// A server reads the configuration, the `nodes.conf` and the users that are written for it.
+fn settings_come_back(name: &str) {
+    let server = servers::require(name).unwrap();
+    let cluster = ClusterBuilder::new(server.clone())
+        .primaries(1)
+        .replicas_per_primary(1)
+        .acl_user("app", "on nopass ~app:* &* +@read")
+        .config("notify-keyspace-events", "KEA")
+        .config("hash-max-ziplist-entries", "99")
+        .config("maxmemory", "1gb")
+        .config("save", "7200 3")
+        .config("save", "100 9")
+        .config("client-output-buffer-limit", "pubsub 64mb 16mb 90")
+        .config("repl-backlog-size", "3mb")
+        .start()
+        .unwrap();
+    let loaded = Mix::every_type().load(&cluster).unwrap();
+    let bench = Bench::new();
+    bench.backup(seed(&cluster), &[]);
+    let nodes = free_addrs(2);
+    let report = bench.restore_and_start("new", &nodes, &server, &[]);
+    assert_eq!(report["warnings"], serde_json::json!([]), "{name}");
+    loaded.verify(&mut cluster_client(&nodes, None)).unwrap();
+    bench.same_data(nodes[0], &[]);
+    let settings = |node: SocketAddr| {
+        let manifest = bench.backup(node, &["--name", "again"]);
+        let rows = manifest["settings"].as_array().unwrap();
+        assert_eq!(rows.len(), 1, "{name}: {rows:?}");
+        assert_eq!(rows[0]["config"]["save"], "7200 3 100 9", "{name}");
+        // Redis 6.2 names this rule of the default user only where the user was read from a file.
+        let users = rows[0]["acl"].to_string().replace(" sanitize-payload", "");
+        (rows[0]["config"].clone(), users)
+    };
+    assert_eq!(settings(nodes[0]), settings(seed(&cluster)), "{name}");
+}
+
 #[test]
-fn every_server_comes_back() {
-    for name in servers::NAMES {
-        let server = servers::require(name).unwrap();
-        let cluster = ClusterBuilder::new(server.clone())
-            .primaries(1)
-            .replicas_per_primary(1)
-            .acl_user("app", "on nopass ~app:* &* +@read")
-            .config("notify-keyspace-events", "KEA")
-            .config("hash-max-ziplist-entries", "99")
-            .config("maxmemory", "1gb")
-            .config("save", "7200 3 100 9")
-            .config("client-output-buffer-limit", "pubsub 64mb 16mb 90")
-            .config("repl-backlog-size", "3mb")
-            .start()
-            .unwrap();
-        let loaded = Mix::every_type().load(&cluster).unwrap();
-        let bench = Bench::new();
-        bench.backup(seed(&cluster), &[]);
-        let nodes = free_addrs(2);
-        let report = bench.restore_and_start("new", &nodes, &server, &[]);
-        assert_eq!(report["warnings"], serde_json::json!([]), "{name}");
-        loaded.verify(&mut cluster_client(&nodes, None)).unwrap();
-        bench.same_data(nodes[0], &[]);
-        let settings = |node: std::net::SocketAddr| {
-            let mut manifest = bench.backup(node, &[])["settings"].clone();
-            for row in manifest.as_array_mut().unwrap() {
-                row["nodes"].take();
-            }
-            manifest
-        };
-        assert_eq!(settings(nodes[0]), settings(seed(&cluster)), "{name}");
-        let recorded = settings(nodes[0]);
-        assert_eq!(recorded.as_array().unwrap().len(), 1, "{name}: {recorded}");
-        assert_eq!(recorded[0]["config"]["save"], "7200 3 100 9");
-    }
+fn settings_come_back_on_every_valkey() {
+    servers::NAMES.into_iter().filter(|name| name.starts_with("valkey")).for_each(settings_come_back);
+}
+
+#[test]
+fn settings_come_back_on_every_redis() {
+    servers::NAMES.into_iter().filter(|name| name.starts_with("redis")).for_each(settings_come_back);
 }

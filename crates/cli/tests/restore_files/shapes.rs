@@ -1,6 +1,6 @@
 //! Clusters of other shapes: with append-only files, standalone, partial.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use slotkeep_testkit::data::Mix;
@@ -110,4 +110,25 @@ fn a_partial_backup_is_restored_only_on_request_and_then_serves_what_it_has() {
     let found = u64::try_from(keys(&nodes)).unwrap();
     assert_eq!(manifest["digest"]["keys"], found);
     assert!(found > 0 && found < loaded.keys());
+}
+
+#[test]
+fn ipv6_addresses_and_names_will_do() {
+    let server = servers::require("redis-7.0").unwrap();
+    let cluster = ClusterBuilder::new(server.clone()).primaries(1).replicas_per_primary(1).start().unwrap();
+    Mix::every_type().load(&cluster).unwrap();
+    let bench = Bench::new();
+    bench.backup(seed(&cluster), &[]);
+    let nodes: Vec<SocketAddr> =
+        free_addrs(2).iter().map(|addr| SocketAddr::from((Ipv6Addr::LOCALHOST, addr.port()))).collect();
+    bench.restore_and_start("new", &nodes, &server, &[]);
+    bench.same_data(nodes[1], &[]);
+
+    let folder = bench.path("named");
+    let named = ["restore", "--to-dir", folder.to_str().unwrap(), "--nodes", "localhost:7000,localhost:7001"];
+    let report = bench.slotkeep(&named).json();
+    assert_eq!(report["nodes"][0]["ip"], "127.0.0.1");
+    assert!(folder.join("localhost-7001").is_dir());
+    let named = ["restore", "--to-dir", "other", "--nodes", "localhost:7000,name.invalid:7001"];
+    bench.slotkeep(&named).failed(2, "its name can't be resolved here");
 }

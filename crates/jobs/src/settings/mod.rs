@@ -168,13 +168,19 @@ impl Reader<'_> {
         let Some(modules) = reply.as_array() else {
             return self.missing("MODULE LIST", "the answer makes no sense");
         };
-        for module in modules {
+        for module in modules.iter().filter(|module| !is_part_of_the_server(module)) {
             match (module.get("name").and_then(Value::as_text), module.get("ver").and_then(Value::as_u64)) {
                 (Some(name), Some(version)) => drop(self.record.modules.insert(name.to_owned(), version)),
                 _ => self.missing("MODULE LIST", "a module has no name or no version"),
             }
         }
     }
+}
+
+/// Whether a module came with the server itself (Valkey 9.1: `lua`, Redis 8: `vectorset`): such a one has no file. Redis 6.2 does
+/// not tell files, and has no such modules.
+fn is_part_of_the_server(module: &Value) -> bool {
+    module.get("path").and_then(Value::as_text).is_some_and(|path| !path.contains('/'))
 }
 
 fn why(error: &LinkError) -> String {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
@@ -212,12 +213,14 @@ async fn resolve(cluster_mode: bool, addrs: &[NodeAddr]) -> Result<Vec<(NodeAddr
     let mut ips = Vec::new();
     let mut used = BTreeSet::new();
     for addr in addrs {
-        let found =
-            tokio::net::lookup_host((addr.host(), addr.port())).await.ok().and_then(|mut found| found.next());
-        let Some(found) = found else {
+        let found: Vec<IpAddr> = match tokio::net::lookup_host((addr.host(), addr.port())).await {
+            Ok(found) => found.map(|found| found.ip()).collect(),
+            Err(_) => vec![],
+        };
+        // A name that means both is meant for everybody.
+        let Some(ip) = found.iter().find(|ip| ip.is_ipv4()).or(found.first()).copied() else {
             return refuse(addr, "its name can't be resolved here; give the IP address");
         };
-        let ip = found.ip();
         if ip.is_unspecified() {
             return refuse(addr, "other nodes can't reach it there; give the address that they shall use");
         }
@@ -241,7 +244,7 @@ async fn resolve(cluster_mode: bool, addrs: &[NodeAddr]) -> Result<Vec<(NodeAddr
     Ok(ips)
 }
 
-/// The absolute path of a folder that does not exist or is empty.
+/// The absolute path of a folder that does not exist or is empty, and that another can be renamed to.
 fn free_folder(folder: &Path) -> Result<PathBuf> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorKind::Failed, format!("can't look at {}: {error}", folder.display()))
@@ -253,12 +256,25 @@ fn free_folder(folder: &Path) -> Result<PathBuf> {
     };
     match std::fs::read_dir(&absolute) {
         Ok(mut entries) => match entries.next() {
-            None => Ok(absolute),
-            Some(_) => not_empty("is not empty"),
+            None => {}
+            Some(_) => return not_empty("is not empty"),
         },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(absolute),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => not_empty("is not a folder"),
-        Err(error) => Err(failed(error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(absolute),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            return not_empty("is not a folder");
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    // It may be a link to a folder, or a disk by itself.
+    let absolute = absolute.canonicalize().map_err(failed)?;
+    let disk = |folder: &Path| folder.metadata().map(|metadata| metadata.dev()).map_err(failed);
+    match absolute.parent() {
+        Some(parent) if disk(parent)? == disk(&absolute)? => Ok(absolute),
+        _ => Err(Error::new(
+            ErrorKind::Usage,
+            format!("{} is a mount point, which can't be replaced", absolute.display()),
+        )
+        .hint("name a new folder inside it")),
     }
 }
 

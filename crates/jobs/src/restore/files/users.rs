@@ -48,7 +48,7 @@ pub(super) fn users(settings: Option<&SettingsRecord>, policy: &UsersPolicy) -> 
     let lines = settings.map(|settings| settings.acl.clone()).unwrap_or_default();
     match policy {
         UsersPolicy::None => Ok(Users::default()),
-        UsersPolicy::NewPassword(password) => with_new_password(lines, settings, password),
+        UsersPolicy::NewPassword(password) => with_new_password(&lines, settings, password),
         UsersPolicy::AsRecorded => as_recorded(lines, settings),
     }
 }
@@ -78,12 +78,12 @@ fn as_recorded(lines: Vec<String>, settings: Option<&SettingsRecord>) -> Result<
     Ok(Users { lines, replication, password, locked_out })
 }
 
-fn with_new_password(lines: Vec<String>, settings: Option<&SettingsRecord>, password: &str) -> Result<Users> {
+fn with_new_password(lines: &[String], settings: Option<&SettingsRecord>, password: &str) -> Result<Users> {
     if password.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "the new password is empty"));
     }
     let secrets = settings.is_some_and(|settings| settings.secrets);
-    let locked_out = if secrets { vec![] } else { locked_out(&lines) };
+    let locked_out = if secrets { vec![] } else { locked_out(lines) };
     let recorded =
         lines.iter().find(|line| is_default(line)).map_or("user default on ~* &* +@all", String::as_str);
     if has(recorded, "off") {

@@ -1,0 +1,102 @@
+//! A real S3 server for tests.
+
+use std::ffi::OsStr;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tempfile::TempDir;
+
+use crate::deadline::{NotYet, wait_for};
+use crate::error::{Error, Result};
+use crate::ports::PortLease;
+use crate::watchdog::Watchdog;
+
+const SCRIPT: &str = include_str!("../../../scripts/stores.sh");
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// An S3 server (moto) that is empty when it starts, keeps everything in memory, and dies with this.
+#[derive(Debug)]
+pub struct S3Server {
+    child: Child,
+    port: PortLease,
+    watchdog: Watchdog,
+    _folder: TempDir,
+}
+
+impl S3Server {
+    /// Fetches the server if it is missing, starts it, and waits until it answers.
+    pub fn start() -> Result<Self> {
+        let program = fetch()?;
+        let folder = tempfile::tempdir().map_err(Error::io("make a folder"))?;
+        let port = PortLease::take(false)?;
+        let watchdog = Watchdog::start(folder.path())?;
+        let number = port.port().to_string();
+        let arguments = ["-H", "127.0.0.1", "-p", &number].map(OsStr::new);
+        let child = watchdog.spawn(&program, &arguments, Stdio::null(), Stdio::null())?;
+        let server = Self { child, port, watchdog, _folder: folder };
+        wait_for(START_LIMIT, "the S3 server to answer", || {
+            TcpStream::connect(("127.0.0.1", server.port.port()))
+                .map_err(|error| NotYet::because(error.to_string()))
+        })?;
+        Ok(server)
+    }
+
+    /// Its address.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port.port())
+    }
+
+    /// The environment with which an S3 client reaches it.
+    pub fn environment(&self) -> [(&'static str, String); 5] {
+        [
+            ("AWS_ENDPOINT", self.endpoint()),
+            ("AWS_ALLOW_HTTP", "true".to_owned()),
+            ("AWS_REGION", "us-east-1".to_owned()),
+            ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
+        ]
+    }
+
+    /// Makes a bucket.
+    pub fn make_bucket(&self, name: &str) -> Result<()> {
+        use std::io::{Read, Write};
+        let failed = || Error::io(format!("make bucket {name}"));
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port.port())).map_err(failed())?;
+        write!(
+            stream,
+            "PUT /{name} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        .map_err(failed())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map_err(failed())?;
+        match answer.lines().next() {
+            Some(status) if status.contains(" 200 ") => Ok(()),
+            status => {
+                Err(Error::Setup { reason: format!("bucket {name}: {}", status.unwrap_or("no answer")) })
+            }
+        }
+    }
+}
+
+impl Drop for S3Server {
+    /// Nothing useful can be done about a failure here.
+    fn drop(&mut self) {
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.child.wait();
+        let _ = self.watchdog.forget(self.child.id());
+    }
+}
+
+fn fetch() -> Result<PathBuf> {
+    let failed = |message: String| Error::Fetch { name: "moto".to_owned(), message };
+    let output = Command::new("bash").args(["-c", SCRIPT]).output().map_err(Error::io("start bash"))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(Path::new(String::from_utf8_lossy(&output.stdout).trim()).to_owned())
+}
