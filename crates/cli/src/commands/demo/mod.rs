@@ -179,10 +179,10 @@ async fn fill(tell: &mut Narrator<'_>, context: &Context, cluster: &Arc<Cluster>
     let target = Arc::clone(cluster);
     let data = blocking(context, move || stage::fill(&target)).await?;
     let types: Vec<String> =
-        data.keys_by_type().iter().map(|(kind, keys)| format!("{} {kind}", count(*keys))).collect();
+        data.keys_by_type().iter().map(|(kind, keys)| format!("{} {}", count(*keys), plural(kind))).collect();
     let functions = if data.has_functions() { ", and a function library" } else { "" };
     tell.say(&format!(
-        "{} keys, {} of data: {}{functions}.\nOne of them will be met again:",
+        "{} keys, {} of data:\n{}{functions}.\nOne of them will be met again:",
         count(data.keys()),
         bytes(data.bytes()),
         types.join(", ")
@@ -232,8 +232,8 @@ async fn destroy(
         left.join("; ")
     ))?;
     tell.say(&format!(
-        "The {} writes after the backup are lost: this version takes full backups. To keep every write needs the\n\
-         continuous archive, which it does not have yet.",
+        "All {} writes after the backup had ended are lost: this version takes full backups. To keep every write needs\n\
+         the continuous archive, which it does not have yet.",
         count(writes.in_all.saturating_sub(writes.after_backup))
     ))
 }
@@ -307,6 +307,15 @@ fn only_key(diff: &Value) -> Option<Value> {
     match diff.get("keys")?.as_array()?.as_slice() {
         [key] if diff.get("differing_slot_count")? == 1 => key.get("key").cloned(),
         _ => None,
+    }
+}
+
+/// What people call keys of a type.
+fn plural(kind: &str) -> String {
+    match kind {
+        "hash" => "hashes".to_owned(),
+        "zset" => "sorted sets".to_owned(),
+        _ => format!("{kind}s"),
     }
 }
 
