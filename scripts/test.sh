@@ -47,6 +47,10 @@ prepare() {
     want shellcheck type -P shellcheck
   fi
   install_missing
+  if may_install && [[ -z $(find /var/lib/apt/lists -maxdepth 1 -name '*Release' -print -quit) ]]; then
+    # servers.sh asks apt where Debian's archives are, and apt knows that only after an update.
+    as_root apt-get -qq update </dev/null
+  fi
   local component
   for component in rustfmt clippy; do
     if ! cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1; then
@@ -84,6 +88,7 @@ run_tests() {
   fi
   printf 'Tests (cargo test), %s at a time\n' "$threads"
   cargo test --workspace --locked --no-fail-fast -- --test-threads="$threads" 2>&1 </dev/null | tee "$log" || failed+=('tests')
+  sed -nE 's/^test (.*) \.\.\. FAILED$/failed: \1/p' "$log" | sort -u
   awk '/^test result: / { passed += $4; failed += $6; ignored += $8; programs++ }
     END { printf "\nTests: %d passed, %d failed, %d ignored, in %d programs.\n", passed, failed, ignored, programs }' "$log"
 }
@@ -111,6 +116,7 @@ main() {
   local names
   mapfile -t names < <(scripts/servers.sh --list)
   step "Stock servers (${#names[@]} versions)" scripts/servers.sh "${names[@]}"
+  step 'S3 server (moto)' scripts/stores.sh
   run_tests
   conclude
 }
