@@ -109,7 +109,11 @@ impl Lane<'_> {
         }
     }
 
-    async fn send(&self, mut writing: WriteHalf<Box<dyn Stream>>, inbox: &mut UnboundedReceiver<Input>) -> Ending {
+    async fn send(
+        &self,
+        mut writing: WriteHalf<Box<dyn Stream>>,
+        inbox: &mut UnboundedReceiver<Input>,
+    ) -> Ending {
         let mut database = 0;
         let mut preamble = Vec::new();
         while let Some(input) = inbox.recv().await {

@@ -81,7 +81,11 @@ enum Trouble {
 
 impl From<LinkError> for Trouble {
     fn from(error: LinkError) -> Self {
-        if error.problem.is_transient() { Self::Passing(error.to_string()) } else { Self::Fatal(error.into()) }
+        if error.problem.is_transient() {
+            Self::Passing(error.to_string())
+        } else {
+            Self::Fatal(error.into())
+        }
     }
 }
 
@@ -89,7 +93,9 @@ impl LargeValue {
     /// Finds the node that takes the key and clears the temporary name there.
     pub(super) async fn begin(run: &Run, key: LargeKey, restore_id: &str) -> Result<Outcome> {
         let map = run.target.map();
-        let Some(owner) = map.owner(key.slot) else { return Ok(Outcome::Again("no node serves it".to_owned())) };
+        let Some(owner) = map.owner(key.slot) else {
+            return Ok(Outcome::Again("no node serves it".to_owned()));
+        };
         let temporary = temporary_name(restore_id, key.slot);
         let (mut addr, mut asking) = (owner.addr.clone(), false);
         for _ in 0..MOST_REDIRECTS {
@@ -158,7 +164,12 @@ impl LargeValue {
     }
 
     /// Encodes commands, and sends them if there are enough or `all` is wanted.
-    async fn pass_on(&mut self, run: &Run, commands: &mut Vec<Vec<Vec<u8>>>, all: bool) -> Result<Option<String>> {
+    async fn pass_on(
+        &mut self,
+        run: &Run,
+        commands: &mut Vec<Vec<Vec<u8>>>,
+        all: bool,
+    ) -> Result<Option<String>> {
         for command in commands.drain(..) {
             let parts: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
             self.queue(&parts);
@@ -170,7 +181,9 @@ impl LargeValue {
             Ok(_) => Ok(None),
             Err(Trouble::Fatal(error)) => Err(error),
             Err(Trouble::Passing(reason)) => Ok(Some(reason)),
-            Err(Trouble::Elsewhere { addr, .. }) => Ok(Some(format!("slot {} is moving to {addr}", self.key.slot))),
+            Err(Trouble::Elsewhere { addr, .. }) => {
+                Ok(Some(format!("slot {} is moving to {addr}", self.key.slot)))
+            }
         }
     }
 
@@ -199,7 +212,8 @@ impl LargeValue {
         if let Some(expiry_ms) = self.key.expiry_ms {
             self.queue(&[b"PEXPIREAT", &temporary, expiry_ms.to_string().as_bytes()]);
         }
-        let rename: &[u8] = if run.options.on_conflict == OnConflict::Replace { b"RENAME" } else { b"RENAMENX" };
+        let rename: &[u8] =
+            if run.options.on_conflict == OnConflict::Replace { b"RENAME" } else { b"RENAMENX" };
         self.queue(&[rename, &temporary, &key]);
         let node = self.connection.node().clone();
         let settled = match self.round(run).await {

@@ -105,7 +105,8 @@ impl Pass<'_> {
             };
             failing = Some((position.offset, since));
             if now.saturating_sub(since) > self.run.options.patience {
-                let what = format!("a large value at offset {} could not be written: {reason}", position.offset);
+                let what =
+                    format!("a large value at offset {} could not be written: {reason}", position.offset);
                 return Err(Error::new(ErrorKind::Unreachable, what)
                     .hint("see that the target is whole (CLUSTER INFO), then run the same command again: it goes on from here"));
             }
