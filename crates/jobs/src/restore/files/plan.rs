@@ -229,9 +229,8 @@ impl<'a> Planner<'a> {
             (source.product, source.major, source.minor)
                 == (self.target.product, self.target.major, self.target.minor)
         });
-        let knows_all = same_line && settings.is_some_and(|settings| settings.modules.is_empty());
         let recorded =
-            settings.map(|settings| conf::sort(&settings.config, self.target, knows_all)).unwrap_or_default();
+            settings.map(|settings| conf::sort(&settings.config, self.target, same_line)).unwrap_or_default();
         let ip = self.ips.iter().find(|(known, _)| known == addr).map(|(_, ip)| *ip);
         Ok(Sketch {
             addr: addr.clone(),
