@@ -102,8 +102,11 @@ fn refresh(shard: &ShardProgress, bar: &ProgressBar) {
         Phase::Finishing => format!("{}, being made durable", bytes(raw)),
         Phase::Done => format!("done: {} keys, {}", count(keys), bytes(raw)),
         Phase::Failed => "failed".to_owned(),
+        Phase::Verifying => {
+            format!("{} read and checked", bytes(shard.stored_bytes.load(Ordering::Relaxed)))
+        }
     });
-    if shard.phase() == Phase::Queued || shard.phase() == Phase::Waiting {
+    if matches!(shard.phase(), Phase::Queued | Phase::Waiting | Phase::Verifying) {
         bar.reset_elapsed();
         bar.reset_eta();
     }
@@ -122,7 +125,7 @@ impl ByteDisplay {
             bar.set_length(totals.get(row).copied().unwrap_or(done).max(1));
             bar.set_position(done);
             bar.set_message(match shard.phase() {
-                Phase::Queued | Phase::Waiting => "waits for its turn".to_owned(),
+                Phase::Queued | Phase::Waiting | Phase::Verifying => "waits for its turn".to_owned(),
                 Phase::Running => {
                     let elapsed = bar.elapsed().as_secs().max(1);
                     let left = if done > 0 { bar.eta() } else { Duration::ZERO };

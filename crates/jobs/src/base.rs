@@ -1,5 +1,7 @@
 //! Reading a stored base through what is derived from it: its digest, its index, the records of chosen slots.
 
+use std::collections::BTreeSet;
+
 use slotkeep_format::manifest::BaseRecord;
 use slotkeep_format::{IndexEntry, IndexReader, decode_digest};
 use slotkeep_model::{DatasetDigest, SlotSet, TimestampMs};
@@ -51,6 +53,16 @@ impl<'a> Base<'a> {
             ),
         )
         .hint("compare with the Slotkeep that made it, or take a new backup"))
+    }
+
+    /// The databases that hold keys, expired ones included.
+    pub(crate) async fn databases(&self) -> Result<BTreeSet<u32>> {
+        let mut databases = BTreeSet::new();
+        self.each_entry(|entry| {
+            databases.insert(entry.database);
+        })
+        .await?;
+        Ok(databases)
     }
 
     /// The digest without the keys that have expired at `moment`.

@@ -183,9 +183,11 @@ impl<'a> Link<'a> {
             if read == 0 {
                 let cut =
                     transfer.connection_closed().err().map(|error| error.to_string()).unwrap_or_default();
-                return Err(self
-                    .failed(LinkProblem::Protocol(format!("the server closed the connection: {cut}")))
-                    .into());
+                let ended = std::io::Error::new(
+                    std::io::ErrorKind::UnexpectedEof,
+                    format!("the server closed the connection: {cut}"),
+                );
+                return Err(self.failed(LinkProblem::Io(ended)).into());
             }
             let bytes = self.buffer.get(..read).unwrap_or_default();
             if pass_on(&mut transfer, bytes, pipeline).await? {

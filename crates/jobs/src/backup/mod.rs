@@ -12,6 +12,7 @@ mod progress;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -26,13 +27,19 @@ use tokio::sync::Semaphore;
 
 pub(crate) use interpret::HASH_VERSION;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
+pub(crate) use progress::add;
 pub use progress::{Phase, ShardProgress};
 
-use crate::discover::{discover, nodes_moving_slots};
+use crate::discover::{discover, node_report, nodes_moving_slots};
 use crate::ports::random_hex;
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
 use capture::{Captured, Destination, capture, discard_base};
+
+/// How long a replica may take to receive what its primary had written when the backup was planned.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is asked.
+const CATCH_UP_LOOK: Duration = Duration::from_millis(50);
 
 /// How to take a backup.
 #[derive(Clone, Debug)]
@@ -197,7 +204,11 @@ async fn capture_shard(
             () = context.stop.cancelled() => return Err(Error::interrupted()),
         };
         progress.expected_keys.store(candidate.keys, Ordering::Relaxed);
-        match capture(context, &candidate.addr, destination, progress).await {
+        let captured = match catch_up(context, candidate, plan.written_to).await {
+            Ok(()) => capture(context, &candidate.addr, destination, progress).await,
+            Err(error) => Err(error),
+        };
+        match captured {
             Ok(captured) => {
                 let layout = captured.layout.clone();
                 let taken = record(destination.repository, plan, candidate, captured).await;
@@ -217,6 +228,29 @@ async fn capture_shard(
     let first = failures.into_iter().next();
     let first = first.unwrap_or_else(|| Error::new(ErrorKind::Unreachable, "no node can be captured"));
     Err(first.context(doing))
+}
+
+/// Waits until a replica has received what its primary had written when the backup was planned. A replica that has just attached
+/// says that its link is up a second before the stream flows (the primary waits for its first acknowledgement).
+async fn catch_up(context: &Context, candidate: &Candidate, written_to: Option<u64>) -> Result<()> {
+    let Some(wanted) = written_to.filter(|offset| candidate.offset < *offset) else { return Ok(()) };
+    let wait = async {
+        let began = context.clock.elapsed();
+        loop {
+            let report = node_report(context, &candidate.addr).await?;
+            if report.offset >= wanted {
+                return Ok(());
+            }
+            if context.clock.elapsed().saturating_sub(began) > CATCH_UP_LIMIT {
+                let behind = wanted.saturating_sub(report.offset);
+                let words = format!("{}: it is still {behind} bytes behind its primary", candidate.addr);
+                return Err(Error::new(ErrorKind::Unreachable, words)
+                    .hint("find out why the replica lags, or take the primary: --prefer primary"));
+            }
+            context.clock.sleep(CATCH_UP_LOOK).await;
+        }
+    };
+    context.unless_stopped(wait).await
 }
 
 fn another_node_may_do(error: &Error) -> bool {

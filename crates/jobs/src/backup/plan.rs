@@ -39,6 +39,9 @@ pub struct ShardPlan {
     pub shard: Shard,
     /// The nodes to capture it from, the best first, at least one.
     pub candidates: Vec<Candidate>,
+    /// The primary's offset when it was asked. A replica is captured only once it has come so far, so that a backup holds
+    /// every write that was acknowledged before it began. Unknown if the primary did not answer.
+    pub written_to: Option<u64>,
     /// Nodes that were passed over, and why.
     pub passed_over: Vec<(NodeAddr, String)>,
 }
@@ -140,7 +143,7 @@ async fn plan_shard(context: &Context, shard: Shard, prefer: Prefer) -> ShardPla
         Prefer::Primary => Role::Primary,
     };
     candidates.sort_by_key(|candidate| (candidate.role != preferred, std::cmp::Reverse(candidate.offset)));
-    ShardPlan { shard, candidates, passed_over }
+    ShardPlan { shard, candidates, written_to: primary_offset, passed_over }
 }
 
 async fn ask(context: &Context, node: &Node) -> (NodeAddr, std::result::Result<NodeReport, String>) {

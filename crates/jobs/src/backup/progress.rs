@@ -18,11 +18,13 @@ pub enum Phase {
     Done,
     /// It failed.
     Failed,
+    /// What is stored is read and checked, before any of it is used.
+    Verifying,
 }
 
 impl Phase {
-    const ALL: [Self; 6] =
-        [Self::Queued, Self::Waiting, Self::Running, Self::Finishing, Self::Done, Self::Failed];
+    const ALL: [Self; 7] =
+        [Self::Queued, Self::Waiting, Self::Running, Self::Finishing, Self::Done, Self::Failed, Self::Verifying];
 }
 
 /// The progress of one shard.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use slotkeep_model::NodeAddr;
 use slotkeep_wire::resp::{Command, Decoder, Value};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use super::{LinkError, LinkProblem, Stream};
 
@@ -76,6 +76,13 @@ impl Connection {
             };
             self.decoder.feed(self.buffer.get(..read).unwrap_or_default());
         }
+    }
+
+    /// The two directions of the stream, and the decoder with what it holds already: for pipelines that send and receive at
+    /// the same time.
+    pub(crate) fn split(self) -> (ReadHalf<Box<dyn Stream>>, WriteHalf<Box<dyn Stream>>, Decoder) {
+        let (reading, writing) = tokio::io::split(self.stream);
+        (reading, writing, self.decoder)
     }
 
     fn failed(&self, problem: LinkProblem) -> LinkError {

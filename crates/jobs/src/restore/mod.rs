@@ -2,6 +2,8 @@
 
 pub mod files;
 
+pub mod live;
+
 use slotkeep_format::Manifest;
 use slotkeep_model::ServerVersion;
 
