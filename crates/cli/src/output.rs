@@ -61,6 +61,7 @@ impl Output {
     }
 
     /// Prints text to standard output as it is, with a line feed at its end.
+    #[expect(clippy::unused_self, reason = "whoever prints must have been handed the output")]
     pub(crate) fn print(&self, text: &str) -> Result<()> {
         let mut out = std::io::stdout().lock();
         let written = out
@@ -83,6 +84,7 @@ impl Output {
     }
 
     /// Warns of something that needs attention, also when quiet.
+    #[expect(clippy::unused_self, reason = "whoever warns must have been handed the output")]
     pub(crate) fn warn(&self, text: &str) {
         let _ = writeln!(std::io::stderr(), "warning: {text}");
     }
