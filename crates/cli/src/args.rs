@@ -29,6 +29,7 @@ pub(crate) enum Command {
     Diff(commands::diff::DiffArgs),
     List(commands::list::ListArgs),
     Show(commands::show::ShowArgs),
+    Demo(commands::demo::DemoArgs),
     Completions(commands::generate::CompletionsArgs),
     Man(commands::generate::ManArgs),
 }

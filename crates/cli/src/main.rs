@@ -38,14 +38,20 @@ fn main() -> ExitCode {
 async fn run(arguments: Arguments, output: &Output) -> slotkeep_jobs::Result<u8> {
     let session = Session::new(&arguments)?;
     session.stop_on_signals();
-    match arguments.command {
-        Command::Init(command) => commands::init::run(&session, output, &command).await,
-        Command::Backup(command) => commands::backup::run(&session, output, &command).await,
-        Command::Restore(command) => commands::restore::run(&session, output, &command).await,
-        Command::Check(command) => commands::check::run(&session, output, &command).await,
-        Command::Diff(command) => commands::diff::run(&session, output, &command).await,
-        Command::List(command) => commands::list::run(&session, output, &command).await,
-        Command::Show(command) => commands::show::run(&session, output, &command).await,
+    dispatch(arguments.command, &session, output).await
+}
+
+/// Runs one command.
+async fn dispatch(command: Command, session: &Session, output: &Output) -> slotkeep_jobs::Result<u8> {
+    match command {
+        Command::Init(command) => commands::init::run(session, output, &command).await,
+        Command::Backup(command) => commands::backup::run(session, output, &command).await,
+        Command::Restore(command) => commands::restore::run(session, output, &command).await,
+        Command::Check(command) => commands::check::run(session, output, &command).await,
+        Command::Diff(command) => commands::diff::run(session, output, &command).await,
+        Command::List(command) => commands::list::run(session, output, &command).await,
+        Command::Show(command) => commands::show::run(session, output, &command).await,
+        Command::Demo(command) => commands::demo::run(session, output, &command).await,
         Command::Completions(command) => commands::generate::completions(output, &command),
         Command::Man(command) => commands::generate::man(output, &command),
     }

@@ -1,6 +1,7 @@
 //! The only place that prints. Data goes to standard output; progress, notes, warnings and errors to standard error.
 
 use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -16,12 +17,47 @@ pub(crate) struct Output {
     quiet: bool,
     verbose: u8,
     terminal: bool,
+    held: Option<Mutex<Held>>,
+}
+
+/// What a command said while its words were held back.
+#[derive(Default)]
+pub(crate) struct Held {
+    /// For people: what would have been printed, notes and warnings included.
+    pub(crate) text: String,
+    /// For programs: what `--json` would have printed.
+    pub(crate) value: Option<serde_json::Value>,
 }
 
 impl Output {
     pub(crate) fn new(arguments: &OutputArgs) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        Self { json: arguments.json, quiet: arguments.quiet, verbose: arguments.verbose, terminal }
+        Self {
+            json: arguments.json,
+            quiet: arguments.quiet,
+            verbose: arguments.verbose,
+            terminal,
+            held: None,
+        }
+    }
+
+    /// Prints nothing and keeps what is said, for a command that runs inside another one.
+    pub(crate) fn holding() -> Self {
+        Self { json: false, quiet: false, verbose: 0, terminal: false, held: Some(Mutex::default()) }
+    }
+
+    /// What was said so far, if it was held back.
+    pub(crate) fn into_held(self) -> Held {
+        self.held.map(|held| held.into_inner().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default()
+    }
+
+    fn hold(&self) -> Option<MutexGuard<'_, Held>> {
+        self.held.as_ref().map(|held| held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether a story is to be told while it happens.
+    pub(crate) const fn narrates(&self) -> bool {
+        !self.quiet && !self.json
     }
 
     /// Whether progress is to be shown.
@@ -51,6 +87,9 @@ impl Output {
 
     /// Prints a value: as JSON, or as `render` puts it for people.
     pub(crate) fn data<T: Serialize>(&self, value: &T, render: impl FnOnce(&T) -> String) -> Result<()> {
+        if let Some(mut held) = self.hold() {
+            held.value = serde_json::to_value(value).ok();
+        }
         let text = if self.json {
             serde_json::to_string_pretty(value)
                 .map_err(|error| Error::new(ErrorKind::Failed, format!("can't print JSON: {error}")))?
@@ -63,6 +102,10 @@ impl Output {
     /// Prints text to standard output as it is, with a line feed at its end.
     #[expect(clippy::unused_self, reason = "whoever prints must have been handed the output")]
     pub(crate) fn print(&self, text: &str) -> Result<()> {
+        if let Some(mut held) = self.hold() {
+            held.say(text);
+            return Ok(());
+        }
         let mut out = std::io::stdout().lock();
         let written = out
             .write_all(text.as_bytes())
@@ -78,7 +121,9 @@ impl Output {
 
     /// Says something to the user that is not data.
     pub(crate) fn note(&self, text: &str) {
-        if !self.quiet && !self.json {
+        if let Some(mut held) = self.hold() {
+            held.say(text);
+        } else if !self.quiet && !self.json {
             let _ = writeln!(std::io::stderr(), "{text}");
         }
     }
@@ -86,7 +131,12 @@ impl Output {
     /// Warns of something that needs attention, also when quiet.
     #[expect(clippy::unused_self, reason = "whoever warns must have been handed the output")]
     pub(crate) fn warn(&self, text: &str) {
-        let _ = writeln!(std::io::stderr(), "warning: {text}");
+        match self.hold() {
+            Some(mut held) => held.say(&format!("warning: {text}")),
+            None => {
+                let _ = writeln!(std::io::stderr(), "warning: {text}");
+            }
+        }
     }
 
     /// Reports why the run failed and what to do next.
@@ -107,6 +157,22 @@ impl Output {
             let _ = writeln!(err, "hint: {hint}");
         }
     }
+}
+
+impl Held {
+    fn say(&mut self, text: &str) {
+        self.text.push_str(text.trim_end_matches('\n'));
+        self.text.push('\n');
+    }
+}
+
+/// Text that stands out, where standard output is a terminal that was not asked to be plain.
+pub(crate) fn bold(text: &str) -> String {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if plain || !std::io::stdout().is_terminal() {
+        return text.to_owned();
+    }
+    format!("\x1b[1m{text}\x1b[0m")
 }
 
 /// A table with these headings; columns whose heading ends in `>` hold numbers.

@@ -30,6 +30,8 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 /// What a run has at hand.
 pub(crate) struct Session {
     file: SettingsFile,
+    /// `SLOTKEEP_PASSWORD`.
+    password: Option<String>,
     clock: Arc<SystemClock>,
     rng: Arc<SystemRng>,
     stop: CancellationToken,
@@ -39,10 +41,22 @@ impl Session {
     pub(crate) fn new(arguments: &Arguments) -> Result<Self> {
         Ok(Self {
             file: SettingsFile::read(arguments.config.as_deref())?,
+            password: std::env::var("SLOTKEEP_PASSWORD").ok(),
             clock: Arc::new(SystemClock::new()),
             rng: Arc::new(SystemRng),
             stop: CancellationToken::new(),
         })
+    }
+
+    /// The same without the user's settings and password: for clusters and repositories of our own.
+    pub(crate) fn without_settings(&self) -> Self {
+        Self {
+            file: SettingsFile::default(),
+            password: None,
+            clock: Arc::clone(&self.clock),
+            rng: Arc::clone(&self.rng),
+            stop: self.stop.clone(),
+        }
     }
 
     /// Stops in order at the first Ctrl-C or SIGTERM; a second one ends the process as it would without us.
@@ -138,7 +152,7 @@ impl Session {
                 })?;
                 Some(text.lines().next().unwrap_or_default().to_owned())
             }
-            None => std::env::var("SLOTKEEP_PASSWORD").ok(),
+            None => self.password.clone(),
         };
         match (user, password) {
             (user, Some(password)) => Ok(Some(Credentials { user, password })),

@@ -96,9 +96,10 @@ fn render(diff: &Diff) -> String {
     let more = if diff.limited { " and more (--limit)" } else { "" };
     let slots = diff.differing_slot_count;
     text.push_str(&format!(
-        "\nDifferent: {slots} {}, {} keys{more}.",
+        "\nDifferent: {slots} {}, {} {}{more}.",
         if slots == 1 { "slot" } else { "slots" },
-        diff.keys.len()
+        diff.keys.len(),
+        if diff.keys.len() == 1 { "key" } else { "keys" },
     ));
     text
 }
