@@ -23,8 +23,15 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 7] =
-        [Self::Queued, Self::Waiting, Self::Running, Self::Finishing, Self::Done, Self::Failed, Self::Verifying];
+    const ALL: [Self; 7] = [
+        Self::Queued,
+        Self::Waiting,
+        Self::Running,
+        Self::Finishing,
+        Self::Done,
+        Self::Failed,
+        Self::Verifying,
+    ];
 }
 
 /// The progress of one shard.

@@ -72,8 +72,9 @@ pub(crate) async fn run(
 ) -> Result<u8> {
     let live = &arguments.live;
     if live.to.is_empty() {
-        return Err(Error::new(ErrorKind::Usage, "where to? no target was given")
-            .hint("give --to HOST:PORT for a running cluster, or --to-dir DIR --nodes HOST:PORT,… for a new one"));
+        return Err(Error::new(ErrorKind::Usage, "where to? no target was given").hint(
+            "give --to HOST:PORT for a running cluster, or --to-dir DIR --nodes HOST:PORT,… for a new one",
+        ));
     }
     let seeds: Vec<NodeAddr> = live.to.iter().map(|text| parse_addr(text)).collect::<Result<_>>()?;
     let context = session.context(&live.access)?;
@@ -125,13 +126,17 @@ fn default_state(backup: &str, target: &Discovery) -> Result<PathBuf> {
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")));
     let folder = folder.ok_or_else(|| {
-        Error::new(ErrorKind::Usage, "there is no place for the state file: neither XDG_STATE_HOME nor HOME is set")
-            .hint("name a file with --state FILE")
+        Error::new(
+            ErrorKind::Usage,
+            "there is no place for the state file: neither XDG_STATE_HOME nor HOME is set",
+        )
+        .hint("name a file with --state FILE")
     })?;
     let nodes = || target.topology().shards.iter().flat_map(slotkeep_model::Shard::nodes);
     let id = nodes().filter_map(|node| node.id.as_ref()).min().map(ToString::to_string);
     let name = id.unwrap_or_else(|| {
-        let addr = target.topology().shards.first().map(|shard| shard.primary.addr.to_string()).unwrap_or_default();
+        let addr =
+            target.topology().shards.first().map(|shard| shard.primary.addr.to_string()).unwrap_or_default();
         addr.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-")
     });
     Ok(folder.join("slotkeep").join(format!("restore-{backup}-{name}.json")))
@@ -139,7 +144,8 @@ fn default_state(backup: &str, target: &Discovery) -> Result<PathBuf> {
 
 fn announce(plan: &LivePlan) -> String {
     let primaries = plan.nodes.len();
-    let begun = plan.resumes_at_percent.map(|percent| format!(", resuming at {percent} %")).unwrap_or_default();
+    let begun =
+        plan.resumes_at_percent.map(|percent| format!(", resuming at {percent} %")).unwrap_or_default();
     format!(
         "backup {}, {} keys, {} → {} {}, {primaries} {}{begun}",
         plan.backup,

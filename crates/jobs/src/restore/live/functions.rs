@@ -84,9 +84,13 @@ pub(super) async fn compare(
                     OnConflict::Replace => wanted.push(library.clone()),
                     OnConflict::Skip => {}
                     OnConflict::Fail => {
-                        let what = format!("{node} holds another version of the function library `{}`", library.name);
-                        return Err(Error::new(ErrorKind::Conflict, what)
-                            .hint("delete it there (FUNCTION DELETE), or use --on-conflict skip or replace"));
+                        let what = format!(
+                            "{node} holds another version of the function library `{}`",
+                            library.name
+                        );
+                        return Err(Error::new(ErrorKind::Conflict, what).hint(
+                            "delete it there (FUNCTION DELETE), or use --on-conflict skip or replace",
+                        ));
                     }
                 },
             }
@@ -115,7 +119,8 @@ pub(super) async fn load(context: &Context, loadings: &[Loading]) -> Result<u64>
         for library in &loading.libraries {
             let command = Command::new("FUNCTION").arg("LOAD").arg("REPLACE").arg(&library.source);
             let loaded = connection.call(&command).await.map_err(Error::from);
-            loaded.map_err(|error| error.context(format!("loading the function library `{}`", library.name)))?;
+            loaded
+                .map_err(|error| error.context(format!("loading the function library `{}`", library.name)))?;
             names.insert(library.name.clone());
         }
     }

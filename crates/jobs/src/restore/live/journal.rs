@@ -61,7 +61,12 @@ struct ServerRecord {
 
 impl Record {
     /// What a restore remembers that has not begun.
-    pub(super) fn new(manifest: &Manifest, repository: &str, restore_id: String, on_conflict: OnConflict) -> Self {
+    pub(super) fn new(
+        manifest: &Manifest,
+        repository: &str,
+        restore_id: String,
+        on_conflict: OnConflict,
+    ) -> Self {
         Self {
             format_version: FORMAT_VERSION,
             repository: repository.to_owned(),
@@ -94,7 +99,13 @@ impl Record {
     }
 
     /// Refuses to go on with something else than what was begun.
-    pub(super) fn check(&self, manifest: &Manifest, repository: &str, on_conflict: OnConflict, path: &Path) -> Result<()> {
+    pub(super) fn check(
+        &self,
+        manifest: &Manifest,
+        repository: &str,
+        on_conflict: OnConflict,
+        path: &Path,
+    ) -> Result<()> {
         let differs = |what: String| {
             Error::new(ErrorKind::Usage, format!("{} remembers a restore {what}", path.display()))
                 .hint("run that command again, or begin anew with --restart")
@@ -122,10 +133,12 @@ impl Record {
 
     /// The slots that an earlier run left to be gone through, and those whose server is not the one that was written to.
     pub(super) fn suspects(&self, map: &SlotMap) -> SlotSet {
-        let mut suspect: Vec<_> = self.suspect.parse::<SlotSet>().unwrap_or_else(|_| SlotSet::full()).iter().collect();
+        let mut suspect: Vec<_> =
+            self.suspect.parse::<SlotSet>().unwrap_or_else(|_| SlotSet::full()).iter().collect();
         for server in &self.servers {
             let Ok(slots) = server.slots.parse::<SlotSet>() else { return SlotSet::full() };
-            let gone = |slot: &slotkeep_model::Slot| map.owner(*slot).is_some_and(|now| now.run_id != server.run_id);
+            let gone =
+                |slot: &slotkeep_model::Slot| map.owner(*slot).is_some_and(|now| now.run_id != server.run_id);
             suspect.extend(slots.iter().filter(gone));
         }
         suspect.into_iter().collect()

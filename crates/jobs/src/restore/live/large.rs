@@ -12,7 +12,7 @@ use slotkeep_wire::server_error::ServerError;
 
 use super::batch::show_key;
 use super::options::OnConflict;
-use super::run::{Run, is_passing, refusal};
+use super::run::{Counters, Run, is_passing, refusal};
 use crate::net::{Connection, LinkError};
 use crate::{Error, ErrorKind, Result};
 
@@ -70,6 +70,8 @@ pub(super) struct LargeValue {
     builder: CommandBuilder,
     out: Vec<u8>,
     expected: usize,
+    /// Pending entries of deleted stream entries, which commands can't bring back.
+    unclaimed: u64,
 }
 
 /// What an answer calls for, if it is not plain success.
@@ -81,7 +83,11 @@ enum Trouble {
 
 impl From<LinkError> for Trouble {
     fn from(error: LinkError) -> Self {
-        if error.problem.is_transient() { Self::Passing(error.to_string()) } else { Self::Fatal(error.into()) }
+        if error.problem.is_transient() {
+            Self::Passing(error.to_string())
+        } else {
+            Self::Fatal(error.into())
+        }
     }
 }
 
@@ -89,7 +95,9 @@ impl LargeValue {
     /// Finds the node that takes the key and clears the temporary name there.
     pub(super) async fn begin(run: &Run, key: LargeKey, restore_id: &str) -> Result<Outcome> {
         let map = run.target.map();
-        let Some(owner) = map.owner(key.slot) else { return Ok(Outcome::Again("no node serves it".to_owned())) };
+        let Some(owner) = map.owner(key.slot) else {
+            return Ok(Outcome::Again("no node serves it".to_owned()));
+        };
         let temporary = temporary_name(restore_id, key.slot);
         let (mut addr, mut asking) = (owner.addr.clone(), false);
         for _ in 0..MOST_REDIRECTS {
@@ -111,6 +119,7 @@ impl LargeValue {
                         builder,
                         out,
                         expected,
+                        unclaimed: 0,
                     })));
                 }
                 Err(Trouble::Elsewhere { addr: to, asking: ask }) => (addr, asking) = (to, ask),
@@ -158,7 +167,12 @@ impl LargeValue {
     }
 
     /// Encodes commands, and sends them if there are enough or `all` is wanted.
-    async fn pass_on(&mut self, run: &Run, commands: &mut Vec<Vec<Vec<u8>>>, all: bool) -> Result<Option<String>> {
+    async fn pass_on(
+        &mut self,
+        run: &Run,
+        commands: &mut Vec<Vec<Vec<u8>>>,
+        all: bool,
+    ) -> Result<Option<String>> {
         for command in commands.drain(..) {
             let parts: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
             self.queue(&parts);
@@ -170,7 +184,9 @@ impl LargeValue {
             Ok(_) => Ok(None),
             Err(Trouble::Fatal(error)) => Err(error),
             Err(Trouble::Passing(reason)) => Ok(Some(reason)),
-            Err(Trouble::Elsewhere { addr, .. }) => Ok(Some(format!("slot {} is moving to {addr}", self.key.slot))),
+            Err(Trouble::Elsewhere { addr, .. }) => {
+                Ok(Some(format!("slot {} is moving to {addr}", self.key.slot)))
+            }
         }
     }
 
@@ -186,7 +202,8 @@ impl LargeValue {
     async fn round(&mut self, run: &Run) -> Result<Value, Trouble> {
         let out = std::mem::take(&mut self.out);
         let expected = std::mem::take(&mut self.expected);
-        let work = exchange(&mut self.connection, &out, expected, self.asking, &self.key.key);
+        let work =
+            exchange(&mut self.connection, &out, expected, self.asking, &self.key.key, &mut self.unclaimed);
         tokio::select! {
             last = work => last,
             () = run.halt.cancelled() => Err(Trouble::Fatal(Error::interrupted())),
@@ -199,12 +216,16 @@ impl LargeValue {
         if let Some(expiry_ms) = self.key.expiry_ms {
             self.queue(&[b"PEXPIREAT", &temporary, expiry_ms.to_string().as_bytes()]);
         }
-        let rename: &[u8] = if run.options.on_conflict == OnConflict::Replace { b"RENAME" } else { b"RENAMENX" };
+        let rename: &[u8] =
+            if run.options.on_conflict == OnConflict::Replace { b"RENAME" } else { b"RENAMENX" };
         self.queue(&[rename, &temporary, &key]);
         let node = self.connection.node().clone();
         let settled = match self.round(run).await {
             Ok(Value::Integer(0)) => self.key.exists(),
-            Ok(_) => return Ok(Outcome::Settled(Fate::Written(node))),
+            Ok(_) => {
+                Counters::add(&run.counters.pending_left_out, self.unclaimed);
+                return Ok(Outcome::Settled(Fate::Written(node)));
+            }
             // It expired under its temporary name.
             Err(Trouble::Fatal(error)) if error.to_string().contains("no such key") => Fate::Expired,
             Err(Trouble::Fatal(error)) => {
@@ -260,18 +281,20 @@ async fn open(
             write_command(&mut out, &[b"ASKING"]);
         }
         write_command(&mut out, &[name.as_bytes(), argument]);
-        last = exchange(&mut connection, &out, 1, asking, &key.key).await?;
+        last = exchange(&mut connection, &out, 1, asking, &key.key, &mut 0).await?;
     }
     Ok((connection, last.as_i64() == Some(1)))
 }
 
-/// Sends commands and takes their answers; gives the last one.
+/// Sends commands and takes their answers; gives the last one, and adds to `unclaimed` the answers that are empty arrays: those of
+/// `XCLAIM` where the server takes no pending entry whose stream entry is deleted.
 async fn exchange(
     connection: &mut Connection,
     out: &[u8],
     expected: usize,
     asking: bool,
     key: &[u8],
+    unclaimed: &mut u64,
 ) -> Result<Value, Trouble> {
     connection.send(out).await?;
     let mut last = Value::Null;
@@ -284,6 +307,7 @@ async fn exchange(
         if let Some(text) = last.as_error() {
             trouble.get_or_insert(trouble_of(connection.node(), text, key));
         }
+        *unclaimed += u64::from(last.as_array().is_some_and(<[Value]>::is_empty));
     }
     trouble.map_or(Ok(last), Err)
 }
@@ -299,7 +323,8 @@ fn trouble_of(node: &NodeAddr, text: &str, key: &[u8]) -> Trouble {
 
 /// A name in that slot that nobody else uses.
 fn temporary_name(restore_id: &str, slot: Slot) -> Vec<u8> {
-    (0_u64..)
+    // One in 16384 fits, on average: these are more than enough.
+    (0_u64..10_000_000)
         .map(|number| format!("slotkeep:restore:{restore_id}:{number}").into_bytes())
         .find(|name| key_slot(name) == slot)
         .unwrap_or_default()

@@ -88,7 +88,7 @@ pub async fn restore(
         journal: &journal,
         trackers: &trackers,
         starts: &starts,
-        restore_id: &restore_id,
+        id: &restore_id,
         progress,
     };
     let outcome = restore.all(warnings).await;
@@ -131,7 +131,9 @@ async fn verify(
                 let _turn = gate.acquire().await;
                 progress.enter(Phase::Verifying);
                 for object in shard.base.objects() {
-                    repository.verify(object, |bytes| crate::backup::add(&progress.stored_bytes, bytes)).await?;
+                    repository
+                        .verify(object, |bytes| crate::backup::add(&progress.stored_bytes, bytes))
+                        .await?;
                 }
                 progress.enter(Phase::Queued);
                 Ok::<(), Error>(())
@@ -158,7 +160,7 @@ struct Restore<'a> {
     journal: &'a Journal,
     trackers: &'a [Arc<Tracker>],
     starts: &'a [ShardRecord],
-    restore_id: &'a str,
+    id: &'a str,
     progress: &'a [Arc<ShardProgress>],
 }
 
@@ -201,16 +203,22 @@ impl Restore<'_> {
             self.run.target.end_repair();
             repaired.extend(suspects.iter());
         }
-        Err(Error::new(crate::ErrorKind::Unreachable, "servers of the target were replaced again and again meanwhile")
-            .hint("see why the target is not stable, then run the same command again"))
+        Err(Error::new(
+            crate::ErrorKind::Unreachable,
+            "servers of the target were replaced again and again meanwhile",
+        )
+        .hint("see why the target is not stable, then run the same command again"))
     }
 
     /// Goes through every base: all of it that is not done, or only those slots but from the beginning.
     async fn passes(&self, only: Option<&SlotSet>) -> Result<()> {
         let gate = Semaphore::new(self.run.options.jobs.max(1));
-        let shards = self.manifest.shards.iter().zip(self.progress).zip(self.trackers).zip(self.starts).enumerate();
+        let shards =
+            self.manifest.shards.iter().zip(self.progress).zip(self.trackers).zip(self.starts).enumerate();
         let mut running: FuturesUnordered<_> = shards
-            .filter(|(_, (((shard, _), _), _))| only.is_none_or(|only| !only.intersection(&shard.slots).is_empty()))
+            .filter(|(_, (((shard, _), _), _))| {
+                only.is_none_or(|only| !only.intersection(&shard.slots).is_empty())
+            })
             .map(|(number, (((shard, progress), tracker), start))| {
                 let gate = &gate;
                 async move {
@@ -229,7 +237,7 @@ impl Restore<'_> {
                         tolerant_below: if only.is_some() { u64::MAX } else { start.promised },
                         journal: only.is_none().then_some(self.journal),
                         progress,
-                        restore_id: self.restore_id,
+                        id: self.id,
                     };
                     let outcome = pass.run(from).await;
                     if outcome.is_err() {
@@ -257,7 +265,9 @@ impl Restore<'_> {
         let mut behind = Vec::new();
         for node in &self.run.target.map().nodes {
             let mut connection = context.connector.connect(&node.addr).await?;
-            let odd = |error: slotkeep_wire::info::InfoError| Error::new(crate::ErrorKind::Failed, error.to_string());
+            let odd = |error: slotkeep_wire::info::InfoError| {
+                Error::new(crate::ErrorKind::Failed, error.to_string())
+            };
             let wanted = read_info(&mut connection).await?.replication().map_err(odd)?.offset;
             loop {
                 let replicas = read_info(&mut connection).await?.replication().map_err(odd)?.replicas;
@@ -275,7 +285,8 @@ impl Restore<'_> {
                 }
             }
         }
-        Ok((!behind.is_empty()).then(|| format!("replicas do not have everything yet: {}", behind.join(", "))))
+        Ok((!behind.is_empty())
+            .then(|| format!("replicas do not have everything yet: {}", behind.join(", "))))
     }
 
     fn report(&self, functions: u64, repaired_slots: usize, mut warnings: Vec<String>) -> LiveReport {
@@ -284,7 +295,15 @@ impl Restore<'_> {
         let nodes = counters.restored_by_node();
         let without_metadata = count(&counters.without_metadata);
         if without_metadata > 0 {
-            warnings.push(format!("{without_metadata} keys had metadata of modules, which RESTORE does not carry over"));
+            warnings.push(format!(
+                "{without_metadata} keys had metadata of modules, which RESTORE does not carry over"
+            ));
+        }
+        let pending_left_out = count(&counters.pending_left_out);
+        if pending_left_out > 0 {
+            warnings.push(format!(
+                "{pending_left_out} pending entries of long streams were left out: their stream entries are deleted; a larger --max-restore-bytes brings them too"
+            ));
         }
         LiveReport {
             backup: self.manifest.id.clone(),
@@ -294,6 +313,7 @@ impl Restore<'_> {
             already_restored: count(&counters.already_restored),
             element_wise: count(&counters.element_wise),
             without_metadata,
+            pending_left_out,
             functions,
             rdb_bytes: count(&counters.rdb_bytes),
             sent_bytes: count(&counters.sent_bytes),

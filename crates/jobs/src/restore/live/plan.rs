@@ -163,8 +163,14 @@ pub async fn plan(
 fn check_covered(topology: &slotkeep_model::Topology) -> Result<()> {
     let missing = topology.covered().complement();
     if !missing.is_empty() {
-        let what = format!("the target serves only {} of {} slots: {missing} have no node", topology.covered().len(), Slot::COUNT);
-        return Err(Error::new(ErrorKind::NotACluster, what).hint("assign every slot first (CLUSTER ADDSLOTS)"));
+        let what = format!(
+            "the target serves only {} of {} slots: {missing} have no node",
+            topology.covered().len(),
+            Slot::COUNT
+        );
+        return Err(
+            Error::new(ErrorKind::NotACluster, what).hint("assign every slot first (CLUSTER ADDSLOTS)")
+        );
     }
     match topology.shards.iter().find(|shard| !shard.primary.online) {
         None => Ok(()),
@@ -180,7 +186,8 @@ async fn check_state(context: &Context, map: &SlotMap) -> Result<()> {
     for node in &map.nodes {
         let mut connection = context.connector.connect(&node.addr).await?;
         let reply = connection.call(&Command::new("CLUSTER").arg("INFO")).await?;
-        let ok = reply.as_text().is_some_and(|text| text.lines().any(|line| line.trim() == "cluster_state:ok"));
+        let ok =
+            reply.as_text().is_some_and(|text| text.lines().any(|line| line.trim() == "cluster_state:ok"));
         if !ok {
             let what = format!("{} says that the target is not whole (cluster_state is not ok)", node.addr);
             return Err(Error::new(ErrorKind::NotACluster, what)
@@ -212,7 +219,10 @@ async fn check_databases(context: &Context, map: &SlotMap, databases: &BTreeSet<
         let mut connection = context.connector.connect(&node.addr).await?;
         let reply = connection.exchange(&Command::new("SELECT").arg_number(highest)).await?;
         if let Some(text) = reply.as_error() {
-            let what = format!("the backup holds keys in database {highest}, which {} does not have ({text})", node.addr);
+            let what = format!(
+                "the backup holds keys in database {highest}, which {} does not have ({text})",
+                node.addr
+            );
             return Err(Error::new(ErrorKind::Unsupported, what).hint(
                 "restore into a server without cluster mode, or Valkey 9.0 or newer with cluster-databases set high enough",
             ));
@@ -227,7 +237,10 @@ async fn memory_warning(context: &Context, map: &SlotMap, rdb_bytes: u64) -> Res
     for node in &map.nodes {
         let mut connection = context.connector.connect(&node.addr).await?;
         let memory = read_info(&mut connection).await?.memory().map_err(|error| {
-            Error::from(LinkError { node: node.addr.clone(), problem: LinkProblem::Protocol(error.to_string()) })
+            Error::from(LinkError {
+                node: node.addr.clone(),
+                problem: LinkProblem::Protocol(error.to_string()),
+            })
         })?;
         if memory.limit_bytes == 0 {
             return Ok(None);

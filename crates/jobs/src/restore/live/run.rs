@@ -37,6 +37,7 @@ pub(super) struct Counters {
     pub(super) already_restored: AtomicU64,
     pub(super) element_wise: AtomicU64,
     pub(super) without_metadata: AtomicU64,
+    pub(super) pending_left_out: AtomicU64,
     pub(super) rdb_bytes: AtomicU64,
     pub(super) sent_bytes: AtomicU64,
     pub(super) redirected: AtomicU64,

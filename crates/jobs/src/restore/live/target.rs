@@ -89,8 +89,13 @@ impl Target {
             return Err(Error::new(ErrorKind::NotACluster, "no node of the target serves a slot"));
         }
         let map = Arc::new(SlotMap::new(nodes, topology.cluster_mode));
-        let state =
-            State { map, seeds: seeds(topology), replicas: replicas(topology), suspect: Vec::new(), repairing: SlotSet::default() };
+        let state = State {
+            map,
+            seeds: seeds(topology),
+            replicas: replicas(topology),
+            suspect: Vec::new(),
+            repairing: SlotSet::default(),
+        };
         Ok(Self { state: Mutex::new(state), looking: tokio::sync::Mutex::new(()) })
     }
 

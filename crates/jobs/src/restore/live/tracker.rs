@@ -32,10 +32,7 @@ pub(super) struct Tracker {
 impl Tracker {
     /// A tracker of a base that is done up to there.
     pub(super) fn new(position: Position) -> Arc<Self> {
-        Arc::new(Self {
-            inner: Mutex::new(Inner { open: BTreeMap::new(), position }),
-            closed: Notify::new(),
-        })
+        Arc::new(Self { inner: Mutex::new(Inner { open: BTreeMap::new(), position }), closed: Notify::new() })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

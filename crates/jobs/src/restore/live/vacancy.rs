@@ -58,7 +58,8 @@ pub(super) async fn check(
         return Ok(());
     }
     let keys: u64 = taken.iter().map(|(_, keys)| keys).sum();
-    let mut named: Vec<String> = taken.iter().take(NAMED_SLOTS).map(|(slot, keys)| format!("{slot}: {keys}")).collect();
+    let mut named: Vec<String> =
+        taken.iter().take(NAMED_SLOTS).map(|(slot, keys)| format!("{slot}: {keys}")).collect();
     if taken.len() > NAMED_SLOTS {
         named.push("…".to_owned());
     }
@@ -108,7 +109,9 @@ async fn scan_by_slot(context: &Context, node: &TargetNode, slots: &[Slot]) -> R
         loop {
             let scan = Command::new("SCAN").arg(&cursor).arg("COUNT").arg_number(ASKED_AT_A_TIME);
             let reply = connection.call(&scan).await?;
-            let Some([next, keys]) = reply.as_array() else { return Err(odd("SCAN gives no keys".to_owned()).into()) };
+            let Some([next, keys]) = reply.as_array() else {
+                return Err(odd("SCAN gives no keys".to_owned()).into());
+            };
             for key in keys.as_array().unwrap_or_default().iter().filter_map(|key| key.as_bytes()) {
                 if let Some(count) = counts.get_mut(key_slot(key).index()) {
                     *count = count.saturating_add(1);
@@ -120,6 +123,7 @@ async fn scan_by_slot(context: &Context, node: &TargetNode, slots: &[Slot]) -> R
             }
         }
     }
-    let count = |slot: &Slot| counts.get(slot.index()).copied().filter(|keys| *keys > 0).map(|keys| (*slot, keys));
+    let count =
+        |slot: &Slot| counts.get(slot.index()).copied().filter(|keys| *keys > 0).map(|keys| (*slot, keys));
     Ok(slots.iter().filter_map(count).collect())
 }
