@@ -492,8 +492,9 @@ fn a_restart_midway_that_loses_everything_loses_nothing() {
     let (proxies, map) = slow(&target, 8_000);
     let child = bench.start(&addr(&target), &["--address-map", &map]);
     wait_for_keys(&target, loaded.keys() / 3);
-    target.primary(0).unwrap().kill().unwrap();
-    target.primary(0).unwrap().start().unwrap();
+    let victim = target.primary(0).unwrap();
+    victim.kill().unwrap();
+    victim.start().unwrap();
     proxies.iter().for_each(Proxy::mend);
     let report = finish(child).expect_code(0).json();
     assert!(report["repaired_slots"].as_u64().unwrap() > 1000, "{report}");

@@ -16,8 +16,10 @@ use super::run::{Counters, Run, is_passing, refusal};
 use crate::net::{Connection, LinkError};
 use crate::{Error, ErrorKind, Result};
 
-/// How many bytes of arguments one command may have.
+/// How many bytes of arguments one command may have at most.
 const COMMAND_BYTES: usize = 256 << 10;
+/// And how many even if values are to be split that are shorter: a command of a few bytes helps nobody.
+const LEAST_COMMAND_BYTES: usize = 1 << 10;
 /// How many bytes are sent before answers are awaited.
 const ROUND_BYTES: usize = 2 << 20;
 /// How many commands are sent before answers are awaited.
@@ -107,7 +109,7 @@ impl LargeValue {
                         return Ok(Outcome::Settled(key.exists()));
                     }
                     let decoder = Decoder::new(key.value_type, key.rdb_version);
-                    let budget = COMMAND_BYTES.min(run.options.max_restore_bytes);
+                    let budget = run.options.max_restore_bytes.clamp(LEAST_COMMAND_BYTES, COMMAND_BYTES);
                     let builder = CommandBuilder::new(&temporary, key.value_type, owner.server, budget);
                     let (out, expected) = (Vec::new(), 0);
                     return Ok(Outcome::Going(Box::new(Self {
