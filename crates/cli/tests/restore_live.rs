@@ -482,6 +482,22 @@ fn a_failover_midway_loses_nothing() {
     bench.expect_same(&target);
 }
 
+/// The primary hands over midway, in order: it stays, as a replica, and says where its slots are now.
+#[test]
+fn a_handover_midway_is_followed() {
+    let source = cluster("redis-7.0", 3, 0);
+    let loaded = Mix::bulk(20_000_000).load(&source).unwrap();
+    let bench = Bench::of(&source);
+    let target = cluster("valkey-9.1", 2, 1);
+    let (_proxies, map) = slow(&target, 8_000);
+    let child = bench.start(&addr(&target), &["--address-map", &map]);
+    wait_for_keys(&target, loaded.keys() / 4);
+    target.failover(0).unwrap();
+    let report = finish(child).expect_code(0).json();
+    assert!(report["redirected"].as_u64().unwrap() > 0, "{report}");
+    bench.expect_same(&target);
+}
+
 /// The server is restarted midway, from what its disk held: nothing.
 #[test]
 fn a_restart_midway_that_loses_everything_loses_nothing() {

@@ -166,6 +166,8 @@ struct Restore<'a> {
 
 impl Restore<'_> {
     async fn all(&self, mut warnings: Vec<String>) -> Result<LiveReport> {
+        // First of all: a state file that can't be written must not be found out later.
+        self.journal.save(self.run).await?;
         let functions = self.load_functions().await?;
         let work = self.keys();
         tokio::pin!(work);
@@ -192,7 +194,7 @@ impl Restore<'_> {
         self.passes(None).await?;
         let mut repaired: Vec<slotkeep_model::Slot> = Vec::new();
         for _ in 0..MOST_REPAIRS {
-            self.run.target.look_again(&self.run.context, None).await?;
+            self.look_until_whole().await?;
             let suspects = self.run.target.begin_repair();
             if suspects.is_empty() {
                 return Ok(repaired.into_iter().collect());
@@ -208,6 +210,26 @@ impl Restore<'_> {
             "servers of the target were replaced again and again meanwhile",
         )
         .hint("see why the target is not stable, then run the same command again"))
+    }
+
+    /// Looks at the target until it is whole: a failover may be under way.
+    async fn look_until_whole(&self) -> Result<()> {
+        let clock = &self.run.context.clock;
+        let begun = clock.elapsed();
+        for attempt in 0.. {
+            match self.run.target.look_again(&self.run.context, None).await {
+                Ok(()) => break,
+                Err(error) if clock.elapsed().saturating_sub(begun) > self.run.options.patience => {
+                    return Err(error.context("looking at the target once more"));
+                }
+                Err(error) => tracing::info!(%error, "the target is not whole at the moment"),
+            }
+            self.run.pause(attempt).await;
+            if self.run.halt.is_cancelled() {
+                return Err(self.run.why_ended());
+            }
+        }
+        Ok(())
     }
 
     /// Goes through every base: all of it that is not done, or only those slots but from the beginning.
