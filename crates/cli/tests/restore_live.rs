@@ -384,7 +384,7 @@ fn slow(target: &Cluster, bytes_per_s: u64) -> (Vec<Proxy>, String) {
 }
 
 fn wait_for_keys(target: &Cluster, keys: u64) {
-    wait_for(Duration::from_secs(60), "some keys", || match keys_on(target) {
+    wait_for(Duration::from_secs(120), "some keys", || match keys_on(target) {
         found if found >= keys => Ok(()),
         found => Err(NotYet::because(format!("{found} keys"))),
     })

@@ -37,6 +37,7 @@ use slotkeep_format::Manifest;
 use slotkeep_model::{NodeAddr, SlotSet};
 use slotkeep_repo::Repository;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 pub use options::{LiveOptions, LiveReport, NodeReport, OnConflict};
 pub use plan::{LivePlan, PlannedNode, plan};
@@ -169,16 +170,31 @@ impl Restore<'_> {
         // First of all: a state file that can't be written must not be found out later.
         self.journal.save(self.run).await?;
         let functions = self.load_functions().await?;
-        let work = self.keys();
-        tokio::pin!(work);
-        let repaired = loop {
-            tokio::select! {
-                done = &mut work => break done?,
-                () = self.run.context.clock.sleep(JOURNAL_EVERY) => self.journal.save(self.run).await?,
-            }
+        // Side by side to the end: either may hold the journal's lock while the other waits for it, and a save that were left
+        // half-way could bring the file back after it was removed.
+        let finished = CancellationToken::new();
+        let work = async {
+            let outcome = self.keys().await;
+            finished.cancel();
+            outcome
         };
+        let (repaired, ()) = futures::join!(work, self.save_every_second(&finished));
+        let repaired = repaired?;
         warnings.extend(self.replicas_behind().await?);
         Ok(self.report(functions, repaired.len(), warnings))
+    }
+
+    async fn save_every_second(&self, finished: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = finished.cancelled() => return,
+                () = self.run.context.clock.sleep(JOURNAL_EVERY) => {}
+            }
+            if let Err(error) = self.journal.save(self.run).await {
+                self.run.fail(error);
+                return;
+            }
+        }
     }
 
     async fn load_functions(&self) -> Result<u64> {
