@@ -100,7 +100,6 @@ impl Output {
     }
 
     /// Prints text to standard output as it is, with a line feed at its end.
-    #[expect(clippy::unused_self, reason = "whoever prints must have been handed the output")]
     pub(crate) fn print(&self, text: &str) -> Result<()> {
         if let Some(mut held) = self.hold() {
             held.say(text);
@@ -129,7 +128,6 @@ impl Output {
     }
 
     /// Warns of something that needs attention, also when quiet.
-    #[expect(clippy::unused_self, reason = "whoever warns must have been handed the output")]
     pub(crate) fn warn(&self, text: &str) {
         match self.hold() {
             Some(mut held) => held.say(&format!("warning: {text}")),

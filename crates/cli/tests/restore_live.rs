@@ -233,7 +233,7 @@ fn a_target_with_data_is_refused_and_policies_decide_what_becomes_of_it() {
     };
     // A slot of which the backup holds no key.
     let used: Vec<Slot> = (0..300).map(|number| key_slot(format!("key:{number}").as_bytes())).collect();
-    let elsewhere = (0..)
+    let elsewhere = (0..1_000_000)
         .map(|number| format!("else:{number}"))
         .find(|key| !used.contains(&key_slot(key.as_bytes())))
         .unwrap();
