@@ -9,6 +9,7 @@
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
+    clippy::disallowed_macros,
     reason = "a program for developers that prints its figures"
 )]
 

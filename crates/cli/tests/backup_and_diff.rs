@@ -137,3 +137,16 @@ fn stock_tools_get_the_data_out() {
     let keys = node.client().unwrap().command(&["DBSIZE"]).unwrap().int().unwrap();
     assert_eq!(keys.unsigned_abs(), loaded.keys());
 }
+
+/// Backups of an idle cluster follow one another within a second: the latest is the one that was taken last.
+#[test]
+fn the_latest_of_several_backups_in_a_second_is_the_last_one() {
+    let cluster = ClusterBuilder::new(server("valkey-9.1")).primaries(1).start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let repo = folder.path().join("repo");
+    for _ in 0..8 {
+        let taken = backup(&cluster, &repo);
+        let latest = slotkeep(&["show", "--json", "--repo", repo.to_str().unwrap()]).expect_code(0).json();
+        assert_eq!(latest["id"], taken["id"]);
+    }
+}

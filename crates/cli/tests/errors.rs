@@ -98,8 +98,7 @@ impl Failure<'_> {
             assert!(error["hint"].as_str().is_some_and(|hint| hint.len() > 10), "{shown}");
         } else {
             let mut lines = run.stderr.lines().skip_while(|line| !line.starts_with("error: "));
-            let message = lines.next().unwrap_or_else(|| panic!("no error line{shown}"));
-            assert!(message.contains(self.words), "{shown}");
+            assert!(lines.next().is_some_and(|message| message.contains(self.words)), "{shown}");
             assert!(
                 lines.next().is_some_and(|line| line.starts_with("hint: ") && line.len() > 10),
                 "{shown}"

@@ -60,10 +60,13 @@ fn render(report: &CheckReport, all: bool, with_repository: bool) -> String {
     let mut text = if groups.is_empty() { String::new() } else { table_text(&rows) + "\n\n" };
     let number = |wanted| report.findings.iter().filter(|finding| finding.severity == wanted).count();
     let (problems, warnings) = (number(Severity::Problem), number(Severity::Warning));
+    let named = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let counts = format!(
-        "{problems} problems, {warnings} warnings, {} notes, {} checks fine.",
-        number(Severity::Note),
-        report.fine
+        "{}, {}, {}; {} fine.",
+        named(problems, "problem"),
+        named(warnings, "warning"),
+        named(number(Severity::Note), "note"),
+        named(report.fine, "check")
     );
     text.push_str(if report.ready { "Ready for a backup: " } else { "Not ready for a backup: " });
     text.push_str(&counts);

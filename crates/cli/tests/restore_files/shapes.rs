@@ -132,3 +132,50 @@ fn ipv6_addresses_and_names_will_do() {
     let named = ["restore", "--to-dir", "other", "--nodes", "localhost:7000,name.invalid:7001"];
     bench.slotkeep(&named).failed(2, "its name can't be resolved here");
 }
+
+#[test]
+fn a_cluster_with_tls_comes_back_in_plain_text_and_says_so() {
+    let server = servers::require("redis-7.0").unwrap();
+    let cluster =
+        ClusterBuilder::new(server.clone()).primaries(1).replicas_per_primary(1).tls(true).start().unwrap();
+    Mix::every_type().load(&cluster).unwrap();
+    let bench = Bench::new();
+    let ca = cluster.ca().unwrap();
+    let manifest = bench.backup(seed(&cluster), &["--tls-ca", ca.to_str().unwrap()]);
+    assert_eq!(manifest["settings"][0]["config"]["tls-cluster"], "yes");
+    assert!(!manifest.to_string().contains("server.key"), "{manifest}");
+    let nodes = free_addrs(2);
+    let report = bench.restore_and_start("new", &nodes, &server, &[]);
+    let warning = "the nodes will speak plain text: TLS needs certificates, which a backup does not hold";
+    assert!(report["warnings"][0].as_str().unwrap().starts_with(warning), "{report}");
+    bench.same_data(nodes[0], &[]);
+}
+
+#[test]
+fn what_can_not_come_back_is_named() {
+    let cluster = ClusterBuilder::new(servers::require("redis-7.0").unwrap()).primaries(1).start().unwrap();
+    let bench = Bench::new();
+    let mut manifest = bench.backup(seed(&cluster), &[]);
+    let settings = &mut manifest["settings"][0];
+    settings["modules"] = serde_json::json!({"bf": 20612});
+    settings["config"]["bf-error-rate"] = "0.1".into();
+    settings["unreadable"] = serde_json::json!(["CONFIG GET x: its value is not text"]);
+    let path = bench.object(&format!("{}.json", manifest["id"].as_str().unwrap()));
+    std::fs::write(path, manifest.to_string()).unwrap();
+    let nodes = free_addrs(1);
+    let report = bench.restore("new", &nodes, &[]).json();
+    assert_eq!(
+        report["warnings"],
+        serde_json::json!([
+            "Redis 7.0.15 does not know these settings, left out: bf-error-rate",
+            "the recorded settings are incomplete: CONFIG GET x: its value is not text",
+            "modules were loaded: bf 20612; give their paths in the configuration files before the nodes start",
+        ])
+    );
+    let config = std::fs::read_to_string(report["nodes"][0]["config_file"].as_str().unwrap()).unwrap();
+    assert!(
+        config.contains("# Module bf, version 20612, was loaded: give its path here.\n# loadmodule "),
+        "{config}"
+    );
+    assert!(!config.contains("bf-error-rate"), "{config}");
+}

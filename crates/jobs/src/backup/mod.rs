@@ -54,9 +54,10 @@ pub struct BackupOptions {
     pub include_secrets: bool,
 }
 
-/// An id for a backup that begins now: ids sort by time.
+/// An id for a backup that begins now. Ids sort by time, to the millisecond: the latest backup is the one whose id is last, and
+/// small clusters are backed up more than once a second.
 pub fn new_backup_id(context: &Context) -> Result<String> {
-    let time = context.clock.now().strftime("%Y%m%dT%H%M%SZ").to_string();
+    let time = context.clock.now().strftime("%Y%m%dT%H%M%S.%3fZ").to_string();
     Ok(format!("{time}-{}", random_hex(&*context.rng, 4)?))
 }
 

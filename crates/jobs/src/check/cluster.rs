@@ -1,6 +1,6 @@
 //! The checks of the cluster as a whole: what no node tells alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use slotkeep_model::{NodeAddr, Role, Shard, Topology};
 
@@ -10,6 +10,9 @@ use super::node::CLOCK_TOLERANCE_MS;
 
 /// How far a replica may be behind to be as good as its primary, in bytes.
 const IN_SYNC_BYTES: u64 = 64 << 20;
+
+/// So many shards are named in one finding.
+const NAMED_SHARDS: usize = 3;
 
 /// Every finding about the cluster.
 pub(super) fn judge(topology: &Topology, left_out: LeftOut, nodes: &[NodeFacts]) -> Vec<Finding> {
@@ -21,10 +24,10 @@ pub(super) fn judge(topology: &Topology, left_out: LeftOut, nodes: &[NodeFacts])
     moving(nodes, &mut out);
     for shard in &shards {
         capturable(shard, &mut out);
-        replicas(shard, &mut out);
-        hosts(shard, &mut out);
         lag(shard, &mut out);
     }
+    replicas(topology, &mut out);
+    hosts(topology, &mut out);
     outsiders(left_out, &mut out);
     versions(nodes, &mut out);
     clocks(nodes, &mut out);
@@ -125,28 +128,41 @@ fn capturable(shard: &ShardFacts<'_>, out: &mut Findings) {
     }
 }
 
-fn replicas(shard: &ShardFacts<'_>, out: &mut Findings) {
-    if shard.shard.replicas.is_empty() {
+fn replicas(topology: &Topology, out: &mut Findings) {
+    let alone: Vec<&Shard> = topology.shards.iter().filter(|shard| shard.replicas.is_empty()).collect();
+    if !alone.is_empty() {
         out.note(
             "replicas",
-            format!("the shard with slots {} has no replica", shard.shard.slots),
-            "its primary itself forks for a backup: run it off-peak, or add a replica",
+            format!("without a replica: {}", named(&alone)),
+            "a primary without one forks for a backup itself: run it off-peak, or add a replica",
         );
     }
 }
 
-fn hosts(shard: &ShardFacts<'_>, out: &mut Findings) {
-    let mut hosts: BTreeMap<&str, usize> = BTreeMap::new();
-    for node in shard.shard.nodes() {
-        *hosts.entry(node.addr.host()).or_default() += 1;
-    }
-    if let Some((host, _)) = hosts.into_iter().find(|(_, nodes)| *nodes > 1) {
+fn hosts(topology: &Topology, out: &mut Findings) {
+    let together = |shard: &&Shard| {
+        let hosts: Vec<&str> = shard.nodes().map(|node| node.addr.host()).collect();
+        hosts.iter().collect::<BTreeSet<_>>().len() < hosts.len()
+    };
+    let crowded: Vec<&Shard> = topology.shards.iter().filter(together).collect();
+    if !crowded.is_empty() {
         out.note(
             "hosts",
-            format!("{host} runs more than one node of the shard with slots {}", shard.shard.slots),
-            "its end would take the primary and a replica together: spread them over machines",
+            format!("with more than one node on the same host: {}", named(&crowded)),
+            "the host's end would take a primary and its replica together: spread them over machines",
         );
     }
+}
+
+/// How many shards, and which, but for a long list.
+fn named(shards: &[&Shard]) -> String {
+    let slots: Vec<String> = shards.iter().take(NAMED_SHARDS).map(|shard| shard.slots.to_string()).collect();
+    let more = if shards.len() > NAMED_SHARDS { ", …" } else { "" };
+    format!("{} (slots {}{more})", count(shards.len(), "shard"), slots.join("; "))
+}
+
+fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
 fn lag(shard: &ShardFacts<'_>, out: &mut Findings) {

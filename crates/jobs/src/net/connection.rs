@@ -10,6 +10,11 @@ use super::{LinkError, LinkProblem, Stream};
 
 const READ_BYTES: usize = 64 << 10;
 
+/// The direction of a stream that bytes come from.
+pub(crate) type Reading = ReadHalf<Box<dyn Stream>>;
+/// The direction of a stream that bytes go to.
+pub(crate) type Writing = WriteHalf<Box<dyn Stream>>;
+
 /// A connection for commands. After an error it is not to be used further, unless the error is a reply of the server.
 pub struct Connection {
     node: NodeAddr,
@@ -80,7 +85,7 @@ impl Connection {
 
     /// The two directions of the stream, and the decoder with what it holds already: for pipelines that send and receive at
     /// the same time.
-    pub(crate) fn split(self) -> (ReadHalf<Box<dyn Stream>>, WriteHalf<Box<dyn Stream>>, Decoder) {
+    pub(crate) fn split(self) -> (Reading, Writing, Decoder) {
         let (reading, writing) = tokio::io::split(self.stream);
         (reading, writing, self.decoder)
     }

@@ -6,7 +6,7 @@ mod tls;
 
 pub use connect::{AddressMap, AddressMapSyntaxError, Connector, ConnectorOptions, Stream};
 pub use connection::Connection;
-pub(crate) use connection::broken;
+pub(crate) use connection::{Reading, Writing, broken};
 pub use tls::TlsOptions;
 
 use std::time::Duration;

@@ -41,6 +41,7 @@ const TABLES: &[Table] = &[
 #[derive(Clone, Copy, Debug)]
 pub struct Defaults {
     text: &'static str,
+    exact: bool,
 }
 
 impl Defaults {
@@ -49,7 +50,15 @@ impl Defaults {
         let line = (server.major, server.minor);
         let product = || TABLES.iter().filter(|table| table.product == server.product);
         let table = product().rfind(|table| table.line <= line).or_else(|| product().next());
-        Self { text: table.map_or("", |table| table.text) }
+        Self {
+            text: table.map_or("", |table| table.text),
+            exact: table.is_some_and(|table| table.line == line),
+        }
+    }
+
+    /// Whether they are those of the server's own line of versions: then it knows no other settings, but for those of modules.
+    pub const fn are_exact(self) -> bool {
+        self.exact
     }
 
     /// The default of a setting, if the server knows it.
@@ -78,7 +87,7 @@ mod tests {
     #[test]
     fn every_table_is_whole() {
         for table in TABLES {
-            let defaults = Defaults { text: table.text };
+            let defaults = Defaults { text: table.text, exact: true };
             assert_eq!(defaults.get("maxclients"), Some("10000"), "{:?}", table.line);
             assert_eq!(defaults.get("requirepass"), Some(""), "{:?}", table.line);
             assert_eq!(defaults.get("save"), Some("3600 1 300 100 60 10000"), "{:?}", table.line);
@@ -93,6 +102,9 @@ mod tests {
         assert_eq!(defaults(Product::Redis, "6.0.16").text, defaults(Product::Redis, "6.2.0").text);
         assert_eq!(defaults(Product::Valkey, "7.2.5").text, defaults(Product::Valkey, "8.0.0").text);
         assert_ne!(defaults(Product::Valkey, "9.1.0").text, defaults(Product::Valkey, "9.0.0").text);
+        assert!(
+            defaults(Product::Valkey, "9.1.7").are_exact() && !defaults(Product::Redis, "8.6.1").are_exact()
+        );
     }
 
     #[test]

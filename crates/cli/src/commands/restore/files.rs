@@ -99,7 +99,7 @@ pub(crate) async fn run(
     if !arguments.dry_run {
         write(output, &context, repository, &plan).await?;
         if let Some(server) = &server {
-            output.note(&format!("Starting {} nodes of {}…", plan.nodes.len(), server.version));
+            output.note(&format!("Starting {} ({})…", server.version, nodes_in_words(plan.nodes.len())));
             report.started =
                 Some(start(&context, &plan, server, |waiting| output.note(&format!("  {waiting}"))).await?);
         }
@@ -167,6 +167,10 @@ fn render(report: &Report<'_>) -> String {
     format!("{}\n\n{}", table_text(&rows), conclusion(report))
 }
 
+fn nodes_in_words(nodes: usize) -> String {
+    if nodes == 1 { "one node".to_owned() } else { format!("{nodes} nodes") }
+}
+
 fn role(node: &NodePlan) -> String {
     match (&node.role, &node.follows) {
         (RoleRecord::Primary, _) => "primary".to_owned(),
@@ -188,14 +192,14 @@ fn conclusion(report: &Report<'_>) -> String {
         return format!("Backup {backup} would be restored for {target} to {folder}. Nothing was written.");
     }
     if report.started.is_some() {
-        return format!(
-            "Backup {backup} restored to {folder} and started with {target} in {took}: {}.",
-            if plan.cluster_mode {
-                "cluster_state:ok on every node, every replica follows its primary"
-            } else {
-                "every replica follows its primary"
-            }
-        );
+        let replicas = plan.nodes.iter().any(|node| node.follows.is_some());
+        let up = match (plan.cluster_mode, replicas) {
+            (true, true) => ": cluster_state:ok on every node, every replica follows its primary",
+            (true, false) => ": cluster_state:ok on every node",
+            (false, true) => ": every replica follows its primary",
+            (false, false) => "",
+        };
+        return format!("Backup {backup} restored to {folder} and started with {target} in {took}{up}.");
     }
     let example = plan.nodes.first().map(|node| node.config_file.display().to_string()).unwrap_or_default();
     let program = match plan.target.product {

@@ -43,7 +43,7 @@ pub(crate) struct LiveArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     patience: u64,
     /// File that remembers how far the restore has come, so that the same command goes on there after an interruption;
-    /// in $XDG_STATE_HOME/slotkeep or ~/.local/state/slotkeep if not given
+    /// in `$XDG_STATE_HOME/slotkeep` or `~/.local/state/slotkeep` if not given
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// Begin anew, whatever that file says

@@ -20,13 +20,13 @@ pub(crate) struct RestoreArgs {
     #[command(flatten)]
     repo: RepoArgs,
     /// The backup: its id, the beginning of its id, or `latest`
-    #[arg(long, value_name = "ID", default_value = "latest")]
+    #[arg(long, value_name = "ID", default_value = "latest", help_heading = "What and how")]
     backup: String,
     /// Show what would be done, and do nothing
-    #[arg(long)]
+    #[arg(long, help_heading = "What and how")]
     dry_run: bool,
     /// Restore what there is of a backup that lacks slots
-    #[arg(long)]
+    #[arg(long, help_heading = "What and how")]
     allow_partial: bool,
     #[command(flatten)]
     files: files::FilesArgs,

@@ -31,6 +31,7 @@ pub(super) const fn file_name(product: Product) -> &'static str {
 }
 
 /// What the restore decides.
+#[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) folder: &'a Path,
     pub(super) ip: IpAddr,
@@ -56,26 +57,34 @@ pub(super) struct Recorded {
     pub(super) tls: Vec<String>,
 }
 
-/// Sorts recorded settings by what becomes of them on a server of version `target`. A server of the line that they were
-/// recorded on knows them all, unless a module brought them.
-pub(super) fn sort(config: &BTreeMap<String, String>, target: ServerVersion, knows_all: bool) -> Recorded {
+/// Sorts recorded settings by what becomes of them on a server of version `target`. Where nobody has seen what its line of versions
+/// knows, it is taken to know what was recorded on it (`same_line`), unless a module brought that.
+pub(super) fn sort(config: &BTreeMap<String, String>, target: ServerVersion, same_line: bool) -> Recorded {
     let defaults = Defaults::of(target);
+    let presumed = |name: &str| same_line && !defaults.are_exact() && is_plain_setting(name);
     let mut sorted = Recorded::default();
     for (name, value) in config {
-        let known = defaults.name_of(name).or(knows_all.then_some(name.as_str()));
         // Passwords go to the ACL file and to `masterauth`.
         if is_local(name) || is_secret(name) {
             continue;
         }
         if name.starts_with("tls-") {
             sorted.tls.push(name.clone());
-        } else if let Some(known) = known {
+        } else if let Some(known) = defaults.name_of(name) {
             sorted.kept.insert(known.to_owned(), value.clone());
+        } else if presumed(name) {
+            sorted.kept.insert(name.clone(), value.clone());
         } else {
             sorted.unknown.push(name.clone());
         }
     }
     sorted
+}
+
+/// Whether that can be a setting of `CONFIG GET`, and not a directive that reads files or runs code.
+fn is_plain_setting(name: &str) -> bool {
+    let letters = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+    name.bytes().all(letters) && !["include", "loadmodule", "rename-command", "user"].contains(&name)
 }
 
 /// The file.
@@ -105,6 +114,7 @@ pub(super) fn render(heading: &str, place: &Place<'_>, recorded: &Recorded) -> S
         lines.push(format!("replicaof {ip} {port}"));
     }
     for (module, version) in place.modules {
+        let module = quoted(module);
         lines.push(format!("# Module {module}, version {version}, was loaded: give its path here."));
         lines.push("# loadmodule /path/to/the/module.so".to_owned());
     }
@@ -183,7 +193,18 @@ mod tests {
         assert_eq!(sorted.kept, config(&[("hash-max-ziplist-entries", "100"), ("io-threads", "4")]));
         assert_eq!(sorted.unknown, ["bf-error-rate"]);
         assert_eq!(sorted.tls, ["tls-cluster"]);
-        assert!(sort(&recorded, server(Product::Redis, "6.2.14"), true).unknown.is_empty());
+        // What its line knows has been seen: this must be a module's.
+        assert_eq!(sort(&recorded, server(Product::Redis, "6.2.14"), true).unknown, ["bf-error-rate"]);
+    }
+
+    #[test]
+    fn a_server_that_nobody_has_seen_knows_what_was_recorded_on_it() {
+        let recorded = config(&[("brand-new", "7"), ("loadmodule", "/x.so"), ("a\nloadmodule", "/x.so")]);
+        let target = server(Product::Redis, "8.8.0");
+        let sorted = sort(&recorded, target, true);
+        assert_eq!(sorted.kept, config(&[("brand-new", "7")]));
+        assert_eq!(sorted.unknown.len(), 2);
+        assert_eq!(sort(&recorded, target, false).unknown.len(), 3);
     }
 
     #[test]

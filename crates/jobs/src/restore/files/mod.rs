@@ -6,6 +6,7 @@
 
 mod assign;
 mod conf;
+mod place;
 mod plan;
 mod server;
 mod start;

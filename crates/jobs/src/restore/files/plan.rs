@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
@@ -12,15 +11,13 @@ use slotkeep_model::{NodeAddr, NodeId, Product, RdbVersion, ServerVersion, SlotS
 use slotkeep_wire::nodes_conf::{ConfNode, ConfRole, NodesConf};
 use slotkeep_wire::replica::Credentials;
 
-use super::assign::{ShardAddrs, assign};
+use super::assign::ShardAddrs;
 use super::conf::{self, Place, Recorded, USERS_FILE};
+use super::place::{bus_port, free_folder, place_nodes, resolve};
 use super::users::{Users, UsersPolicy, users};
 use crate::ports::{Rng, random_hex};
 use crate::restore::{check_complete, check_loads};
 use crate::{Context, Error, ErrorKind, Result};
-
-/// How far a node's bus port lies above its port, unless `cluster-port` says otherwise.
-const BUS_OFFSET: u16 = 10_000;
 
 /// What to restore, and how.
 #[derive(Clone, Default)]
@@ -71,7 +68,7 @@ pub struct FilesPlan {
 impl NodePlan {
     /// Its cluster bus port; none outside cluster mode.
     pub fn bus_port(&self) -> Option<u16> {
-        self.id.as_ref().and_then(|_| self.addr.port().checked_add(BUS_OFFSET))
+        self.id.as_ref().and_then(|_| bus_port(&self.addr))
     }
 }
 
@@ -178,106 +175,6 @@ fn target(manifest: &Manifest, options: &FilesOptions) -> Result<ServerVersion> 
     })
 }
 
-fn place_nodes(manifest: &Manifest, options: &FilesOptions) -> Result<Vec<ShardAddrs>> {
-    let replicas: Vec<usize> = manifest
-        .shards
-        .iter()
-        .map(|shard| if options.no_replicas { 0 } else { shard.replicas.len() })
-        .collect();
-    assign(&options.nodes, &replicas).ok_or_else(|| {
-        let all: usize = manifest.shards.iter().map(|shard| shard.replicas.len() + 1).sum();
-        let primaries = manifest.shards.len();
-        let needed = if options.no_replicas { primaries } else { all };
-        Error::new(
-            ErrorKind::Usage,
-            format!(
-                "backup {} needs {needed} nodes ({primaries} primaries, {} replicas), but {} addresses were given",
-                manifest.id,
-                needed - primaries,
-                options.nodes.len()
-            ),
-        )
-        .hint(if options.no_replicas || all == primaries {
-            format!("give {primaries} addresses with --nodes")
-        } else {
-            format!("give {all} addresses with --nodes, or {primaries} and --no-replicas")
-        })
-    })
-}
-
-/// The IP addresses of the nodes, which is all that `nodes.conf` holds.
-async fn resolve(cluster_mode: bool, addrs: &[NodeAddr]) -> Result<Vec<(NodeAddr, IpAddr)>> {
-    let refuse = |addr: &NodeAddr, why: &str| {
-        Err(Error::new(ErrorKind::Usage, format!("{addr} can't be a node's address: {why}")))
-    };
-    let mut ips = Vec::new();
-    let mut used = BTreeSet::new();
-    for addr in addrs {
-        let found: Vec<IpAddr> = match tokio::net::lookup_host((addr.host(), addr.port())).await {
-            Ok(found) => found.map(|found| found.ip()).collect(),
-            Err(_) => vec![],
-        };
-        // A name that means both is meant for everybody.
-        let Some(ip) = found.iter().find(|ip| ip.is_ipv4()).or(found.first()).copied() else {
-            return refuse(addr, "its name can't be resolved here; give the IP address");
-        };
-        if ip.is_unspecified() {
-            return refuse(addr, "other nodes can't reach it there; give the address that they shall use");
-        }
-        let bus = addr.port().checked_add(BUS_OFFSET);
-        let ports = [Some(addr.port()), bus].into_iter().take(if cluster_mode { 2 } else { 1 });
-        for port in ports {
-            let Some(port) = port else {
-                return refuse(addr, "its bus port, 10000 above, would be more than 65535");
-            };
-            if !used.insert((ip, port)) {
-                return refuse(
-                    addr,
-                    &format!(
-                        "port {port} would be used twice (a node needs its port and the one 10000 above)"
-                    ),
-                );
-            }
-        }
-        ips.push((addr.clone(), ip));
-    }
-    Ok(ips)
-}
-
-/// The absolute path of a folder that does not exist or is empty, and that another can be renamed to.
-fn free_folder(folder: &Path) -> Result<PathBuf> {
-    let failed = |error: std::io::Error| {
-        Error::new(ErrorKind::Failed, format!("can't look at {}: {error}", folder.display()))
-    };
-    let absolute = std::path::absolute(folder).map_err(failed)?;
-    let not_empty = |what: &str| {
-        Err(Error::new(ErrorKind::TargetNotEmpty, format!("{} {what}", absolute.display()))
-            .hint("name a folder that does not exist yet, or an empty one; nothing was changed"))
-    };
-    match std::fs::read_dir(&absolute) {
-        Ok(mut entries) => match entries.next() {
-            None => {}
-            Some(_) => return not_empty("is not empty"),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(absolute),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-            return not_empty("is not a folder");
-        }
-        Err(error) => return Err(failed(error)),
-    }
-    // It may be a link to a folder, or a disk by itself.
-    let absolute = absolute.canonicalize().map_err(failed)?;
-    let disk = |folder: &Path| folder.metadata().map(|metadata| metadata.dev()).map_err(failed);
-    match absolute.parent() {
-        Some(parent) if disk(parent)? == disk(&absolute)? => Ok(absolute),
-        _ => Err(Error::new(
-            ErrorKind::Usage,
-            format!("{} is a mount point, which can't be replaced", absolute.display()),
-        )
-        .hint("name a new folder inside it")),
-    }
-}
-
 /// A node, before its files are written out.
 struct Sketch<'a> {
     addr: NodeAddr,
@@ -332,9 +229,8 @@ impl<'a> Planner<'a> {
             (source.product, source.major, source.minor)
                 == (self.target.product, self.target.major, self.target.minor)
         });
-        let knows_all = same_line && settings.is_some_and(|settings| settings.modules.is_empty());
         let recorded =
-            settings.map(|settings| conf::sort(&settings.config, self.target, knows_all)).unwrap_or_default();
+            settings.map(|settings| conf::sort(&settings.config, self.target, same_line)).unwrap_or_default();
         let ip = self.ips.iter().find(|(known, _)| known == addr).map(|(_, ip)| *ip);
         Ok(Sketch {
             addr: addr.clone(),
@@ -463,7 +359,7 @@ impl<'a> Planner<'a> {
                 id: sketch.id.clone()?,
                 ip: sketch.ip.to_string(),
                 port: sketch.addr.port(),
-                bus_port: sketch.addr.port().saturating_add(BUS_OFFSET),
+                bus_port: bus_port(&sketch.addr)?,
                 role,
             })
         });

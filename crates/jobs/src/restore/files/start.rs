@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use slotkeep_model::NodeAddr;
+use slotkeep_wire::info::InfoError;
 use slotkeep_wire::resp::Command;
 use slotkeep_wire::topology::ClusterInfo;
 use tokio::process::Child;
@@ -19,7 +20,7 @@ use super::conf::LOG_FILE;
 use super::plan::{FilesPlan, NodePlan};
 use super::server::StockServer;
 use super::write::failed;
-use crate::discover::node_report;
+use crate::discover::{keys_of, read_info};
 use crate::net::{Connector, ConnectorOptions};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -27,7 +28,7 @@ use crate::{Context, Error, ErrorKind, Result};
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the nodes may stand still, none of them loading, before the start counts as failed.
+/// How long the nodes may stand still, none of them loading or synchronising, before the start counts as failed.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long a server may take to end when asked to.
 const END_LIMIT: Duration = Duration::from_secs(15);
@@ -89,12 +90,23 @@ pub async fn start(
         Ok(started) => Ok(started),
         Err(error) => {
             nodes.stop().await;
-            let kept = format!("the restored folders stay in {}", plan.folder.display());
-            Err(error.context(format!("the nodes were restored but could not be started; {kept}")).hint(
-                "mend what the message says, then start each node with its configuration file; or remove the folder and restore again",
-            ))
+            Err(not_started(error, &plan.folder))
         }
     }
+}
+
+fn not_started(error: Error, folder: &Path) -> Error {
+    let folder = folder.display();
+    if error.kind() == ErrorKind::Interrupted {
+        return error
+            .context(format!(
+                "the nodes were restored to {folder} and stopped again before the cluster was up"
+            ))
+            .hint("start each node with its configuration file, or remove the folder and restore again");
+    }
+    error
+        .context(format!("the nodes were restored to {folder} but could not be started; none of them runs"))
+        .hint("mend what the message says, then start each node with its configuration file; or remove the folder and restore again")
 }
 
 struct Nodes<'a> {
@@ -141,7 +153,7 @@ impl Nodes<'_> {
             let Some(waiting) = waiting else { return self.started(states) };
             let now = self.context.clock.elapsed();
             if waiting != last_told
-                || states.iter().any(|state| matches!(state, State::NotYet { loading: true, .. }))
+                || states.iter().any(|state| matches!(state, State::NotYet { busy: true, .. }))
             {
                 still_since = now;
             }
@@ -190,41 +202,36 @@ impl Nodes<'_> {
     /// How a node is. Only what waiting can't mend is an error.
     async fn look(&self, node: &NodePlan) -> Result<State> {
         let addr = NodeAddr::new(node.ip.to_string(), node.addr.port());
-        let report = match node_report(self.context, &addr).await {
-            Ok(report) => report,
-            Err(error) if matches!(error.kind(), ErrorKind::Authentication | ErrorKind::Permission) => {
-                return Err(error);
-            }
-            Err(_) => return Ok(State::not_yet("does not answer yet")),
-        };
-        if report.loading {
-            return Ok(State::NotYet { why: "loads its dataset".to_owned(), loading: true });
+        match self.ask(&addr).await {
+            Err(error) if error.kind() == ErrorKind::Unreachable => Ok(State::still("does not answer yet")),
+            looked => looked,
         }
-        if self.plan.cluster_mode
-            && let Some(why) = self.cluster_trouble(&addr).await?
-        {
-            return Ok(State::not_yet(&why));
-        }
-        if !report.link_up {
-            return Ok(State::not_yet("its link to its primary is not up yet"));
-        }
-        Ok(State::Ready { keys: report.keys })
     }
 
-    /// Why the node does not take the cluster for whole.
-    async fn cluster_trouble(&self, addr: &NodeAddr) -> Result<Option<String>> {
+    async fn ask(&self, addr: &NodeAddr) -> Result<State> {
         let mut connection = self.context.connector.connect(addr).await?;
-        let reply = connection.call(&Command::new("CLUSTER").arg("INFO")).await?;
-        let info = ClusterInfo::parse(reply.as_text().unwrap_or_default())
-            .map_err(|error| Error::new(ErrorKind::Failed, format!("{addr}: CLUSTER INFO: {error}")))?;
-        let (known, wanted) = (info.known_nodes, self.plan.nodes.len());
-        Ok(if !info.ok {
-            Some("cluster_state is not ok yet".to_owned())
-        } else if u32::try_from(wanted) != Ok(known) {
-            Some(format!("it knows {known} of {wanted} nodes"))
-        } else {
-            None
-        })
+        let info = read_info(&mut connection).await?;
+        let odd = |error: InfoError| Error::new(ErrorKind::Failed, format!("{addr}: {error}"));
+        if info.persistence().map_err(odd)?.loading {
+            return Ok(State::busy("loads its dataset"));
+        }
+        if self.plan.cluster_mode {
+            let reply = connection.call(&Command::new("CLUSTER").arg("INFO")).await?;
+            let cluster = ClusterInfo::parse(reply.as_text().unwrap_or_default())
+                .map_err(|error| Error::new(ErrorKind::Failed, format!("{addr}: CLUSTER INFO: {error}")))?;
+            let (known, all) = (cluster.known_nodes, self.plan.nodes.len());
+            if !cluster.ok {
+                return Ok(State::still("cluster_state is not ok yet"));
+            }
+            if u32::try_from(all) != Ok(known) {
+                return Ok(State::still(&format!("it knows {known} of {all} nodes")));
+            }
+        }
+        match info.replication().map_err(odd)?.link {
+            Some(link) if link.sync_in_progress => Ok(State::busy("receives the dataset of its primary")),
+            Some(link) if !link.up => Ok(State::still("its link to its primary is not up yet")),
+            _ => Ok(State::Ready { keys: keys_of(&info).map_err(odd)? }),
+        }
     }
 
     /// Ends every server that runs.
@@ -251,13 +258,23 @@ impl Nodes<'_> {
 
 /// How a node is.
 enum State {
-    Ready { keys: u64 },
-    NotYet { why: String, loading: bool },
+    Ready {
+        keys: u64,
+    },
+    /// `busy` while it does something that takes as long as its dataset is big.
+    NotYet {
+        why: String,
+        busy: bool,
+    },
 }
 
 impl State {
-    fn not_yet(why: &str) -> Self {
-        Self::NotYet { why: why.to_owned(), loading: false }
+    fn still(why: &str) -> Self {
+        Self::NotYet { why: why.to_owned(), busy: false }
+    }
+
+    fn busy(why: &str) -> Self {
+        Self::NotYet { why: why.to_owned(), busy: true }
     }
 }
 

@@ -45,11 +45,23 @@ impl Users {
 
 /// The users of a node with these settings.
 pub(super) fn users(settings: Option<&SettingsRecord>, policy: &UsersPolicy) -> Result<Users> {
+    let new_password = match policy {
+        UsersPolicy::AsRecorded => None,
+        UsersPolicy::NewPassword(password) => Some(password),
+        UsersPolicy::None => return Ok(Users::default()),
+    };
     let lines = settings.map(|settings| settings.acl.clone()).unwrap_or_default();
-    match policy {
-        UsersPolicy::None => Ok(Users::default()),
-        UsersPolicy::NewPassword(password) => with_new_password(&lines, settings, password),
-        UsersPolicy::AsRecorded => as_recorded(lines, settings),
+    // Servers accept no such name and no such rule; in a file it would be a line of its own.
+    if lines.iter().any(|line| line.contains(char::is_control)) {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            "the recorded rules of a user hold a line feed or the like",
+        )
+        .hint("the manifest was changed by somebody: use another backup, or leave users out with --no-acl"));
+    }
+    match new_password {
+        Some(password) => with_new_password(&lines, settings, password),
+        None => as_recorded(lines, settings),
     }
 }
 
@@ -67,14 +79,14 @@ fn as_recorded(lines: Vec<String>, settings: Option<&SettingsRecord>) -> Result<
             "the default user is off, and the backup holds no password for the user that replicas log in as"
         }));
     }
-    let setting = |names: [&str; 2]| {
+    let setting = |names: &[&str]| {
         let found = names.iter().find_map(|name| settings?.config.get(*name));
         found.filter(|value| !value.is_empty()).cloned()
     };
-    let replication = setting(["primaryauth", "masterauth"])
-        .map(|password| (setting(["primaryuser", "masteruser"]), password));
+    let replication = setting(&["primaryauth", "masterauth"])
+        .map(|password| (setting(&["primaryuser", "masteruser"]), password));
     let locked_out = if secrets { vec![] } else { locked_out(&lines) };
-    let password = setting(["requirepass", "requirepass"]);
+    let password = setting(&["requirepass"]);
     Ok(Users { lines, replication, password, locked_out })
 }
 
@@ -194,6 +206,15 @@ mod tests {
         }
         assert_eq!(users(None, &policy).unwrap().lines, [format!("user default on ~* &* +@all {hash}")]);
         assert!(users(Some(&settings(&["user default off +@all"], false, &[])), &policy).is_err());
+    }
+
+    #[test]
+    fn a_line_feed_in_a_rule_is_refused() {
+        let recorded = settings(&["user default on nopass\nuser evil on nopass +@all"], true, &[]);
+        assert_eq!(
+            users(Some(&recorded), &UsersPolicy::AsRecorded).err().unwrap().kind(),
+            ErrorKind::Corrupt
+        );
     }
 
     #[test]

@@ -73,6 +73,19 @@ async fn write_all(
             datasets.push((folder.join(&dataset.path), dataset));
         }
     }
+    write_datasets(context, repository, datasets, progress).await?;
+    sync_folders(partial).await
+}
+
+/// Writes the datasets. When one fails the others stop as well, and all of them have ended when this returns: none writes into a
+/// folder that is being removed.
+async fn write_datasets(
+    context: &Context,
+    repository: &Repository,
+    datasets: Vec<(PathBuf, &DatasetPlan)>,
+    progress: &[Arc<ShardProgress>],
+) -> Result<()> {
+    let context = Context { stop: context.stop.child_token(), ..context.clone() };
     let turns = Arc::new(Semaphore::new(WRITES_IN_FLIGHT));
     let mut writes: FuturesUnordered<_> = datasets
         .into_iter()
@@ -89,12 +102,17 @@ async fn write_all(
             }))
         })
         .collect();
+    let mut outcome = Ok(());
     while let Some(written) = writes.next().await {
-        written.map_err(|error| {
-            Error::new(ErrorKind::Failed, format!("a writer ended unexpectedly: {error}"))
-        })??;
+        let written = written.unwrap_or_else(|error| {
+            Err(Error::new(ErrorKind::Failed, format!("a writer ended unexpectedly: {error}")))
+        });
+        if outcome.is_ok() && written.is_err() {
+            context.stop.cancel();
+            outcome = written;
+        }
     }
-    sync_folders(partial).await
+    outcome
 }
 
 async fn write_small_files(node: &NodePlan, folder: &Path) -> Result<()> {
@@ -134,6 +152,9 @@ async fn write_dataset(
     dataset: &DatasetPlan,
     progress: &ShardProgress,
 ) -> Result<()> {
+    if context.stop.is_cancelled() {
+        return Err(Error::interrupted());
+    }
     progress.enter(Phase::Running);
     let mut object = repository.framed(&dataset.object).await?;
     let mut file = create(path).await.map_err(|error| failed("write", path, &error))?;

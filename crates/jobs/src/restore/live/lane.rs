@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use slotkeep_model::NodeAddr;
 use slotkeep_wire::resp::{Command, Decoder, Value};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::batch::{Batch, Ticket};
 use super::run::Run;
 use crate::Error;
-use crate::net::Stream;
+use crate::net::{Reading, Writing};
 
 const READ_BYTES: usize = 64 << 10;
 
@@ -109,11 +109,7 @@ impl Lane<'_> {
         }
     }
 
-    async fn send(
-        &self,
-        mut writing: WriteHalf<Box<dyn Stream>>,
-        inbox: &mut UnboundedReceiver<Input>,
-    ) -> Ending {
+    async fn send(&self, mut writing: Writing, inbox: &mut UnboundedReceiver<Input>) -> Ending {
         let mut database = 0;
         let mut preamble = Vec::new();
         while let Some(input) = inbox.recv().await {
@@ -153,12 +149,7 @@ impl Lane<'_> {
         Ending::Halt
     }
 
-    async fn write(
-        &self,
-        writing: &mut WriteHalf<Box<dyn Stream>>,
-        first: &[u8],
-        second: &[u8],
-    ) -> Result<(), String> {
+    async fn write(&self, writing: &mut Writing, first: &[u8], second: &[u8]) -> Result<(), String> {
         let write = async {
             writing.write_all(first).await?;
             writing.write_all(second).await?;
@@ -170,7 +161,7 @@ impl Lane<'_> {
         }
     }
 
-    async fn receive(&self, mut reading: ReadHalf<Box<dyn Stream>>, mut decoder: Decoder) -> Ending {
+    async fn receive(&self, mut reading: Reading, mut decoder: Decoder) -> Ending {
         let mut buffer = vec![0; READ_BYTES];
         loop {
             let mut keys = 0;

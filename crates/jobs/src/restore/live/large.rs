@@ -12,12 +12,14 @@ use slotkeep_wire::server_error::ServerError;
 
 use super::batch::show_key;
 use super::options::OnConflict;
-use super::run::{Run, is_passing, refusal};
+use super::run::{Counters, Run, is_passing, refusal};
 use crate::net::{Connection, LinkError};
 use crate::{Error, ErrorKind, Result};
 
-/// How many bytes of arguments one command may have.
+/// How many bytes of arguments one command may have at most.
 const COMMAND_BYTES: usize = 256 << 10;
+/// And how many even if values are to be split that are shorter: a command of a few bytes helps nobody.
+const LEAST_COMMAND_BYTES: usize = 1 << 10;
 /// How many bytes are sent before answers are awaited.
 const ROUND_BYTES: usize = 2 << 20;
 /// How many commands are sent before answers are awaited.
@@ -70,6 +72,8 @@ pub(super) struct LargeValue {
     builder: CommandBuilder,
     out: Vec<u8>,
     expected: usize,
+    /// Pending entries of deleted stream entries, which commands can't bring back.
+    unclaimed: u64,
 }
 
 /// What an answer calls for, if it is not plain success.
@@ -105,7 +109,7 @@ impl LargeValue {
                         return Ok(Outcome::Settled(key.exists()));
                     }
                     let decoder = Decoder::new(key.value_type, key.rdb_version);
-                    let budget = COMMAND_BYTES.min(run.options.max_restore_bytes);
+                    let budget = run.options.max_restore_bytes.clamp(LEAST_COMMAND_BYTES, COMMAND_BYTES);
                     let builder = CommandBuilder::new(&temporary, key.value_type, owner.server, budget);
                     let (out, expected) = (Vec::new(), 0);
                     return Ok(Outcome::Going(Box::new(Self {
@@ -117,6 +121,7 @@ impl LargeValue {
                         builder,
                         out,
                         expected,
+                        unclaimed: 0,
                     })));
                 }
                 Err(Trouble::Elsewhere { addr: to, asking: ask }) => (addr, asking) = (to, ask),
@@ -199,7 +204,8 @@ impl LargeValue {
     async fn round(&mut self, run: &Run) -> Result<Value, Trouble> {
         let out = std::mem::take(&mut self.out);
         let expected = std::mem::take(&mut self.expected);
-        let work = exchange(&mut self.connection, &out, expected, self.asking, &self.key.key);
+        let work =
+            exchange(&mut self.connection, &out, expected, self.asking, &self.key.key, &mut self.unclaimed);
         tokio::select! {
             last = work => last,
             () = run.halt.cancelled() => Err(Trouble::Fatal(Error::interrupted())),
@@ -218,7 +224,10 @@ impl LargeValue {
         let node = self.connection.node().clone();
         let settled = match self.round(run).await {
             Ok(Value::Integer(0)) => self.key.exists(),
-            Ok(_) => return Ok(Outcome::Settled(Fate::Written(node))),
+            Ok(_) => {
+                Counters::add(&run.counters.pending_left_out, self.unclaimed);
+                return Ok(Outcome::Settled(Fate::Written(node)));
+            }
             // It expired under its temporary name.
             Err(Trouble::Fatal(error)) if error.to_string().contains("no such key") => Fate::Expired,
             Err(Trouble::Fatal(error)) => {
@@ -274,18 +283,20 @@ async fn open(
             write_command(&mut out, &[b"ASKING"]);
         }
         write_command(&mut out, &[name.as_bytes(), argument]);
-        last = exchange(&mut connection, &out, 1, asking, &key.key).await?;
+        last = exchange(&mut connection, &out, 1, asking, &key.key, &mut 0).await?;
     }
     Ok((connection, last.as_i64() == Some(1)))
 }
 
-/// Sends commands and takes their answers; gives the last one.
+/// Sends commands and takes their answers; gives the last one, and adds to `unclaimed` the answers that are empty arrays: those of
+/// `XCLAIM` where the server takes no pending entry whose stream entry is deleted.
 async fn exchange(
     connection: &mut Connection,
     out: &[u8],
     expected: usize,
     asking: bool,
     key: &[u8],
+    unclaimed: &mut u64,
 ) -> Result<Value, Trouble> {
     connection.send(out).await?;
     let mut last = Value::Null;
@@ -298,6 +309,7 @@ async fn exchange(
         if let Some(text) = last.as_error() {
             trouble.get_or_insert(trouble_of(connection.node(), text, key));
         }
+        *unclaimed += u64::from(last.as_array().is_some_and(<[Value]>::is_empty));
     }
     trouble.map_or(Ok(last), Err)
 }
@@ -313,7 +325,8 @@ fn trouble_of(node: &NodeAddr, text: &str, key: &[u8]) -> Trouble {
 
 /// A name in that slot that nobody else uses.
 fn temporary_name(restore_id: &str, slot: Slot) -> Vec<u8> {
-    (0_u64..)
+    // One in 16384 fits, on average: these are more than enough.
+    (0_u64..10_000_000)
         .map(|number| format!("slotkeep:restore:{restore_id}:{number}").into_bytes())
         .find(|name| key_slot(name) == slot)
         .unwrap_or_default()

@@ -37,6 +37,7 @@ use slotkeep_format::Manifest;
 use slotkeep_model::{NodeAddr, SlotSet};
 use slotkeep_repo::Repository;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 pub use options::{LiveOptions, LiveReport, NodeReport, OnConflict};
 pub use plan::{LivePlan, PlannedNode, plan};
@@ -88,7 +89,7 @@ pub async fn restore(
         journal: &journal,
         trackers: &trackers,
         starts: &starts,
-        restore_id: &restore_id,
+        id: &restore_id,
         progress,
     };
     let outcome = restore.all(warnings).await;
@@ -160,23 +161,40 @@ struct Restore<'a> {
     journal: &'a Journal,
     trackers: &'a [Arc<Tracker>],
     starts: &'a [ShardRecord],
-    restore_id: &'a str,
+    id: &'a str,
     progress: &'a [Arc<ShardProgress>],
 }
 
 impl Restore<'_> {
     async fn all(&self, mut warnings: Vec<String>) -> Result<LiveReport> {
+        // First of all: a state file that can't be written must not be found out later.
+        self.journal.save(self.run).await?;
         let functions = self.load_functions().await?;
-        let work = self.keys();
-        tokio::pin!(work);
-        let repaired = loop {
-            tokio::select! {
-                done = &mut work => break done?,
-                () = self.run.context.clock.sleep(JOURNAL_EVERY) => self.journal.save(self.run).await?,
-            }
+        // Side by side to the end: either may hold the journal's lock while the other waits for it, and a save that were left
+        // half-way could bring the file back after it was removed.
+        let finished = CancellationToken::new();
+        let work = async {
+            let outcome = self.keys().await;
+            finished.cancel();
+            outcome
         };
+        let (repaired, ()) = futures::join!(work, self.save_every_second(&finished));
+        let repaired = repaired?;
         warnings.extend(self.replicas_behind().await?);
         Ok(self.report(functions, repaired.len(), warnings))
+    }
+
+    async fn save_every_second(&self, finished: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = finished.cancelled() => return,
+                () = self.run.context.clock.sleep(JOURNAL_EVERY) => {}
+            }
+            if let Err(error) = self.journal.save(self.run).await {
+                self.run.fail(error);
+                return;
+            }
+        }
     }
 
     async fn load_functions(&self) -> Result<u64> {
@@ -192,7 +210,7 @@ impl Restore<'_> {
         self.passes(None).await?;
         let mut repaired: Vec<slotkeep_model::Slot> = Vec::new();
         for _ in 0..MOST_REPAIRS {
-            self.run.target.look_again(&self.run.context, None).await?;
+            self.look_until_whole().await?;
             let suspects = self.run.target.begin_repair();
             if suspects.is_empty() {
                 return Ok(repaired.into_iter().collect());
@@ -208,6 +226,26 @@ impl Restore<'_> {
             "servers of the target were replaced again and again meanwhile",
         )
         .hint("see why the target is not stable, then run the same command again"))
+    }
+
+    /// Looks at the target until it is whole: a failover may be under way.
+    async fn look_until_whole(&self) -> Result<()> {
+        let clock = &self.run.context.clock;
+        let begun = clock.elapsed();
+        for attempt in 0.. {
+            match self.run.target.look_again(&self.run.context, None).await {
+                Ok(()) => break,
+                Err(error) if clock.elapsed().saturating_sub(begun) > self.run.options.patience => {
+                    return Err(error.context("looking at the target once more"));
+                }
+                Err(error) => tracing::info!(%error, "the target is not whole at the moment"),
+            }
+            self.run.pause(attempt).await;
+            if self.run.halt.is_cancelled() {
+                return Err(self.run.why_ended());
+            }
+        }
+        Ok(())
     }
 
     /// Goes through every base: all of it that is not done, or only those slots but from the beginning.
@@ -237,7 +275,7 @@ impl Restore<'_> {
                         tolerant_below: if only.is_some() { u64::MAX } else { start.promised },
                         journal: only.is_none().then_some(self.journal),
                         progress,
-                        restore_id: self.restore_id,
+                        id: self.id,
                     };
                     let outcome = pass.run(from).await;
                     if outcome.is_err() {
@@ -299,6 +337,12 @@ impl Restore<'_> {
                 "{without_metadata} keys had metadata of modules, which RESTORE does not carry over"
             ));
         }
+        let pending_left_out = count(&counters.pending_left_out);
+        if pending_left_out > 0 {
+            warnings.push(format!(
+                "{pending_left_out} pending entries of long streams were left out: their stream entries are deleted; a larger --max-restore-bytes brings them too"
+            ));
+        }
         LiveReport {
             backup: self.manifest.id.clone(),
             restored: nodes.values().sum(),
@@ -307,6 +351,7 @@ impl Restore<'_> {
             already_restored: count(&counters.already_restored),
             element_wise: count(&counters.element_wise),
             without_metadata,
+            pending_left_out,
             functions,
             rdb_bytes: count(&counters.rdb_bytes),
             sent_bytes: count(&counters.sent_bytes),

@@ -41,8 +41,8 @@ pub(super) struct Pass<'a> {
     /// Kept up to date in the main pass.
     pub(super) journal: Option<&'a Journal>,
     pub(super) progress: &'a Arc<ShardProgress>,
-    /// In the names of temporary keys.
-    pub(super) restore_id: &'a str,
+    /// The restore's id, which is in the names of temporary keys.
+    pub(super) id: &'a str,
 }
 
 /// What is being done with the value that is being read.
@@ -80,7 +80,7 @@ struct State {
 /// The key whose value is being read.
 #[derive(Default)]
 struct Key {
-    key: Vec<u8>,
+    name: Vec<u8>,
     slot: Option<Slot>,
     expiry_ms: Option<i64>,
     value_type: Option<ValueType>,
@@ -252,8 +252,8 @@ impl Pass<'_> {
             );
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
-        state.key.key.clear();
-        state.key.key.extend_from_slice(header.key);
+        state.key.name.clear();
+        state.key.name.extend_from_slice(header.key);
         state.key.slot = Some(slot);
         state.key.expiry_ms = header.expiry_ms;
         state.key.value_type = Some(header.value_type);
@@ -284,7 +284,7 @@ impl Pass<'_> {
     async fn begin_large(&self, state: &mut State, piece: &[u8]) -> Result<Option<Ended>> {
         let (Some(slot), Some(value_type)) = (state.key.slot, state.key.value_type) else { return Ok(None) };
         let key = LargeKey {
-            key: state.key.key.clone(),
+            key: state.key.name.clone(),
             slot,
             database: state.key.start.database,
             expiry_ms: state.key.expiry_ms,
@@ -295,7 +295,7 @@ impl Pass<'_> {
         };
         let first = state.payload.get(1..).unwrap_or_default().to_vec();
         state.payload = Vec::new();
-        let large = match LargeValue::begin(self.run, key, self.restore_id).await {
+        let large = match LargeValue::begin(self.run, key, self.id).await {
             Ok(Outcome::Going(large)) => large,
             Ok(Outcome::Settled(fate)) => {
                 self.settle_large(fate)?;
@@ -374,7 +374,7 @@ impl Pass<'_> {
             BatchBuilder::new(database, state.key.start.offset)
         });
         batch.push(&RestoreKey {
-            key: &state.key.key,
+            key: &state.key.name,
             slot,
             expiry_ms: state.key.expiry_ms,
             payload: &state.payload,

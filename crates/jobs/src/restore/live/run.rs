@@ -12,7 +12,7 @@ use std::time::Duration;
 use slotkeep_model::NodeAddr;
 use slotkeep_wire::resp::Value;
 use slotkeep_wire::server_error::{Redirect, ServerError};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,6 +28,8 @@ pub(super) const WINDOW_BYTES: usize = 4 << 20;
 const MOST_REDIRECTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The pause between two looks at the slot map, as one of [`Run::pause`]: a third of a second.
+const MAP_PAUSE_ATTEMPT: u32 = 4;
 
 /// Numbers for the report.
 #[derive(Default)]
@@ -37,6 +39,7 @@ pub(super) struct Counters {
     pub(super) already_restored: AtomicU64,
     pub(super) element_wise: AtomicU64,
     pub(super) without_metadata: AtomicU64,
+    pub(super) pending_left_out: AtomicU64,
     pub(super) rdb_bytes: AtomicU64,
     pub(super) sent_bytes: AtomicU64,
     pub(super) redirected: AtomicU64,
@@ -85,6 +88,8 @@ pub(super) struct Run {
     lanes: Mutex<HashMap<NodeAddr, mpsc::UnboundedSender<Input>>>,
     windows: Mutex<HashMap<NodeAddr, Arc<Semaphore>>>,
     later: mpsc::UnboundedSender<Later>,
+    /// Told when a node says that the slot map is out of date.
+    stale: Notify,
     error: Mutex<Option<Error>>,
 }
 
@@ -106,9 +111,11 @@ impl Run {
             lanes: Mutex::default(),
             windows: Mutex::default(),
             later,
+            stale: Notify::new(),
             error: Mutex::default(),
         });
         run.tasks.spawn(send_again(Arc::clone(&run), waiting));
+        run.tasks.spawn(keep_map(Arc::clone(&run)));
         run
     }
 
@@ -194,6 +201,9 @@ impl Run {
         Counters::add(&self.counters.redirected, 1);
         ticket.redirects += 1;
         let to = redirect.addr(node);
+        if !asking {
+            self.stale.notify_one();
+        }
         if ticket.redirects > MOST_REDIRECTS {
             self.later(ticket, node, &Arc::from(format!("nodes disagree on slot {}", redirect.slot)));
         } else {
@@ -261,6 +271,21 @@ pub(super) fn refusal(node: &NodeAddr, error: &ServerError, text: &str, key: &st
         }
         _ => Error::new(ErrorKind::Failed, what)
             .hint("a module that the value needs may be missing on the target, or its limits may be lower"),
+    }
+}
+
+/// Looks at the target again when a node has said that a slot is elsewhere, so that later keys go there at once.
+async fn keep_map(run: Arc<Run>) {
+    loop {
+        tokio::select! {
+            () = run.halt.cancelled() => return,
+            () = run.stale.notified() => {}
+        }
+        if let Err(error) = run.target.look_again(&run.context, None).await {
+            tracing::debug!(%error, "the target can't be looked at");
+        }
+        // Redirections come in swarms.
+        run.pause(MAP_PAUSE_ATTEMPT).await;
     }
 }
 
