@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use slotkeep_jobs::backup::{Phase, ShardProgress};
+use slotkeep_jobs::progress::{Phase, ShardProgress};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 

@@ -11,6 +11,7 @@ pub mod discover;
 mod error;
 pub mod net;
 pub mod ports;
+pub mod progress;
 pub mod restore;
 pub mod settings;
 

@@ -6,8 +6,9 @@ use clap::{Args, ValueEnum};
 use slotkeep_format::Manifest;
 use slotkeep_format::manifest::{BaseRecord, RoleRecord};
 use slotkeep_jobs::Result;
-use slotkeep_jobs::backup::{BackupOptions, BackupPlan, Prefer, ShardProgress, backup, plan};
+use slotkeep_jobs::backup::{BackupOptions, BackupPlan, Prefer, backup, plan};
 use slotkeep_jobs::discover::discover;
+use slotkeep_jobs::progress::ShardProgress;
 
 use crate::args::{ClusterArgs, RepoArgs};
 use crate::exit;

@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use slotkeep_jobs::backup::ShardProgress;
 use slotkeep_jobs::net::{Connector, ConnectorOptions};
 use slotkeep_jobs::ports::{SystemClock, SystemRng};
+use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::files::{FilesOptions, apply, plan};
 use slotkeep_jobs::{Context, ErrorKind};
 use slotkeep_repo::{BackupSelector, Location, Repository};

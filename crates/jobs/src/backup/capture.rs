@@ -13,8 +13,8 @@ use slotkeep_wire::transfer::{Chunk, PayloadHeader, Transfer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::pipeline::{Pipeline, PipelineReport, Stopped};
-use super::progress::{Phase, ShardProgress};
 use crate::net::{LinkError, LinkProblem, Stream};
+use crate::progress::{Phase, ShardProgress};
 use crate::{Context, Error, Result};
 
 const READ_BYTES: usize = 256 << 10;

@@ -7,7 +7,6 @@ mod capture;
 mod interpret;
 mod pipeline;
 mod plan;
-mod progress;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,11 +26,10 @@ use tokio::sync::Semaphore;
 
 pub(crate) use interpret::HASH_VERSION;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
-pub(crate) use progress::add;
-pub use progress::{Phase, ShardProgress};
 
 use crate::discover::{discover, node_report, nodes_moving_slots};
 use crate::ports::random_hex;
+use crate::progress::{Phase, ShardProgress};
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
 use capture::{Captured, Destination, capture, discard_base};

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::interpret::{Interpretation, Interpreter};
-use super::progress::{ShardProgress, add};
+use crate::progress::{ShardProgress, add};
 use crate::{Error, ErrorKind, Result};
 
 /// Pieces that wait in each queue.

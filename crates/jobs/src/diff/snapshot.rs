@@ -8,10 +8,11 @@ use slotkeep_model::{NodeAddr, TimestampMs};
 use slotkeep_repo::{Location, Repository};
 use tempfile::TempDir;
 
-use crate::backup::{BackupOptions, BackupPlan, Prefer, ShardProgress, backup, plan};
+use crate::backup::{BackupOptions, BackupPlan, Prefer, backup, plan};
 use crate::base::Base;
 use crate::discover::discover;
 use crate::ports::random_hex;
+use crate::progress::ShardProgress;
 use crate::{Context, Error, ErrorKind, Result};
 
 /// A dataset that can be compared.

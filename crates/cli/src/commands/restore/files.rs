@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use slotkeep_format::Manifest;
 use slotkeep_format::manifest::RoleRecord;
-use slotkeep_jobs::backup::ShardProgress;
+use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::files::{
     FilesOptions, FilesPlan, NodePlan, StartedNode, StockServer, UsersPolicy, apply, check_start, plan, start,
 };

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use slotkeep_format::Manifest;
-use slotkeep_jobs::backup::ShardProgress;
 use slotkeep_jobs::discover::{Discovery, discover};
+use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::live::{LiveOptions, LivePlan, LiveReport, OnConflict, plan, restore};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_model::NodeAddr;

@@ -18,8 +18,8 @@ use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::plan::{DatasetPlan, FilesPlan, NodePlan};
-use crate::backup::{Phase, ShardProgress};
 use crate::ports::random_hex;
+use crate::progress::{Phase, ShardProgress};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How many datasets are written at a time.

@@ -42,8 +42,8 @@ use tokio_util::sync::CancellationToken;
 pub use options::{LiveOptions, LiveReport, NodeReport, OnConflict};
 pub use plan::{LivePlan, PlannedNode, plan};
 
-use crate::backup::{Phase, ShardProgress};
 use crate::discover::read_info;
+use crate::progress::{Phase, ShardProgress};
 use crate::{Context, Error, Result};
 use functions::Library;
 use journal::{Journal, ShardRecord};
@@ -133,7 +133,7 @@ async fn verify(
                 progress.enter(Phase::Verifying);
                 for object in shard.base.objects() {
                     repository
-                        .verify(object, |bytes| crate::backup::add(&progress.stored_bytes, bytes))
+                        .verify(object, |bytes| crate::progress::add(&progress.stored_bytes, bytes))
                         .await?;
                 }
                 progress.enter(Phase::Queued);

@@ -20,7 +20,7 @@ use super::run::{Counters, Run};
 use super::source::{Source, damaged, real_offset};
 use super::target::SlotMap;
 use super::tracker::{Position, Tracker};
-use crate::backup::{Phase, ShardProgress};
+use crate::progress::{Phase, ShardProgress};
 use crate::{Error, ErrorKind, Result};
 
 const BATCH_BYTES: usize = 64 << 10;
@@ -205,7 +205,7 @@ impl Pass<'_> {
         Counters::add(&self.run.counters.rdb_bytes, bytes.len() as u64);
         state.read_to = state.read_to.saturating_add(bytes.len() as u64);
         self.progress.raw_bytes.store(state.read_to, Ordering::Relaxed);
-        crate::backup::add(&self.progress.keys, keys);
+        crate::progress::add(&self.progress.keys, keys);
         Ok(None)
     }
 
