@@ -187,11 +187,8 @@ impl ClusterBuilder {
     }
 
     fn set_up(&self) -> Result<Cluster> {
-        let folder = tempfile::Builder::new()
-            .prefix("slotkeep-cluster-")
-            .tempdir()
-            .map_err(Error::io("make a folder for the cluster"))?;
-        let watchdog = Arc::new(Watchdog::start(folder.path())?);
+        let (watchdog, folder) = Watchdog::with_folder("slotkeep-cluster-")?;
+        let watchdog = Arc::new(watchdog);
         let certificates = match self.tls {
             Tls::Off => None,
             Tls::Server | Tls::Mutual => Some(Certificates::make(&folder.path().join("tls"))?),

@@ -30,9 +30,8 @@ impl S3Server {
     /// Fetches the server if it is missing, starts it, and waits until it answers.
     pub fn start() -> Result<Self> {
         let program = fetch()?;
-        let folder = tempfile::tempdir().map_err(Error::io("make a folder"))?;
         let port = PortLease::take(false)?;
-        let watchdog = Watchdog::start(folder.path())?;
+        let (watchdog, folder) = Watchdog::with_folder("slotkeep-store-")?;
         let number = port.port().to_string();
         let arguments = ["-H", "127.0.0.1", "-p", &number].map(OsStr::new);
         let child = watchdog.spawn(&program, &arguments, Stdio::null(), Stdio::null())?;

@@ -15,7 +15,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use tempfile::TempDir;
+
 use crate::error::{Error, Result};
+use crate::random::Random;
 
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
@@ -48,8 +51,18 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
+    /// A new folder whose name begins with `prefix`, and its watchdog. The watchdog is there first: there is no moment at which a
+    /// killed process would leave the folder behind.
+    pub(crate) fn with_folder(prefix: &str) -> Result<(Self, TempDir)> {
+        let parent = std::env::temp_dir();
+        let name = format!("{prefix}{:016x}", Random::unpredictable().next());
+        let watchdog = Self::start(&parent.join(&name))?;
+        let folder = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir_in(&parent);
+        Ok((watchdog, folder.map_err(Error::io(format!("make {}", parent.join(&name).display())))?))
+    }
+
     /// Starts a watchdog that will remove `folder`.
-    pub(crate) fn start(folder: &Path) -> Result<Self> {
+    fn start(folder: &Path) -> Result<Self> {
         let mut shell = Command::new("sh")
             .args(["-c", SCRIPT, "sh"])
             .arg(folder)
