@@ -9,7 +9,7 @@
 
 use thiserror::Error;
 use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe::CParameter;
+use zstd::zstd_safe::{CParameter, ParamSwitch, Strategy};
 
 /// How many bytes of the original object go into one frame.
 pub const FRAME_RAW_BYTES: usize = 1 << 20;
@@ -66,10 +66,23 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// A writer at that zstd level.
-    pub fn new(level: i32) -> Result<Self, FrameError> {
-        let mut compressor = Compressor::new(level).map_err(FrameError::Compress)?;
-        compressor.set_parameter(CParameter::ChecksumFlag(true)).map_err(FrameError::Compress)?;
+    /// A writer with the parameters that suit RDBs.
+    ///
+    /// Most of an RDB went through LZF before: there are few matches to be found and much to be gained from coding what is left. On the
+    /// benchmark's data, these parameters give 0.9 % less than zstd level 1 in 15 to 40 % less time.
+    pub fn new() -> Result<Self, FrameError> {
+        let mut compressor = Compressor::new(1).map_err(FrameError::Compress)?;
+        let parameters = [
+            CParameter::Strategy(Strategy::ZSTD_fast),
+            CParameter::HashLog(14),
+            CParameter::MinMatch(5),
+            CParameter::TargetLength(2),
+            CParameter::LiteralCompressionMode(ParamSwitch::Enable),
+            CParameter::ChecksumFlag(true),
+        ];
+        for parameter in parameters {
+            compressor.set_parameter(parameter).map_err(FrameError::Compress)?;
+        }
         Ok(Self { compressor, frames: Vec::new() })
     }
 
@@ -230,7 +243,7 @@ mod tests {
     use super::*;
 
     fn object(raw: &[u8]) -> Vec<u8> {
-        let mut writer = FrameWriter::new(1).unwrap();
+        let mut writer = FrameWriter::new().unwrap();
         let mut stored = Vec::new();
         for piece in raw.chunks(FRAME_RAW_BYTES) {
             stored.extend(writer.frame(piece).unwrap());

@@ -42,7 +42,7 @@ fn raw() -> Vec<u8> {
 }
 
 async fn store_framed(repository: &Repository, path: &str, raw: &[u8]) -> ObjectRecord {
-    let mut frames = FrameWriter::new(1).unwrap();
+    let mut frames = FrameWriter::new().unwrap();
     let mut writer = repository.create_object(path.to_owned()).await.unwrap();
     for piece in raw.chunks(FRAME_RAW_BYTES) {
         writer.write(frames.frame(piece).unwrap().into()).await.unwrap();

@@ -29,9 +29,6 @@ use crate::{Error, ErrorKind, Result};
 /// Pieces that wait in each queue.
 const QUEUE_PIECES: usize = 2;
 
-/// The zstd level: fast enough to keep up with any server's snapshot on a fraction of a core.
-const ZSTD_LEVEL: i32 = 1;
-
 /// What goes into the workers.
 enum Raw {
     /// The next bytes: a whole frame, or the last one.
@@ -180,7 +177,7 @@ fn joined<T>(outcome: std::result::Result<T, tokio::task::JoinError>) -> Result<
 fn store_worker(mut queue: mpsc::Receiver<Raw>, out: &mpsc::Sender<Stored>) -> Result<EnvelopeReport> {
     let stopped = |_| Error::new(ErrorKind::Failed, "the upload of the snapshot ended early");
     let mut envelope = Envelope::new();
-    let mut frames = FrameWriter::new(ZSTD_LEVEL).map_err(compression)?;
+    let mut frames = FrameWriter::new().map_err(compression)?;
     let mut raw_bytes = 0_u64;
     loop {
         match queue.blocking_recv() {
@@ -216,7 +213,7 @@ fn interpret_worker(
     progress: &ShardProgress,
 ) -> std::result::Result<Interpretation, String> {
     let mut interpreter = Interpreter::default();
-    let mut frames = FrameWriter::new(ZSTD_LEVEL).map_err(|error| error.to_string())?;
+    let mut frames = FrameWriter::new().map_err(|error| error.to_string())?;
     let mut raw_bytes = 0_u64;
     let mut send = |piece: Vec<u8>| {
         raw_bytes = raw_bytes.saturating_add(piece.len() as u64);

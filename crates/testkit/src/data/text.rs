@@ -36,7 +36,7 @@ pub(super) fn push_json(out: &mut Vec<u8>, random: &mut Random, len: usize) {
         for piece in [",\"name\":\"", one, "-", two, "\",\"session\":\""] {
             out.extend_from_slice(piece.as_bytes());
         }
-        push_random(out, random, 10);
+        push_hex(out, random, 24);
         out.extend_from_slice(if random.chance(70) { b"\",\"active\":true" } else { b"\",\"active\":null" });
         out.extend_from_slice(b",\"score\":");
         push_number(out, random.below(1000));
@@ -45,6 +45,18 @@ pub(super) fn push_json(out: &mut Vec<u8>, random: &mut Random, len: usize) {
         }
     }
     out.truncate(end);
+}
+
+/// Appends `len` hexadecimal digits: identifiers, which no server compresses and a backup can.
+fn push_hex(out: &mut Vec<u8>, random: &mut Random, len: usize) {
+    let mut bits = 0;
+    for place in 0..len {
+        if place % 16 == 0 {
+            bits = random.next();
+        }
+        out.push(b"0123456789abcdef".get(usize::try_from(bits & 15).unwrap_or(0)).copied().unwrap_or(b'0'));
+        bits >>= 4;
+    }
 }
 
 /// One of 64 symbols, by the lowest six bits.
