@@ -36,13 +36,10 @@ fn processes(folder: &Path) -> Vec<String> {
     found
 }
 
-/// What the demo left in its folder, the lock files of ports excepted: other processes may hold those.
+/// What the demo left in its folder.
 fn files(folder: &Path) -> Vec<String> {
     let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
-    names
-        .map(|name| name.into_string().unwrap())
-        .filter(|name| !name.starts_with("slotkeep-ports-"))
-        .collect()
+    names.map(|name| name.into_string().unwrap()).collect()
 }
 
 #[track_caller]

@@ -259,11 +259,20 @@ fn look_at(node: &Node) -> Result<Client> {
 fn check_replication(node: &Node, client: &mut Client) -> Result<(), NotYet> {
     let info = client.info("replication")?;
     let follows = field_of(&info, "master_link_status").is_none_or(|status| status == "up");
-    if follows {
-        Ok(())
-    } else {
-        Err(NotYet::because(format!("replica {} does not follow its primary", node.number)))
+    if !follows {
+        return Err(NotYet::because(format!("replica {} does not follow its primary", node.number)));
     }
+    // A replica calls its link up a moment before its primary does. Readers that announce no port are not the cluster's replicas.
+    let attaching = |line: &str| {
+        line.starts_with("slave")
+            && line.contains(",state=")
+            && !line.contains(",state=online,")
+            && !line.contains(",port=0,")
+    };
+    if info.lines().any(attaching) {
+        return Err(NotYet::because(format!("primary {} does not feed all its replicas yet", node.number)));
+    }
+    Ok(())
 }
 
 fn check_state(node: &Node, client: &mut Client) -> Result<(), NotYet> {

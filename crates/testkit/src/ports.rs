@@ -1,12 +1,13 @@
 //! Free ports, safe against other test processes that look for some at the same moment.
 //!
-//! A port is taken by an exclusive lock on a file that stands for it, held as long as the node may use it; the kernel
-//! gives it back when the process dies. A look whether the port can be bound keeps clear of everybody who knows nothing
-//! of these locks. Both a node's port and its bus port (10000 above) stay below 32768, where the kernel picks ports for
-//! outgoing connections.
+//! A port is taken by listening on an abstract Unix socket that stands for it, held as long as the node may use it. Such a socket has
+//! no file, belongs to the same network namespace as the port, and goes when its process dies, however it dies. A look whether the
+//! port can be bound keeps clear of everybody who knows nothing of these sockets. Both a node's port and its bus port (10000 above) stay
+//! below 32768, where the kernel picks ports for outgoing connections.
 
-use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 
 use crate::error::{Error, Result};
 use crate::random::Random;
@@ -22,21 +23,19 @@ const TRIES: u32 = 2_000;
 #[derive(Debug)]
 pub(crate) struct PortLease {
     port: u16,
-    _lock: File,
+    _lock: UnixListener,
 }
 
 impl PortLease {
     /// Finds and takes a free port.
     pub(crate) fn take(ipv6: bool) -> Result<Self> {
         let mut random = Random::unpredictable();
-        let folder =
-            std::env::temp_dir().join(format!("slotkeep-ports-{}", rustix::process::getuid().as_raw()));
-        fs::create_dir_all(&folder).map_err(Error::io(format!("make {}", folder.display())))?;
         for _ in 0..TRIES {
             let port = FIRST + u16::try_from(random.below(COUNT.into())).unwrap_or(0);
-            let path = folder.join(port.to_string());
-            let lock = File::create(&path).map_err(Error::io(format!("make {}", path.display())))?;
-            if lock.try_lock().is_ok() && is_free(port, ipv6) && is_free(port + BUS_OFFSET, ipv6) {
+            let name = SocketAddr::from_abstract_name(format!("slotkeep-port-{port}"))
+                .map_err(Error::io("name a port's lock"))?;
+            let Ok(lock) = UnixListener::bind_addr(&name) else { continue };
+            if is_free(port, ipv6) && is_free(port + BUS_OFFSET, ipv6) {
                 return Ok(Self { port, _lock: lock });
             }
         }

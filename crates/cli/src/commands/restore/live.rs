@@ -201,7 +201,8 @@ fn summary(report: &LiveReport) -> String {
     let more = if more.is_empty() { String::new() } else { format!(" ({})", more.join("; ")) };
     let functions = match report.functions {
         0 => String::new(),
-        one_or_more => format!(", {one_or_more} function libraries"),
+        1 => ", 1 function library".to_owned(),
+        more => format!(", {more} function libraries"),
     };
     format!(
         "{}\n\nBackup {}: {} keys restored{more}{functions}, {} sent, {}.",
