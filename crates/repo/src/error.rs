@@ -96,7 +96,7 @@ impl From<object_store::Error> for Problem {
 impl From<ManifestError> for Problem {
     fn from(error: ManifestError) -> Self {
         match error {
-            ManifestError::NewerVersion(_) => Self::Newer(error.to_string()),
+            ManifestError::NewerVersion { .. } => Self::Newer(error.to_string()),
             ManifestError::Json(_) | ManifestError::Contradiction(_) => Self::Damaged(error.to_string()),
         }
     }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use slotkeep_format::RepositoryFile;
-use slotkeep_format::manifest::FORMAT_VERSION;
+use slotkeep_format::manifest::REPOSITORY_VERSION;
 
 use crate::error::{Problem, RepoError};
 use crate::layout::REPOSITORY_FILE;
@@ -35,7 +35,7 @@ impl Repository {
             return Err(RepoError::new("make a repository in", location, Problem::NotEmpty));
         }
         let file = RepositoryFile {
-            format_version: FORMAT_VERSION,
+            format_version: REPOSITORY_VERSION,
             repository_id,
             created_at: now,
             recipients: vec![],

@@ -96,6 +96,7 @@ pub async fn backup(
         slotkeep_version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster_mode: plan.discovery.topology().cluster_mode,
         current_epoch: plan.discovery.topology().current_epoch,
+        cut: None,
         digest: taken.digest,
         shards,
         settings,
@@ -301,6 +302,7 @@ async fn record(
         offset: offset.0,
         server_time,
         base,
+        cut: None,
     };
     Ok((record, total))
 }
