@@ -54,7 +54,7 @@ impl Repository {
         let listed = self.store.list(Some(&folder)).map_ok(|object| object.location);
         let mut paths: Vec<Path> =
             listed.try_collect().await.map_err(|error| RepoError::new("list", &folder, error))?;
-        paths.retain(|path| path.filename().is_some_and(|name| name.ends_with(".json")));
+        paths.retain(|path| path.filename().is_some_and(|name| name.strip_suffix(".json").is_some()));
         paths.sort();
         futures::stream::iter(paths)
             .map(async |path| self.read_small(&path, TopologyRecord::parse).await)
