@@ -160,7 +160,7 @@ impl Repository {
             seek_table,
             fetched,
             decompressor,
-            hasher: Hasher::new(),
+            hasher: Box::new(Hasher::new()),
             next_frame: 0,
         })
     }
@@ -188,7 +188,7 @@ impl Repository {
             frames,
             frame: Vec::new(),
             raw_bytes: 0,
-            hasher: Hasher::new(),
+            hasher: Box::new(Hasher::new()),
             stored_bytes: 0,
             small: Vec::new(),
             large: None,
@@ -224,7 +224,8 @@ pub struct SegmentReader {
     seek_table: Bytes,
     fetched: Fetched,
     decompressor: Decompressor<'static>,
-    hasher: Hasher,
+    /// On the heap: it is large, and futures hold it.
+    hasher: Box<Hasher>,
     next_frame: usize,
 }
 
@@ -271,7 +272,7 @@ pub struct SegmentWriter {
     frames: FrameWriter,
     frame: Vec<u8>,
     raw_bytes: u64,
-    hasher: Hasher,
+    hasher: Box<Hasher>,
     stored_bytes: u64,
     /// What has been compressed, as long as it fits into one request.
     small: Vec<u8>,
