@@ -142,21 +142,23 @@ fn copy_blocks<const N: usize>(buffer: &mut [u8], from: usize, filled: usize, co
 
 /// What one copy moves: the longest run of literals.
 const BLOCK_BYTES: usize = 32;
+/// The most bytes of a string and its compressed form that [`decode_whole`] takes, [`SLACK_BYTES`] between them included.
+const WHOLE_MOST_BYTES: usize = 256 << 10;
+const WHOLE_ROOM_BYTES: usize = WHOLE_MOST_BYTES + SLACK_BYTES;
 
 /// Decodes a whole string into the front of `buffer`, which is lengthened if it is too short: behind the string it takes the compressed
 /// bytes as well.
 pub(crate) fn decode_whole(source: &[u8], buffer: &mut Vec<u8>, bytes: usize) -> Result<(), &'static str> {
+    if buffer.len() < WHOLE_ROOM_BYTES {
+        buffer.resize(WHOLE_ROOM_BYTES, 0);
+    }
     let start = bytes.saturating_add(SLACK_BYTES);
     let end = start.saturating_add(source.len());
-    let needed = end.saturating_add(SLACK_BYTES);
-    if buffer.len() < needed {
-        buffer.resize(needed, 0);
-    }
-    if let Some(place) = buffer.get_mut(start..end) {
-        place.copy_from_slice(source);
-    }
-    let (consumed_end, filled) = decode_beside(buffer, start, end, bytes)?;
-    if consumed_end != end {
+    let Some(buffer) = buffer.first_chunk_mut::<WHOLE_ROOM_BYTES>() else { return Err(TOO_LONG) };
+    let Some(place) = buffer.get_mut(start..end) else { return Err(TOO_LONG) };
+    place.copy_from_slice(source);
+    let (tokens_end, filled) = decode_beside(buffer, start, end, bytes)?;
+    if tokens_end != end {
         return Err("it ends inside a token");
     }
     if filled != bytes {
@@ -167,12 +169,18 @@ pub(crate) fn decode_whole(source: &[u8], buffer: &mut Vec<u8>, bytes: usize) ->
 
 /// Decodes the compressed bytes `at..end` of the buffer into its front. Returns where the last token ends, which is past `end` if it
 /// is cut, and the end of the output. Output beyond `bytes` is an error.
+///
+/// The buffer's length is a constant, so that the compiler sees that no access needs a check of its own.
+#[inline(never)]
 fn decode_beside(
-    buffer: &mut [u8],
+    buffer: &mut [u8; WHOLE_ROOM_BYTES],
     mut at: usize,
     end: usize,
     bytes: usize,
 ) -> Result<(usize, usize), &'static str> {
+    if end > WHOLE_MOST_BYTES {
+        return Err(TOO_LONG);
+    }
     let mut filled = 0_usize;
     while at < end {
         let Some(&[first, second, third, _]) = buffer.get(at..).and_then(|tail| tail.first_chunk::<4>())
@@ -188,28 +196,32 @@ fn decode_beside(
         // Before the start it wraps to where the buffer has no bytes.
         let from = select_unpredictable(literal, at + 1, filled.wrapping_sub(distance));
         // Literals never overlap what they become.
-        let distance = select_unpredictable(literal, BLOCK_BYTES, distance);
+        let apart = select_unpredictable(literal, BLOCK_BYTES, distance);
         at += used;
-        if filled + count > bytes {
+        let next = filled + count;
+        if next > bytes {
             return Err("it decodes to more than announced");
         }
-        if distance < count || count > BLOCK_BYTES {
-            if from >= filled {
-                return Err(BEFORE_START);
-            }
+        if from >= WHOLE_MOST_BYTES {
+            return Err(BEFORE_START);
+        }
+        if count > apart || count > BLOCK_BYTES {
             copy_match(buffer, from, filled, count);
         } else {
-            let block = buffer.get(from..).and_then(|tail| tail.first_chunk::<BLOCK_BYTES>());
-            let Some(block) = block.copied() else { return Err(BEFORE_START) };
-            if let Some(place) = buffer.get_mut(filled..).and_then(|tail| tail.first_chunk_mut()) {
+            let block = buffer.get(from..).and_then(|tail| tail.first_chunk::<BLOCK_BYTES>()).copied();
+            // `filled` is below the most: the mask changes nothing and spares the check.
+            let place = buffer.get_mut(filled & (WHOLE_MOST_BYTES - 1)..);
+            let place = place.and_then(|tail| tail.first_chunk_mut::<BLOCK_BYTES>());
+            if let (Some(block), Some(place)) = (block, place) {
                 *place = block;
             }
         }
-        filled += count;
+        filled = next;
     }
     Ok((at, filled))
 }
 
+const TOO_LONG: &str = "it is longer than what is decoded at once";
 const BEFORE_START: &str = "it refers to bytes before its start";
 
 #[cfg(test)]
