@@ -61,6 +61,8 @@ enum Class {
     Envelope,
     Raw,
     Elements,
+    /// Reads less than any other: shown, not compared with.
+    Less,
 }
 
 struct Contender {
@@ -152,7 +154,7 @@ fn contenders(path: &Path, rivals: Option<&Path>) -> Result<Vec<Contender>, Fail
         })
     };
     all.extend(rival("librdb: raw values with CRC64", Class::Raw, "librdb-raw"));
-    all.extend(rival("crate rdb: values passed over, no CRC64", Class::Raw, "rdb-skip"));
+    all.extend(rival("crate rdb: keys alone, no CRC64", Class::Less, "rdb-skip"));
     all.push(ours("slotkeep: elements", Class::Elements, "elements"));
     all.push(ours("slotkeep: elements with digest", Class::Elements, "digest"));
     all.extend(rival("librdb: elements with CRC64", Class::Elements, "librdb-elements"));

@@ -102,10 +102,7 @@ pub(crate) fn elements(path: &str) -> Result<u64, Box<dyn Error>> {
     })
 }
 
-fn parse(
-    path: &str,
-    register: impl FnOnce(*mut sys::RdbParser, Counter),
-) -> Result<u64, Box<dyn Error>> {
+fn parse(path: &str, register: impl FnOnce(*mut sys::RdbParser, Counter)) -> Result<u64, Box<dyn Error>> {
     let path = CString::new(path)?;
     let mut counter = 0_u64;
     // SAFETY: the parser is used by this thread alone and deleted once, after its last use; path and counter outlive it.

@@ -23,7 +23,9 @@ impl rdb::Filter for NoValues {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [pass, path] = arguments.as_slice() else { return Err("usage: slotkeep-bench-rivals PASS FILE".into()) };
+    let [pass, path] = arguments.as_slice() else {
+        return Err("usage: slotkeep-bench-rivals PASS FILE".into());
+    };
     let count = match pass.as_str() {
         "librdb-raw" => librdb::raw(path)?,
         "librdb-elements" => librdb::elements(path)?,
