@@ -10,6 +10,7 @@
 
 mod blob;
 pub mod commands;
+mod count;
 pub mod digest;
 pub mod dump;
 mod envelope;
@@ -25,6 +26,7 @@ mod value;
 mod tests;
 
 pub use commands::{Command, CommandBuilder, CommandError};
+pub use count::adds_element;
 pub use digest::{Digester, KeyDigest, function_hash, key_fingerprint};
 pub use dump::{DumpBuilder, DumpPayload, dump_payload, footer_version, function_payload};
 pub use envelope::{Crc, Envelope, EnvelopeError, EnvelopeReport};

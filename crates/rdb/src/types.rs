@@ -183,6 +183,33 @@ impl ValueType {
         }
     }
 
+    /// A name for the encoding, which tells it from the others of the same [`LogicalType`]. They are the servers' own words
+    /// (`OBJECT ENCODING`) as far as an RDB can tell; `-ttl` marks hashes whose fields may expire.
+    pub const fn encoding(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::List => "linkedlist",
+            Self::Set | Self::Hash => "hashtable",
+            Self::Zset => "skiplist-text",
+            Self::Zset2 => "skiplist",
+            Self::Module2 => "module",
+            Self::HashZipmap => "zipmap",
+            Self::ListZiplist | Self::ZsetZiplist | Self::HashZiplist => "ziplist",
+            Self::SetIntset => "intset",
+            Self::ListQuicklist => "quicklist-ziplist",
+            Self::ListQuicklist2 => "quicklist",
+            Self::HashListpack | Self::ZsetListpack | Self::SetListpack => "listpack",
+            Self::HashListpackEx => "listpack-ttl",
+            Self::ValkeyHash2 | Self::HashMetadata => "hashtable-ttl",
+            Self::StreamListpacks => "stream-1",
+            Self::StreamListpacks2 => "stream-2",
+            Self::StreamListpacks3 => "stream-3",
+            Self::StreamListpacks4 => "stream-4",
+            Self::StreamListpacks5 => "stream-5",
+            Self::Array => "array",
+        }
+    }
+
     /// What the value is to a user.
     pub const fn logical(self) -> LogicalType {
         match self {
@@ -261,6 +288,19 @@ mod tests {
             Err(ErrorKind::PreRelease { number: 22 })
         ));
         assert!(matches!(ValueType::from_byte(24, Product::Valkey), Err(ErrorKind::UnknownType { .. })));
+    }
+
+    #[test]
+    fn names_of_encodings_tell_the_encodings_of_a_type_apart() {
+        for product in [Product::Redis, Product::Valkey] {
+            let mut names = std::collections::BTreeSet::new();
+            for value_type in (0..=255).filter_map(|number| ValueType::from_byte(number, product).ok()) {
+                assert!(
+                    names.insert((value_type.logical(), value_type.encoding())),
+                    "{value_type:?} on {product}"
+                );
+            }
+        }
     }
 
     #[test]
