@@ -1,0 +1,10 @@
+//! Keys as they pass by: what is known of each, and which are wanted.
+
+mod facts;
+mod filter;
+mod glob;
+
+pub use facts::{Key, KeyText, time_text};
+pub(crate) use facts::{KeyFacts, KeyWatch};
+pub use filter::{Expires, Filter};
+pub use glob::matches;
