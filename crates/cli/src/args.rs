@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Diff(commands::diff::DiffArgs),
     List(commands::list::ListArgs),
     Show(commands::show::ShowArgs),
+    Inspect(Box<commands::inspect::InspectArgs>),
+    Get(commands::get::GetArgs),
     Demo(commands::demo::DemoArgs),
     Completions(commands::generate::CompletionsArgs),
     Man(commands::generate::ManArgs),

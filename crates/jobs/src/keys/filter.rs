@@ -42,6 +42,12 @@ pub enum Expires {
     Within(i64),
 }
 
+/// The type of that name.
+pub fn type_named(name: &str) -> Option<LogicalType> {
+    use LogicalType::{Array, Hash, List, Module, Set, Stream, String, Zset};
+    [String, List, Set, Zset, Hash, Stream, Module, Array].into_iter().find(|logical| logical.name() == name)
+}
+
 impl Filter {
     /// Whether every key is wanted.
     pub fn is_everything(&self) -> bool {

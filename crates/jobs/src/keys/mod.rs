@@ -6,5 +6,7 @@ mod glob;
 
 pub use facts::{Key, KeyText, time_text};
 pub(crate) use facts::{KeyFacts, KeyWatch};
-pub use filter::{Expires, Filter};
+pub use filter::{Expires, Filter, type_named};
+
 pub use glob::matches;
+pub use slotkeep_rdb::LogicalType;

@@ -50,6 +50,8 @@ struct Open {
 /// Writes JSON piece by piece.
 pub(super) struct Json {
     open: Vec<Open>,
+    /// The longest text that is held: [`TEXT_BYTES`].
+    held_bytes: usize,
     /// The text being gathered.
     text: Vec<u8>,
     /// Whether a text is being written as base64 because it is too long to be held; `text` has then the bytes of its last, incomplete group.
@@ -58,7 +60,7 @@ pub(super) struct Json {
 
 impl Json {
     pub(super) const fn new() -> Self {
-        Self { open: Vec::new(), text: Vec::new(), streaming: false }
+        Self { open: Vec::new(), held_bytes: TEXT_BYTES, text: Vec::new(), streaming: false }
     }
 
     /// A comma, if one belongs here.
@@ -150,12 +152,12 @@ impl Json {
         bytes: &[u8],
         last: bool,
     ) -> io::Result<()> {
-        if !self.streaming && last && self.text.is_empty() && bytes.len() <= TEXT_BYTES {
+        if !self.streaming && last && self.text.is_empty() && bytes.len() <= self.held_bytes {
             return self.whole(out, called, bytes);
         }
         self.text.extend_from_slice(bytes);
         if !self.streaming {
-            if self.text.len() <= TEXT_BYTES {
+            if self.text.len() <= self.held_bytes {
                 if last {
                     let text = std::mem::take(&mut self.text);
                     self.whole(out, called, &text)?;
@@ -212,11 +214,12 @@ mod tests {
     /// The form of a text depends on its bytes alone, not on the pieces in which they come.
     #[test]
     fn a_text_has_one_form_however_it_is_cut() {
-        let long: Vec<u8> = (0..TEXT_BYTES + 2).map(|n| b'a' + u8::try_from(n % 26).unwrap()).collect();
-        for (bytes, base64) in [(&long[..TEXT_BYTES], false), (long.as_slice(), true), (b"\xff\x00", true)] {
+        const HELD: usize = 1000;
+        let long: Vec<u8> = (0..HELD + 2).map(|n| b'a' + u8::try_from(n % 26).unwrap()).collect();
+        for (bytes, base64) in [(&long[..HELD], false), (long.as_slice(), true), (b"\xff\x00", true)] {
             let mut forms = Vec::new();
-            for piece in [1 << 16, bytes.len(), (TEXT_BYTES / 3) + 1] {
-                let (mut json, mut out) = (Json::new(), Vec::new());
+            for piece in [1, 7, 333, bytes.len()] {
+                let (mut json, mut out) = (Json { held_bytes: HELD, ..Json::new() }, Vec::new());
                 json.object(&mut out, Scope::Item).unwrap();
                 let count = bytes.len().div_ceil(piece);
                 for (number, piece) in bytes.chunks(piece).enumerate() {
