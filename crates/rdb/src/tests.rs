@@ -1,8 +1,10 @@
 //! Tests of the crate as a whole: vectors of real servers, properties, hostile input.
 
 mod hostile;
+mod owned;
 mod properties;
 mod support;
+mod values;
 mod vectors;
 pub(crate) mod writer;
 
