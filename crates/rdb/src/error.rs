@@ -159,6 +159,14 @@ pub enum ErrorKind {
         /// The RDB version that was wanted.
         target: RdbVersion,
     },
+    /// A module's value, for a target that does not have the module, as far as that is known.
+    #[error("values of the module type `{}` cannot be written as {target}", .name.escape_ascii())]
+    NoModule {
+        /// The type's name.
+        name: [u8; 9],
+        /// The RDB version that was wanted.
+        target: RdbVersion,
+    },
     /// The CRC64 at the end is not that of the bytes before it.
     #[error("the CRC64 is {computed:016x}, but the RDB ends with {stored:016x}")]
     CrcMismatch {

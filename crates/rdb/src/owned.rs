@@ -16,6 +16,7 @@ mod encode;
 mod reader;
 
 pub use builder::ValueBuilder;
+pub(crate) use encode::{LOWEST_EXPIRY_MS, STREAM_TYPES, stream_generation, ttl_of};
 pub use reader::{OwnedEvent, Reader, Record};
 
 /// A value, whole.

@@ -24,15 +24,6 @@ impl Listpack {
         Self { bytes: vec![0; LISTPACK_HEAD_BYTES], count: 0 }
     }
 
-    /// Bytes so far, with the head.
-    pub(crate) const fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     pub(crate) fn push(&mut self, entry: &[u8]) {
         if let Some(number) = canonical_integer(entry) {
             return self.push_integer(number);
@@ -108,10 +99,6 @@ impl Ziplist {
     /// Bytes so far, with the head.
     pub(crate) const fn len(&self) -> usize {
         self.bytes.len()
-    }
-
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.count == 0
     }
 
     pub(crate) fn push(&mut self, entry: &[u8]) {

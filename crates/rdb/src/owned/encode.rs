@@ -13,6 +13,8 @@ use crate::types::ValueType;
 
 mod stream;
 
+pub(crate) use stream::generation as stream_generation;
+
 /// How long a packed node of a list may become, as servers' `list-max-listpack-size -2` says. Longer items are nodes of their own.
 const NODE_BYTES: usize = 8 << 10;
 /// The longest string that an array tags as short.

@@ -8,7 +8,7 @@ use super::{values, writer};
 use crate::owned::{Idempotence, Stream};
 use crate::{ErrorKind, Level, OwnedEvent, Reader, StreamInfo, Value};
 
-const ROOMY_BYTES: u64 = 1 << 30;
+pub(crate) const ROOMY_BYTES: u64 = 1 << 30;
 
 pub(crate) fn records(chunks: &[&[u8]], limit_bytes: u64) -> Result<Vec<crate::Record>, crate::Error> {
     let (mut reader, mut found) = (Reader::new(limit_bytes), Vec::new());
@@ -45,7 +45,7 @@ pub(crate) const VERSIONS: &[(Product, u16)] = &[
 ];
 
 /// What is left of a value when a version cannot say all of it.
-fn as_held_in(value: &Value, version: RdbVersion) -> Value {
+pub(crate) fn as_held_in(value: &Value, version: RdbVersion) -> Value {
     let Value::Stream(stream) = value else { return value.clone() };
     let mut stream: Stream = (**stream).clone();
     let redis = version.product == Product::Redis;
@@ -65,7 +65,7 @@ fn as_held_in(value: &Value, version: RdbVersion) -> Value {
 }
 
 /// Whether the format of that version can hold the value at all; from the table of types in `src/rdb.h` of the servers.
-fn fits(value: &Value, version: RdbVersion) -> bool {
+pub(crate) fn fits(value: &Value, version: RdbVersion) -> bool {
     let redis = version.product == Product::Redis;
     match value {
         Value::Hash(fields) if fields.iter().any(|field| field.expiry_ms.is_some()) => version.number >= 12,

@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
+use slotkeep_model::RdbVersion;
 
+use super::owned::VERSIONS;
+use super::support::redis;
+use super::writer;
+use crate::encode::{canonical_integer, score_text};
 use crate::owned::{
     Array, ArrayElement, Consumer, Group, HashField, Idempotence, ModulePart, ModuleValue, Pending, Producer,
     Stream, StreamEntry,
@@ -161,4 +166,72 @@ pub(crate) fn value() -> impl Strategy<Value = Value> {
         module(),
         array(),
     ]
+}
+
+/// A value of that type, out of an RDB of that product and version.
+pub(crate) struct Encoded {
+    pub(crate) value_type: u8,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) version: RdbVersion,
+}
+
+/// The value in every encoding that any version has for it, as the tests' own writer and the crate's write it.
+pub(crate) fn encodings(value: &Value) -> Vec<Encoded> {
+    let mut found = Vec::new();
+    for &(product, number) in VERSIONS {
+        let (version, mut bytes) = (RdbVersion { product, number }, Vec::new());
+        if let Ok(value_type) = value.encode(version, &mut bytes) {
+            found.push(Encoded { value_type: value_type.byte(), bytes, version });
+        }
+    }
+    let mut add = |value_type: u8, blob: Vec<u8>| {
+        for lzf in [false, true] {
+            let mut bytes = Vec::new();
+            if lzf {
+                writer::lzf_string(&mut bytes, &blob);
+            } else {
+                writer::string(&mut bytes, &blob);
+            }
+            found.push(Encoded { value_type, bytes, version: redis(14) });
+        }
+    };
+    match value {
+        Value::List(items) => add(10, writer::ziplist(items)),
+        Value::Set(members) => {
+            add(20, writer::listpack(members));
+            let numbers: Option<Vec<i64>> = members.iter().map(|member| canonical_integer(member)).collect();
+            if let Some(numbers) = numbers {
+                add(11, writer::intset(&numbers));
+            }
+        }
+        Value::Zset(pairs) => {
+            let flat: Vec<Vec<u8>> = pairs
+                .iter()
+                .flat_map(|(member, score)| [member.clone(), score_text(*score).into_bytes()])
+                .collect();
+            add(12, writer::ziplist(&flat));
+            add(17, writer::listpack(&flat));
+        }
+        Value::Hash(fields) if fields.iter().all(|field| field.expiry_ms.is_none()) => {
+            let flat: Vec<Vec<u8>> =
+                fields.iter().flat_map(|field| [field.field.clone(), field.value.clone()]).collect();
+            add(9, writer::zipmap(&flat));
+            add(13, writer::ziplist(&flat));
+            add(16, writer::listpack(&flat));
+        }
+        Value::Hash(fields) => {
+            let flat: Vec<Vec<u8>> = fields
+                .iter()
+                .flat_map(|field| {
+                    let expiry_ms = field.expiry_ms.unwrap_or(0).to_string().into_bytes();
+                    [field.field.clone(), field.value.clone(), expiry_ms]
+                })
+                .collect();
+            let mut bytes = 1_i64.to_le_bytes().to_vec();
+            writer::string(&mut bytes, &writer::listpack(&flat));
+            found.push(Encoded { value_type: 25, bytes, version: redis(14) });
+        }
+        _ => {}
+    }
+    found
 }
