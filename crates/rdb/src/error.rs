@@ -145,6 +145,36 @@ pub enum ErrorKind {
         /// The most that is accepted.
         limit: u64,
     },
+    /// A value that is to be held whole, or nearly, is longer than the caller allows.
+    #[error("the value takes more than the {limit_bytes} bytes of memory that it may")]
+    ValueTooLarge {
+        /// What the caller allows, in bytes.
+        limit_bytes: u64,
+    },
+    /// Something that an RDB of the wanted version cannot hold.
+    #[error("{what} cannot be written as {target}")]
+    NoEquivalent {
+        /// What it is.
+        what: &'static str,
+        /// The RDB version that was wanted.
+        target: RdbVersion,
+    },
+    /// A module's value, for a target that does not have the module, as far as that is known.
+    #[error("values of the module type `{}` cannot be written as {target}", .name.escape_ascii())]
+    NoModule {
+        /// The type's name.
+        name: [u8; 9],
+        /// The RDB version that was wanted.
+        target: RdbVersion,
+    },
+    /// The CRC64 at the end is not that of the bytes before it.
+    #[error("the CRC64 is {computed:016x}, but the RDB ends with {stored:016x}")]
+    CrcMismatch {
+        /// That of the bytes.
+        computed: u64,
+        /// That at the end.
+        stored: u64,
+    },
     /// The input ended too early.
     #[error("truncated: the input ends inside {inside}")]
     Truncated {

@@ -1,8 +1,13 @@
 //! Tests of the crate as a whole: vectors of real servers, properties, hostile input.
 
+mod deliver;
 mod hostile;
+mod owned;
 mod properties;
+mod rewrite;
 mod support;
+mod translate;
+mod values;
 mod vectors;
 pub(crate) mod writer;
 

@@ -3,7 +3,7 @@
 //! Source: `src/rdb.h` of Redis 6.2 to 8.8 and Valkey 7.2 to 9.1. Numbers from 22 on differ between the products, so a
 //! [`ValueType`] is read from a number *and* a product.
 
-use slotkeep_model::{Product, ServerVersion};
+use slotkeep_model::{Product, RdbVersion, ServerVersion};
 
 use crate::error::ErrorKind;
 
@@ -262,10 +262,15 @@ impl ValueType {
         }
     }
 
+    /// Whether an RDB or DUMP payload of that version may hold values of this type.
+    pub fn exists_in(self, version: RdbVersion) -> bool {
+        self.introduced_in(version.product).is_some_and(|number| number <= version.number)
+    }
+
     /// Whether a server of that version decodes values of this type, in an RDB or in `RESTORE`. Of a module's value this says
     /// only that the frame is known: the server must have the module too.
     pub fn loads_on(self, server: ServerVersion) -> bool {
-        self.introduced_in(server.product).is_some_and(|number| number <= server.newest_rdb().number)
+        self.exists_in(RdbVersion { product: server.product, number: server.newest_rdb().number })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use slotkeep_rdb::{Element, LogicalType, Part, StreamInfo};
+use slotkeep_rdb::{Element, LogicalType, Part, StreamInfo, module_name};
 
 use super::scopes::{Called, Json, Scope};
 use crate::keys::{KeyFacts, time_text};
@@ -183,7 +183,7 @@ impl JsonKey {
     fn module(&mut self, out: &mut impl Write, element: &Element<'_>) -> io::Result<()> {
         let json = &mut self.json;
         if let Element::ModuleId(id) = *element {
-            json.word(out, "module", module_name(id))?;
+            json.word(out, "module", module_name(id).escape_ascii())?;
             json.member(out, "module_version", id & 1023)?;
             json.name(out, "saved")?;
             return json.array(out, Scope::Items);
@@ -305,16 +305,6 @@ const fn called(logical: LogicalType, part: Part) -> Called {
         Part::ModuleString => Called::Name("string"),
         _ => Called::Element,
     }
-}
-
-/// The nine characters in the id of a module's type (`moduleTypeNameByID` in `src/module.c`).
-pub(super) fn module_name(id: u64) -> String {
-    const CHARACTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let character = |place: u32| {
-        let code = usize::try_from((id >> (10 + 6 * place)) & 63).unwrap_or(0);
-        char::from(CHARACTERS.get(code).copied().unwrap_or(b'?'))
-    };
-    (0..9).rev().map(character).collect()
 }
 
 #[cfg(test)]

@@ -2,9 +2,8 @@
 
 use std::io::{self, Write};
 
-use slotkeep_rdb::{Element, LogicalType, Part};
+use slotkeep_rdb::{Element, LogicalType, Part, module_name};
 
-use super::json::module_name;
 use super::words::{quoted, write_escaped};
 use crate::keys::{KeyFacts, time_text};
 
@@ -93,7 +92,8 @@ impl TextKey {
                 )
             }
             Element::ModuleId(id) => {
-                let (name, version) = (module_name(id), id & 1023);
+                let name = module_name(id);
+                let (name, version) = (name.escape_ascii(), id & 1023);
                 self.begin_line(out, format_args!("module type {name}, version {version}; what it saved:"))
             }
             Element::ModuleSigned(number) => self.numbered(out, number),

@@ -214,7 +214,7 @@ pub(super) fn zipmap_head(bytes: &[u8], value: bool) -> HeadPiece {
 
 /// How many bytes the back-length of an entry takes (`lpEncodeBacklenBytes`).
 #[inline]
-pub(super) const fn back_length_bytes(entry_len: u64) -> usize {
+pub(crate) const fn back_length_bytes(entry_len: u64) -> usize {
     match entry_len {
         0..=127 => 1,
         128..16_383 => 2,
