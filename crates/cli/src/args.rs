@@ -31,6 +31,7 @@ pub(crate) enum Command {
     Show(commands::show::ShowArgs),
     Inspect(Box<commands::inspect::InspectArgs>),
     Get(commands::get::GetArgs),
+    Export(Box<commands::export::ExportArgs>),
     Demo(commands::demo::DemoArgs),
     Completions(commands::generate::CompletionsArgs),
     Man(commands::generate::ManArgs),

@@ -10,6 +10,7 @@ pub mod dataset;
 pub mod diff;
 pub mod discover;
 mod error;
+pub mod export;
 pub mod get;
 pub mod inspect;
 pub mod keys;

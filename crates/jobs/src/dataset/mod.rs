@@ -20,7 +20,7 @@ use crate::progress::ShardProgress;
 use crate::{Error, ErrorKind, Result};
 
 pub(crate) use feed::Feed;
-pub(crate) use read::{EventSink, RdbFacts, read};
+pub(crate) use read::{EventSink, RdbFacts, check_envelope, read};
 
 /// What can be read.
 pub struct Dataset {

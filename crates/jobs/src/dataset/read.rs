@@ -86,6 +86,20 @@ pub(crate) fn read(
     Ok(facts)
 }
 
+/// Passes the bytes of an RDB to `take` without reading its records; an error at the end if its magic or CRC64 is wrong. Blocks.
+pub(crate) fn check_envelope(
+    feed: &mut Feed,
+    input: &Input,
+    mut take: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut envelope = Envelope::new();
+    while let Some(bytes) = feed.next()? {
+        envelope.feed(&bytes);
+        take(&bytes)?;
+    }
+    envelope.finish().map(drop).map_err(|error| forged(input, &error))
+}
+
 /// That the bytes of an RDB make no sense, or not yet.
 pub(crate) fn unreadable(input: &Input, error: &slotkeep_rdb::Error) -> Error {
     let newer = matches!(

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
-use slotkeep_model::{Slot, key_slot};
+use slotkeep_model::{Slot, SlotRange, key_slot};
 use slotkeep_rdb::{Element, Event, KeyHeader, ValueType, adds_element};
 
 use super::filter::Filter;
@@ -87,11 +87,13 @@ pub(crate) struct KeyWatch {
     pub(crate) facts: KeyFacts,
     /// Whether the key is wanted, by what stands before its value.
     pub(crate) wanted: bool,
+    /// Slots that the shard was importing: their keys are not yet its own, and never wanted.
+    importing: Vec<SlotRange>,
 }
 
 impl KeyWatch {
     pub(crate) fn new(filter: &Filter) -> Self {
-        Self { filter: filter.clone(), facts: KeyFacts::new(), wanted: false }
+        Self { filter: filter.clone(), facts: KeyFacts::new(), wanted: false, importing: Vec::new() }
     }
 
     /// Takes an event; true at the end of a key that is wanted.
@@ -104,15 +106,28 @@ impl KeyWatch {
             }
             Event::Key(header) => {
                 self.facts.begin(header);
-                self.wanted = self.filter.wants(&self.facts, moment_ms);
+                self.wanted = !self.is_imported() && self.filter.wants(&self.facts, moment_ms);
                 false
             }
             Event::KeyEnd { end_offset } => {
                 self.facts.bytes = end_offset.saturating_sub(self.facts.offset);
                 self.wanted && self.filter.wants_size(&self.facts)
             }
+            Event::Start(_) => {
+                self.importing.clear();
+                false
+            }
+            Event::SlotImport { ranges, .. } => {
+                self.importing.extend_from_slice(ranges);
+                false
+            }
             _ => false,
         }
+    }
+
+    fn is_imported(&self) -> bool {
+        let slot = self.facts.slot;
+        self.importing.iter().any(|range| (range.first()..=range.last()).contains(&slot))
     }
 
     /// Counts an element.
@@ -174,4 +189,32 @@ impl Serialize for KeyText<'_> {
 /// A moment by RFC 3339, if it can be written so.
 pub fn time_text(moment_ms: i64) -> Option<String> {
     Timestamp::from_millisecond(moment_ms).ok().map(|time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_slots_that_are_being_imported_are_not_the_shards_own() {
+        let header = KeyHeader {
+            db: 0,
+            key: b"key",
+            expiry_ms: None,
+            idle_s: None,
+            freq: None,
+            has_meta: false,
+            value_type: ValueType::String,
+            offset: 9,
+            value_offset: 14,
+        };
+        let mut watch = KeyWatch::new(&Filter::default());
+        let range = SlotRange::new(key_slot(b"key"), key_slot(b"key")).unwrap();
+        for (ranges, wanted) in [(vec![], true), (vec![range], false)] {
+            watch.event(0, &Event::SlotImport { job: b"job", ranges: &ranges });
+            watch.event(0, &Event::Key(header));
+            assert_eq!(watch.event(0, &Event::KeyEnd { end_offset: 20 }), wanted);
+            assert_eq!(watch.facts.bytes, 11);
+        }
+    }
 }
