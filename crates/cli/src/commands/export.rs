@@ -50,13 +50,13 @@ struct TargetArgs {
     /// The server that is to read it, as in redis-7.0 or valkey-9.1, for rdb too; if not given, one like that it comes from
     #[arg(long, value_name = "SERVER", value_parser = parse_server)]
     target_version: Option<ServerVersion>,
-    /// build values with commands of their elements, which people can read, instead of RESTORE
+    /// Build values with commands of their elements, which people can read, instead of RESTORE
     #[arg(long)]
     commands: bool,
-    /// replace keys and function libraries that exist
+    /// Replace keys and function libraries that exist
     #[arg(long)]
     replace: bool,
-    /// longest payload of one RESTORE, in bytes; longer values go element by element
+    /// Longest payload of one RESTORE, in bytes; longer values go element by element
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "32M")]
     max_restore_bytes: u64,
     /// Leave function libraries out, of rdb too

@@ -1,10 +1,14 @@
 //! Which prefixes keys have, and how much is under each, in bounded memory.
 //!
-//! A key is cut after each separator, at most [`DEPTH`] times; every start that results is a prefix. The prefixes form a tree that holds at
-//! most twice [`KEPT`] of them: when it is full, all but those with the most bytes are folded into what they begin with. A prefix
-//! that comes up again after it was folded begins anew at nothing, so what is counted for it may be too little: it then carries by how
-//! much at most, the largest amount ever folded (as in lossy counting: Manku and Motwani, "Approximate frequency counts over data streams",
-//! 2002). Amounts of prefixes that never were folded are exact, and as long as there are fewer prefixes than fit, all are.
+//! A key is cut after each separator, at most [`DEPTH`] times; every start that results is a prefix. A part between separators that looks
+//! like an id (a number, a UUID, 8 or more hexadecimal digits) counts as `*`; a key with such a part counts whole, too. So
+//! `user:7:name` is under `user:`, `user:*:` and `user:*:name`.
+//!
+//! The prefixes form a tree that holds at most twice [`KEPT`] of them: when it is full, all but those with the most bytes are folded into
+//! what they begin with. A prefix that comes up again after it was folded begins anew at nothing, so what is counted for it may be too little:
+//! it then carries by how much at most, the largest amount ever folded (as in lossy counting: Manku and Motwani, "Approximate frequency
+//! counts over data streams", 2002). Amounts of prefixes that never were folded are exact, and as long as there are fewer prefixes
+//! than fit, all are.
 //!
 //! Invariant: where a prefix is, all its own beginnings are, and each has at least as many bytes; so whatever cuts by bytes leaves
 //! a tree.
@@ -38,23 +42,74 @@ pub enum Separators {
 }
 
 impl Separators {
-    /// The lengths of the prefixes of a key, ascending.
-    fn cuts<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-        let key = key.get(..LOOKED_AT_BYTES).unwrap_or(key);
+    /// Where the first separator begins and how long it is.
+    fn find(&self, bytes: &[u8]) -> Option<(usize, usize)> {
+        match self {
+            Self::Usual => Some((bytes.iter().position(|byte| USUAL.contains(byte))?, 1)),
+            Self::Text(text) => {
+                let found = bytes.windows(text.len().max(1)).position(|window| window == text)?;
+                Some((found, text.len()))
+            }
+        }
+    }
+
+    /// The lengths of the beginnings that end with a separator, ascending.
+    fn cuts<'a>(&'a self, pattern: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
         let mut from = 0;
         std::iter::from_fn(move || {
-            let rest = key.get(from..)?;
-            let end = match self {
-                Self::Usual => rest.iter().position(|byte| USUAL.contains(byte))? + 1,
-                Self::Text(text) => {
-                    rest.windows(text.len().max(1)).position(|window| window == text)? + text.len()
-                }
-            };
-            from += end;
+            let (start, length) = self.find(pattern.get(from..)?)?;
+            from += start + length;
             Some(from)
         })
         .take(DEPTH)
     }
+
+    /// Puts `*` in place of the parts of a key that look like ids. Whether there were any, and the key was seen to its end.
+    fn generalise(&self, key: &[u8], pattern: &mut Vec<u8>) -> bool {
+        pattern.clear();
+        let mut rest = key.get(..LOOKED_AT_BYTES).unwrap_or(key);
+        let mut found = false;
+        for _ in 0..=DEPTH {
+            let (part, separator) = match (uuid(rest), self.find(rest)) {
+                (Some([]), _) => (rest.len(), 0),
+                (Some(after), _) if self.find(after).is_some_and(|(start, _)| start == 0) => {
+                    (rest.len() - after.len(), self.find(after).map_or(0, |(_, length)| length))
+                }
+                (_, Some(part)) => part,
+                (_, None) => (rest.len(), 0),
+            };
+            let id = looks_like_id(rest.get(..part).unwrap_or_default());
+            found |= id;
+            let kept = if id { part } else { 0 };
+            if id {
+                pattern.push(b'*');
+            }
+            pattern.extend_from_slice(rest.get(kept..part + separator).unwrap_or_default());
+            rest = rest.get(part + separator..).unwrap_or_default();
+            if separator == 0 {
+                return found && key.len() <= LOOKED_AT_BYTES;
+            }
+        }
+        false
+    }
+}
+
+/// Whether a part of a key is a number, a UUID, or 8 or more hexadecimal digits.
+fn looks_like_id(part: &[u8]) -> bool {
+    let hexadecimal = || part.len() >= 8 && part.iter().all(u8::is_ascii_hexdigit);
+    let has_digit = || part.iter().any(u8::is_ascii_digit);
+    let number = !part.is_empty() && part.iter().all(u8::is_ascii_digit);
+    number || hexadecimal() && has_digit() || uuid(part).is_some_and(<[u8]>::is_empty)
+}
+
+/// What follows a UUID at the start.
+fn uuid(bytes: &[u8]) -> Option<&[u8]> {
+    let (start, rest) = bytes.split_at_checked(36)?;
+    let fits = |(place, byte): (usize, &u8)| match place {
+        8 | 13 | 18 | 23 => *byte == b'-',
+        _ => byte.is_ascii_hexdigit(),
+    };
+    start.iter().enumerate().all(fits).then_some(rest)
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,6 +127,7 @@ pub(super) struct Prefixes {
     /// The largest amounts ever folded.
     folded: Amount,
     kept: usize,
+    pattern: Vec<u8>,
 }
 
 impl Prefixes {
@@ -80,7 +136,13 @@ impl Prefixes {
     }
 
     fn keeping(separators: &Separators, kept: usize) -> Self {
-        Self { separators: separators.clone(), nodes: HashMap::new(), folded: Amount::default(), kept }
+        Self {
+            separators: separators.clone(),
+            nodes: HashMap::new(),
+            folded: Amount::default(),
+            kept,
+            pattern: Vec::new(),
+        }
     }
 
     pub(super) fn add(&mut self, facts: &KeyFacts) {
@@ -88,9 +150,10 @@ impl Prefixes {
     }
 
     fn count(&mut self, key: &[u8], amount: Amount) {
-        let Self { separators, nodes, folded, .. } = self;
-        for cut in separators.cuts(key) {
-            let prefix = key.get(..cut).unwrap_or_default();
+        let Self { separators, nodes, folded, pattern, .. } = self;
+        let whole = separators.generalise(key, pattern).then_some(pattern.len());
+        for cut in separators.cuts(pattern).chain(whole) {
+            let prefix = pattern.get(..cut).unwrap_or_default();
             match nodes.get_mut(prefix) {
                 Some(node) => node.amount.add(amount),
                 None => {
@@ -175,13 +238,18 @@ impl Prefixes {
     /// Rows in the order of a tree: each prefix before those that begin with it, the bigger first.
     fn tree(&self, chosen: &[&[u8]], total: Amount) -> PrefixReport {
         let ancestor = |prefix: &[u8]| {
-            let longer = |one: &&&[u8]| one.len() < prefix.len() && prefix.starts_with(one);
-            chosen.iter().filter(longer).max_by_key(|one| one.len()).copied()
+            let cuts: Vec<usize> = self.separators.cuts(prefix).filter(|cut| *cut < prefix.len()).collect();
+            let above = cuts.into_iter().rev().filter_map(|cut| prefix.get(..cut));
+            above.into_iter().find(|above| chosen.contains(above)).map(<[u8]>::to_vec)
         };
+        let mut below: HashMap<Option<Vec<u8>>, Vec<&[u8]>> = HashMap::new();
+        for prefix in chosen.iter().rev() {
+            below.entry(ancestor(prefix)).or_default().push(prefix);
+        }
         let mut rows = Vec::new();
         let mut others = total;
-        let mut waiting: Vec<(&[u8], usize)> =
-            chosen.iter().rev().filter(|one| ancestor(one).is_none()).map(|one| (*one, 0)).collect();
+        let first = below.remove(&None).unwrap_or_default();
+        let mut waiting: Vec<(&[u8], usize)> = first.into_iter().map(|prefix| (prefix, 0)).collect();
         while let Some((prefix, level)) = waiting.pop() {
             let node = self.nodes.get(prefix).copied().unwrap_or_default();
             if level == 0 {
@@ -194,8 +262,8 @@ impl Prefixes {
                 missing_keys: node.missing.keys,
                 missing_bytes: node.missing.bytes,
             });
-            let below = chosen.iter().rev().filter(|one| ancestor(one) == Some(prefix));
-            waiting.extend(below.map(|one| (*one, level + 1)));
+            let next = below.remove(&Some(prefix.to_vec())).unwrap_or_default();
+            waiting.extend(next.into_iter().map(|one| (one, level + 1)));
         }
         PrefixReport { exact: self.folded.keys == 0, rows, others }
     }
@@ -263,28 +331,61 @@ mod tests {
         let mut prefixes = Prefixes::new(&Separators::Usual);
         let mut total = Amount::default();
         for number in 0..10 {
-            for key in
-                [format!("user:{number}:name"), format!("app:cache:page/{number}"), format!("n{number}")]
-            {
-                prefixes.count(key.as_bytes(), one(if key.starts_with('u') { 30 } else { 20 }));
-                total.add(one(if key.starts_with('u') { 30 } else { 20 }));
+            for key in [
+                format!("user:{number}:name"),
+                format!("user:{number}:mail"),
+                format!("app:cache:page/{number}"),
+                format!("n{number}"),
+            ] {
+                let amount = one(if key.starts_with('u') { 30 } else { 20 });
+                prefixes.count(key.as_bytes(), amount);
+                total.add(amount);
             }
         }
-        prefixes.count(b"app:cache:style/1", one(7));
-        prefixes.count(b"app:cache:style/2", one(7));
-        total.add(Amount { keys: 2, bytes: 14, elements: 2 });
+        for key in ["app:cache:style/a", "app:cache:style/b"] {
+            prefixes.count(key.as_bytes(), one(7));
+            total.add(one(7));
+        }
         let report = prefixes.report(total, 20);
+        let row = |prefix: &str, level, keys, bytes| (prefix.to_owned(), level, keys, bytes);
         assert_eq!(
             shown(&report),
             [
-                ("user:".to_owned(), 0, 10, 300),
-                ("app:cache:".to_owned(), 0, 12, 214),
-                ("app:cache:page/".to_owned(), 1, 10, 200),
-                ("app:cache:style/".to_owned(), 1, 2, 14),
+                row("user:*:", 0, 20, 600),
+                row("user:*:mail", 1, 10, 300),
+                row("user:*:name", 1, 10, 300),
+                row("app:cache:", 0, 12, 214),
+                row("app:cache:page/*", 1, 10, 200),
+                row("app:cache:style/", 1, 2, 14),
             ]
         );
         assert!(report.exact);
         assert_eq!((report.others.keys, report.others.bytes), (10, 200));
+    }
+
+    #[test]
+    fn parts_that_look_like_ids_are_one() {
+        let pattern = |key: &str| {
+            let mut pattern = Vec::new();
+            let whole = Separators::Usual.generalise(key.as_bytes(), &mut pattern);
+            (String::from_utf8(pattern).unwrap(), whole)
+        };
+        for (key, expected, whole) in [
+            ("user:7:name", "user:*:name", true),
+            ("user:x7:name", "user:x7:name", false),
+            ("session:00ff12ab34", "session:*", true),
+            ("session:deadbeef", "session:deadbeef", false),
+            ("job/550e8400-e29b-41d4-a716-446655440000/state", "job/*/state", true),
+            ("job:550e8400-e29b-41d4-a716-446655440000", "job:*", true),
+            ("550e8400-e29b-41d4-a716-446655440000x", "*-e29b-41d4-a716-446655440000x", true),
+            ("a:1:2:3:4", "a:*:*:*:*", true),
+            ("a:1:2:3:4:5:6", "a:*:*:*:*:", false),
+            ("7", "*", true),
+            ("", "", false),
+            ("::", "::", false),
+        ] {
+            assert_eq!(pattern(key), (expected.to_owned(), whole), "{key}");
+        }
     }
 
     #[test]
@@ -295,8 +396,13 @@ mod tests {
         }
         assert_eq!(
             shown(&prefixes.report(Amount { keys: 3, bytes: 30, elements: 3 }, 9)),
-            [("a:b::".to_owned(), 0, 2, 20)]
+            [("a:b::*".to_owned(), 0, 2, 20)]
         );
+    }
+
+    /// A number that does not look like one.
+    fn letters(number: u64) -> String {
+        number.to_string().bytes().map(|digit| char::from(digit - b'0' + b'p')).collect()
     }
 
     /// The truth lies between what is counted and that with what may be missing.
@@ -307,18 +413,20 @@ mod tests {
         let mut total = Amount::default();
         for number in 0_u64..20_000 {
             let key = match number % 4 {
-                0 => format!("session:{}", number % 7),
-                1 => format!("user:{}:x", number / 8),
-                2 => format!("{}:{}", number * 7 % 3001, number),
-                _ => format!("cart:{}:{}", number % 3, number),
+                0 => format!("session:{}", letters(number % 7)),
+                1 => format!("user:{}:x", letters(number / 8)),
+                2 => format!("{}:{}", letters(number * 7 % 3001), letters(number)),
+                _ => format!("cart:{}:{number}", letters(number % 3)),
             };
             let amount = one(20 + number % 5);
             total.add(amount);
             let prefixes = &mut halves[usize::from(number % 8 > 3)];
             prefixes.count(key.as_bytes(), amount);
             assert!(prefixes.nodes.len() < 200);
-            for cut in Separators::Usual.cuts(key.as_bytes()) {
-                truth.entry(key.as_bytes()[..cut].to_vec()).or_default().add(amount);
+            let mut pattern = Vec::new();
+            let whole = Separators::Usual.generalise(key.as_bytes(), &mut pattern).then_some(pattern.len());
+            for cut in Separators::Usual.cuts(&pattern).chain(whole) {
+                truth.entry(pattern[..cut].to_vec()).or_default().add(amount);
             }
         }
         let [mut whole, other] = halves;
