@@ -76,7 +76,9 @@ impl Kept {
 }
 
 fn lines(text: &str) -> Vec<Json> {
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
 }
 
 /// The bytes of a text in JSON: `name` or `name_base64` of an object.
@@ -107,10 +109,7 @@ fn both_sides(client: &mut ClusterClient, key: &[u8], json: &Json) -> (Vec<Vec<u
     let (mut theirs, mut ours) = match json["type"].as_str().unwrap() {
         "string" => (vec![ask(&[b"GET", key]).bytes().unwrap().to_vec()], vec![bytes_of(json, "value")]),
         "list" => {
-            return (
-                bulks(&ask(&[b"LRANGE", key, b"0", b"-1"])),
-                each(value).iter().map(element).collect(),
-            );
+            return (bulks(&ask(&[b"LRANGE", key, b"0", b"-1"])), each(value).iter().map(element).collect());
         }
         "set" => (bulks(&ask(&[b"SMEMBERS", key])), each(value).iter().map(element).collect()),
         "zset" => {
@@ -200,7 +199,10 @@ fn inspect_says_what_the_servers_say(kept: &Kept) {
         let sum = |name: &str| -> u64 {
             report[part].as_array().unwrap().iter().map(|row| row[name].as_u64().unwrap()).sum()
         };
-        assert_eq!((sum("keys"), sum("bytes")), (kept.loaded.keys(), report["total"]["bytes"].as_u64().unwrap()));
+        assert_eq!(
+            (sum("keys"), sum("bytes")),
+            (kept.loaded.keys(), report["total"]["bytes"].as_u64().unwrap())
+        );
     }
     let again = kept.run(&["inspect", "--json"]).expect_code(0).json();
     assert_eq!(report, again, "the same backup gives the same report");
@@ -233,7 +235,10 @@ fn every_value_is_the_servers_own(kept: &Kept) {
             let arguments = ["get", "--json", "--escaped", "latest", &escaped[1..escaped.len() - 1]];
             let mut one = kept.run(&arguments).expect_code(0).json();
             let members = one.as_object_mut().unwrap();
-            assert!(members.remove("read_bytes").unwrap().as_u64() <= members.remove("stored_bytes").unwrap().as_u64());
+            assert!(
+                members.remove("read_bytes").unwrap().as_u64()
+                    <= members.remove("stored_bytes").unwrap().as_u64()
+            );
             assert_eq!(&one, json);
         }
     }
@@ -349,8 +354,10 @@ fn tables_list_every_key(kept: &Kept) {
     let text = |json: &Json| json.as_str().map_or_else(|| json.to_string(), str::to_owned);
     let mut rows = csv::Reader::from_path(kept.export("csv", "keys.csv", &[])).unwrap();
     let headings = rows.headers().unwrap().clone();
-    let of_csv: Vec<BTreeMap<String, String>> =
-        rows.records().map(|row| headings.iter().map(str::to_owned).zip(row.unwrap().iter().map(str::to_owned)).collect()).collect();
+    let of_csv: Vec<BTreeMap<String, String>> = rows
+        .records()
+        .map(|row| headings.iter().map(str::to_owned).zip(row.unwrap().iter().map(str::to_owned)).collect())
+        .collect();
     assert_eq!(of_csv.len(), listed.len());
     for (row, json) in of_csv.iter().zip(&listed) {
         for (name, value) in json.as_object().unwrap() {
@@ -385,7 +392,10 @@ fn a_backup_of_valkey_9_1_is_read_as_the_servers_read_it() {
     inspect_says_what_the_servers_say(&kept);
     every_value_is_the_servers_own(&kept);
     tables_list_every_key(&kept);
-    commands_build_the_dataset_again(&kept, &[("valkey-9.1", &["--replace"]), ("valkey-9.1", &["--commands"])]);
+    commands_build_the_dataset_again(
+        &kept,
+        &[("valkey-9.1", &["--replace"]), ("valkey-9.1", &["--commands"])],
+    );
     one_rdb_of_all_shards_is_loaded_by_a_stock_server(&kept, "valkey-9.1");
     // Redis 7.0 has no fields that expire.
     let path = kept.path("old");
@@ -393,9 +403,12 @@ fn a_backup_of_valkey_9_1_is_read_as_the_servers_read_it() {
         ["export", "--format", "resp", "--output", path.to_str().unwrap(), "--target-version", "redis-7.0"];
     let refused = kept.run(&arguments).expect_code(32);
     assert!(refused.stderr.contains("error: key \""), "{}", refused.stderr);
-    assert!(!path.exists() && std::fs::read_dir(kept.folder.path()).unwrap().all(|entry| {
-        !entry.unwrap().file_name().to_string_lossy().ends_with(".partial")
-    }));
+    assert!(
+        !path.exists()
+            && std::fs::read_dir(kept.folder.path())
+                .unwrap()
+                .all(|entry| { !entry.unwrap().file_name().to_string_lossy().ends_with(".partial") })
+    );
 }
 
 #[test]
@@ -434,8 +447,7 @@ fn a_key_is_found_without_reading_the_backup() {
 /// Patterns of every sort against `KEYS` of a real server.
 #[test]
 fn patterns_match_what_servers_match() {
-    let alphabet: [&[u8]; 10] =
-        [b"a", b"b", b"*", b"?", b"[", b"]", b"^", b"-", b"\\", b"\xff"];
+    let alphabet: [&[u8]; 10] = [b"a", b"b", b"*", b"?", b"[", b"]", b"^", b"-", b"\\", b"\xff"];
     for name in ["redis-7.0", "valkey-9.1"] {
         let server = fresh(name);
         let mut client = server.nodes()[0].client().unwrap();

@@ -87,9 +87,9 @@ struct Job<'a> {
 impl Job<'_> {
     async fn run(&self, out: Box<dyn Write + Send>, report: &mut ExportReport) -> Result<Held> {
         let options = self.options;
-        // Rows are written once a key has passed: they need not be held.
-        let rows = matches!(options.format, Format::Csv | Format::Parquet);
-        let held = Held::new(out, options.filter.needs_size() && !rows);
+        // The others write of a key once it has passed, or hold its value themselves.
+        let as_it_comes = matches!(options.format, Format::Json | Format::Resp);
+        let held = Held::new(out, options.filter.needs_size() && as_it_comes);
         match options.format {
             Format::Rdb => {
                 let inputs = self.dataset.inputs(options.filter.slots().as_ref());

@@ -8,6 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 /// The longest text that is held to see whether it is UTF-8.
 const TEXT_BYTES: usize = 16 << 20;
 
+/// Integers below this are written without an exponent or a decimal point.
+const SHORT_INTEGERS: f64 = 1e15;
+
 /// What an open array or object holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
@@ -105,6 +108,9 @@ impl Json {
 
     /// A number; one that JSON has no form for is a text.
     pub(super) fn float(out: &mut impl Write, number: f64) -> io::Result<()> {
+        if number.fract() == 0.0 && number.abs() < SHORT_INTEGERS {
+            return write!(out, "{number}");
+        }
         if number.is_finite() {
             return Ok(serde_json::to_writer(out, &number)?);
         }
