@@ -2,7 +2,7 @@
 //!
 //! What is held goes to a temporary file once it is longer than some MiB.
 
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
 use tempfile::SpooledTempFile;
 
@@ -11,7 +11,7 @@ const MEMORY_BYTES: usize = 8 << 20;
 /// Output, of which the last part can be taken back.
 pub(super) struct Held {
     out: Box<dyn Write + Send>,
-    waiting: Option<SpooledTempFile>,
+    waiting: Option<BufWriter<SpooledTempFile>>,
     bytes: u64,
 }
 
@@ -24,25 +24,24 @@ impl Held {
     /// Passes on what is held.
     pub(super) fn keep(&mut self) -> io::Result<()> {
         let Some(held) = &mut self.waiting else { return Ok(()) };
+        held.flush()?;
+        let held = held.get_mut();
         held.seek(SeekFrom::Start(0))?;
         self.bytes = self.bytes.saturating_add(io::copy(held, &mut self.out)?);
-        self.empty()
+        self.discard()
     }
 
     /// Takes back what is held.
     pub(super) fn discard(&mut self) -> io::Result<()> {
-        self.empty()
-    }
-
-    fn empty(&mut self) -> io::Result<()> {
-        match &mut self.waiting {
-            Some(held) if held.is_rolled() => *held = spool(),
-            Some(held) => {
-                held.set_len(0)?;
-                held.seek(SeekFrom::Start(0))?;
-            }
-            None => {}
+        let Some(held) = self.waiting.take() else { return Ok(()) };
+        let (mut file, _) = held.into_parts();
+        if file.is_rolled() {
+            file = SpooledTempFile::new(MEMORY_BYTES);
+        } else {
+            file.set_len(0)?;
+            file.seek(SeekFrom::Start(0))?;
         }
+        self.waiting = Some(BufWriter::new(file));
         Ok(())
     }
 
@@ -53,8 +52,8 @@ impl Held {
     }
 }
 
-fn spool() -> SpooledTempFile {
-    SpooledTempFile::new(MEMORY_BYTES)
+fn spool() -> BufWriter<SpooledTempFile> {
+    BufWriter::new(SpooledTempFile::new(MEMORY_BYTES))
 }
 
 impl Write for Held {
