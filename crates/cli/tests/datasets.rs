@@ -272,3 +272,96 @@ fn an_interrupted_export_leaves_nothing() {
     assert!(run.stderr.contains("interrupted"), "{}", run.stderr);
     assert_eq!(files(folder.path()).len(), 0);
 }
+
+/// An RDB of one string in database 0 and two in database 3, one of which had expired.
+fn two_databases() -> Vec<u8> {
+    let mut rdb = b"REDIS0010\xfa\x05ctime\x0a1700000000".to_vec();
+    rdb.extend(b"\xfe\x00\x00\x03one\x01a\xfe\x03\x00\x03two\x01b");
+    rdb.push(0xfc);
+    rdb.extend(1_699_999_999_000_i64.to_le_bytes());
+    rdb.extend(b"\x00\x03old\x01c\xff\0\0\0\0\0\0\0\0");
+    rdb
+}
+
+#[test]
+fn databases_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("two.rdb");
+    std::fs::write(&path, two_databases()).unwrap();
+    let file = path.to_str().unwrap();
+    let report = slotkeep(&["inspect", file, "--json"]).expect_code(0).json();
+    assert_eq!(report["at"], "2023-11-14T22:13:20Z");
+    let databases: Vec<(u64, u64)> = report["databases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["db"].as_u64().unwrap(), row["keys"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(databases, [(0, 1), (3, 2)]);
+    let missing = slotkeep(&["get", file, "two"]).expect_code(22);
+    assert!(missing.stderr.contains("hint: database 3 has one of that name: --db 3"), "{}", missing.stderr);
+    assert_eq!(slotkeep(&["get", file, "two", "--db", "3", "--raw"]).expect_code(0).stdout, "b");
+    let old = slotkeep(&["get", file, "old", "--db", "3"]).expect_code(0).stdout;
+    assert!(old.contains("2023-11-14T22:13:19Z: it had expired"), "{old}");
+    let commands =
+        slotkeep(&["export", file, "--format", "resp", "--commands", "-o", "-"]).expect_code(0).stdout;
+    let words: Vec<&str> = commands.split("\r\n").filter(|word| !word.starts_with(['*', '$'])).collect();
+    let expected = "SET one a SELECT 3 SET two b SET old c PEXPIREAT old 1699999999000 "
+        .trim_end()
+        .split(' ')
+        .collect::<Vec<_>>();
+    assert_eq!(words[..words.len() - 1], expected);
+}
+
+/// The fixture's repository, to be spoilt.
+fn repository(folder: &Path) -> String {
+    for (name, bytes) in files(Path::new(REPOSITORY)) {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    folder.to_str().unwrap().to_owned()
+}
+
+fn object(folder: &Path, name: &str) -> std::path::PathBuf {
+    folder.join(files(folder).into_iter().map(|(path, _)| path).find(|path| path.ends_with(name)).unwrap())
+}
+
+#[test]
+fn a_damaged_object_is_found_by_whatever_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let repo = repository(folder.path());
+    let rdb = object(folder.path(), "rdb.zst");
+    let mut bytes = std::fs::read(&rdb).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&rdb, bytes).unwrap();
+    for arguments in [
+        vec!["inspect"],
+        vec!["inspect", "--keys"],
+        vec!["get", "latest", "hash"],
+        vec!["export", "--format", "rdb", "-o", "-"],
+        vec!["export", "--format", "json", "-o", "-"],
+    ] {
+        let run = slotkeep(&[arguments.as_slice(), &["--repo", &repo]].concat()).expect_code(23);
+        assert!(run.stderr.contains("rdb.zst"), "{arguments:?}: {}", run.stderr);
+    }
+}
+
+/// Without an index there are no ranged reads, and the user is told what works.
+#[test]
+fn a_base_that_was_not_understood_has_no_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let repo = repository(folder.path());
+    let manifest = object(folder.path(), "35d4.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    let base = json["shards"][0]["base"].as_object_mut().unwrap();
+    base.remove("index");
+    base.remove("digest");
+    base.insert("not_interpreted".to_owned(), "type 99 is not known".into());
+    std::fs::write(&manifest, json.to_string()).unwrap();
+    let run = slotkeep(&["get", "latest", "hash", "--repo", &repo]).expect_code(32);
+    assert!(run.stderr.contains("without an index") && run.stderr.contains("type 99"), "{}", run.stderr);
+    assert!(run.stderr.contains("hint: read it whole: `slotkeep inspect --keys`"), "{}", run.stderr);
+    slotkeep(&["inspect", "--repo", &repo]).expect_code(0);
+}

@@ -110,8 +110,16 @@ async fn by_index(
 ) -> Result<u64> {
     let Place::Base(repository, record) = &input.place else { return Ok(0) };
     let before = repository.bytes_read();
-    let base = Base::open(repository, record)
-        .map_err(|error| error.context("without an index a key can't be looked up"))?;
+    if let Some(reason) = &record.not_interpreted {
+        let what = format!(
+            "{} was stored without being understood ({reason}), and without an index a key can't be looked up",
+            record.rdb.path
+        );
+        return Err(Error::new(ErrorKind::Unsupported, what).hint(
+            "read it whole: `slotkeep inspect --keys` or `slotkeep export --key …`, if need be with a newer Slotkeep",
+        ));
+    }
+    let base = Base::open(repository, record)?;
     let extents = base.extents_of(&options.key).await?;
     let facts = RdbFacts { version: record.rdb_version, server: input.server, moment_ms };
     if !extents.is_empty() {
