@@ -348,6 +348,26 @@ fn a_damaged_object_is_found_by_whatever_reads_it() {
     }
 }
 
+#[test]
+fn what_a_partial_backup_lacks_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let repo = repository(folder.path());
+    let manifest = object(folder.path(), "35d4.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    json["partial"] = true.into();
+    json["missing_slots"] = "16000-16383".into();
+    json["shards"][0]["slots"] = "0-15999".into();
+    std::fs::write(&manifest, json.to_string()).unwrap();
+    let with = |arguments: &[&str]| slotkeep(&[arguments, &["--repo", &repo]].concat());
+    let export = with(&["export", "--format", "csv", "-o", "-"]).expect_code(0);
+    assert!(export.stderr.contains("warning: the backup lacks slots 16000-16383"), "{}", export.stderr);
+    assert!(with(&["inspect"]).expect_code(0).stdout.contains("which lacks slots 16000-16383"));
+    // `foo11` is in a slot that is missing.
+    assert!(slot("foo11") > 16_000);
+    let get = with(&["get", "latest", "foo11"]).expect_code(22);
+    assert!(get.stderr.contains("which lacks slots 16000-16383"), "{}", get.stderr);
+}
+
 /// Without an index there are no ranged reads, and the user is told what works.
 #[test]
 fn a_base_that_was_not_understood_has_no_index() {

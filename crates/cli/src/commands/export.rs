@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use slotkeep_jobs::dataset::Origin;
 use slotkeep_jobs::export::{Destination, ExportOptions, ExportReport, Format, export};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_model::{Product, ServerVersion};
@@ -115,7 +116,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ExportAr
     let outcome = export(&dataset, &options, session.now(), session.stop(), destination).await;
     display.finish().await;
     let Some(report) = closed.unless_closed(outcome)? else { return Ok(exit::OK) };
-    warn(output, &report);
+    warn(output, &dataset.origin, &report);
     if to_stdout {
         output.note(&summary(&report));
     } else {
@@ -159,7 +160,12 @@ fn parse_server(text: &str) -> Result<ServerVersion, String> {
     parsed.ok_or_else(|| "give a product and a version, as in redis-7.0 or valkey-9.1".to_owned())
 }
 
-fn warn(output: &Output, report: &ExportReport) {
+fn warn(output: &Output, origin: &Origin, report: &ExportReport) {
+    if let Origin::Backup { missing_slots, .. } = origin
+        && !missing_slots.is_empty()
+    {
+        output.warn(&format!("the backup lacks slots {missing_slots}, and so does what was written"));
+    }
     if report.without_metadata > 0 {
         output.warn(&format!(
             "{} keys carry metadata of modules, which was left out",
