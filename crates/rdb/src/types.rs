@@ -183,6 +183,32 @@ impl ValueType {
         }
     }
 
+    /// The name of the encoding, as names of fixtures have it; unique among the types of one kind of value and product.
+    pub const fn encoding(self) -> &'static str {
+        match self {
+            Self::String => "raw",
+            Self::List => "linked",
+            Self::Set | Self::Hash => "hashtable",
+            Self::Zset => "skiplist-text",
+            Self::Zset2 => "skiplist",
+            Self::Module2 => "opaque",
+            Self::HashZipmap => "zipmap",
+            Self::ListZiplist | Self::ZsetZiplist | Self::HashZiplist => "ziplist",
+            Self::SetIntset => "intset",
+            Self::ListQuicklist => "quicklist",
+            Self::ListQuicklist2 => "quicklist2",
+            Self::HashListpack | Self::ZsetListpack | Self::SetListpack => "listpack",
+            Self::StreamListpacks => "listpacks",
+            Self::StreamListpacks2 => "listpacks2",
+            Self::StreamListpacks3 => "listpacks3",
+            Self::StreamListpacks4 => "listpacks4",
+            Self::StreamListpacks5 => "listpacks5",
+            Self::ValkeyHash2 | Self::HashMetadata => "hashtable-ttl",
+            Self::HashListpackEx => "listpack-ttl",
+            Self::Array => "sparse",
+        }
+    }
+
     /// What the value is to a user.
     pub const fn logical(self) -> LogicalType {
         match self {
