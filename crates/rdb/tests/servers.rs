@@ -59,11 +59,16 @@ impl Loaded {
     }
 }
 
+/// Streams of which entries were deleted.
+const HISTORIES: [&str; 2] = ["stream:deleted", "stream:empty"];
+
 /// Checks the digests of all keys that have an expectation.
 fn check_digests(rdb: &[u8], what: &str) {
     let expected = expected();
-    for (key, (_, digest)) in digests(rdb).unwrap() {
-        if key == OTHER_DB_KEY || key == VECTORS_KEY {
+    for (key, (value_type, digest)) in digests(rdb).unwrap() {
+        // The first type of streams has no history of deletions.
+        let forgets = value_type == ValueType::StreamListpacks && HISTORIES.contains(&&*key);
+        if forgets || key == OTHER_DB_KEY || key == VECTORS_KEY {
             continue;
         }
         let found = Expected { elements: digest.elements, value: digest.value };
@@ -81,6 +86,9 @@ fn check(name: &str) {
     for threshold in THRESHOLDS {
         loaded.fill(threshold);
         check_digests(&loaded.rdb, name);
+        let mut damaged = loaded.rdb.clone();
+        damaged[100] ^= 1;
+        assert!(loaded.single.check_rdb(&damaged).is_err(), "the checking tool of {name} sees damage");
         let new = rewrite(&loaded.rdb, Policy::new(loaded.version())).unwrap();
         loaded.load_and_compare(&new, "rewritten for its own version");
         let new = written_by_value(&loaded.rdb, loaded.version());
@@ -155,9 +163,7 @@ fn fixtures_of_all_versions_are_loaded(loaded: &mut Loaded) {
             let saved = loaded.single.save();
             let kept: BTreeMap<_, _> = digests(&saved).unwrap();
             assert_eq!(kept.len(), digests(&rdb).unwrap().len(), "{name}");
-            if version.number > 9 && !name.ends_with("_v9") || !name.starts_with("stream") {
-                check_digests(&saved, &name);
-            }
+            check_digests(&saved, &name);
         }
     }
 }

@@ -64,6 +64,6 @@ impl Single {
             .replace("exec \"$here", &format!("exec -a {tool} \"$here"));
         let output = Command::new("bash").args(["-c", &script, tool]).arg(&file).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() && text.contains("Looks OK") { Ok(()) } else { Err(text) }
+        if output.status.success() && text.contains("RDB looks OK") { Ok(()) } else { Err(text) }
     }
 }
