@@ -5,11 +5,7 @@
 
 #![expect(clippy::print_stdout, reason = "a program for the command line")]
 #![expect(clippy::disallowed_macros, reason = "a program for the command line")]
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a program for developers, which stops at the first surprise"
-)]
+#![expect(clippy::unwrap_used, reason = "a program for developers, which stops at the first surprise")]
 #![allow(missing_docs, unreachable_pub, reason = "shared with the tests")]
 
 #[path = "../tests/common/mod.rs"]

@@ -1,6 +1,12 @@
 //! One small RDB for each kind of value, encoding and RDB version, written by a real server (`scripts/rdb-fixtures.sh`): each is read at all
 //! three levels, in any chunks, and gives the digests that all others give for the same keys.
 #![allow(missing_docs, unreachable_pub, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests end at the first surprise"
+)]
 
 mod common;
 

@@ -1,5 +1,11 @@
 //! On every stock server: what it writes is read as it means it, and it loads what this crate writes.
 #![allow(missing_docs, unreachable_pub, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests end at the first surprise"
+)]
 
 mod common;
 
