@@ -1,5 +1,6 @@
 //! Tests of the crate as a whole: vectors of real servers, properties, hostile input.
 
+mod ancient;
 mod deliver;
 mod hostile;
 mod owned;

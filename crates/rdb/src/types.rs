@@ -183,30 +183,29 @@ impl ValueType {
         }
     }
 
-    /// A name for the encoding, which tells it from the others of the same [`LogicalType`]. They are the servers' own words
-    /// (`OBJECT ENCODING`) as far as an RDB can tell; `-ttl` marks hashes whose fields may expire.
+    /// The name of the encoding, as names of fixtures have it; unique among the types of one kind of value and product.
     pub const fn encoding(self) -> &'static str {
         match self {
-            Self::String => "string",
-            Self::List => "linkedlist",
+            Self::String => "raw",
+            Self::List => "linked",
             Self::Set | Self::Hash => "hashtable",
             Self::Zset => "skiplist-text",
             Self::Zset2 => "skiplist",
-            Self::Module2 => "module",
+            Self::Module2 => "opaque",
             Self::HashZipmap => "zipmap",
             Self::ListZiplist | Self::ZsetZiplist | Self::HashZiplist => "ziplist",
             Self::SetIntset => "intset",
-            Self::ListQuicklist => "quicklist-ziplist",
-            Self::ListQuicklist2 => "quicklist",
+            Self::ListQuicklist => "quicklist",
+            Self::ListQuicklist2 => "quicklist2",
             Self::HashListpack | Self::ZsetListpack | Self::SetListpack => "listpack",
-            Self::HashListpackEx => "listpack-ttl",
+            Self::StreamListpacks => "listpacks",
+            Self::StreamListpacks2 => "listpacks2",
+            Self::StreamListpacks3 => "listpacks3",
+            Self::StreamListpacks4 => "listpacks4",
+            Self::StreamListpacks5 => "listpacks5",
             Self::ValkeyHash2 | Self::HashMetadata => "hashtable-ttl",
-            Self::StreamListpacks => "stream-1",
-            Self::StreamListpacks2 => "stream-2",
-            Self::StreamListpacks3 => "stream-3",
-            Self::StreamListpacks4 => "stream-4",
-            Self::StreamListpacks5 => "stream-5",
-            Self::Array => "array",
+            Self::HashListpackEx => "listpack-ttl",
+            Self::Array => "sparse",
         }
     }
 

@@ -59,7 +59,7 @@ fn row(facts: &KeyFacts) -> [String; 12] {
         key,
         base64,
         facts.value_type.logical().name().to_owned(),
-        facts.value_type.encoding().to_owned(),
+        facts.encoding().to_owned(),
         facts.bytes.to_string(),
         facts.elements.to_string(),
         text(facts.expiry_ms),

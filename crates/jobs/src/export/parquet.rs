@@ -108,7 +108,7 @@ impl Group {
         self.key.push(key);
         self.key_bytes.push(key_bytes);
         self.logical.push(ByteArray::from(facts.value_type.logical().name()));
-        self.encoding.push(ByteArray::from(facts.value_type.encoding()));
+        self.encoding.push(ByteArray::from(facts.encoding()));
         self.bytes.push(facts.bytes.cast_signed());
         self.elements.push(facts.elements.cast_signed());
         self.expires_at.push(facts.expiry_ms);

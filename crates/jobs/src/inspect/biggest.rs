@@ -93,7 +93,7 @@ impl Biggest {
             key: shown.unwrap_or(&facts.key).to_vec(),
             cut_from_bytes: shown.map(|_| facts.key.len()).filter(|bytes| *bytes > SHOWN_KEY_BYTES),
             r#type: facts.value_type.logical().name(),
-            encoding: facts.value_type.encoding(),
+            encoding: facts.encoding(),
             bytes: facts.bytes,
             elements: facts.elements,
             expires_at: facts.expiry_ms.and_then(time_text),

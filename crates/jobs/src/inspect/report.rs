@@ -11,7 +11,7 @@ use super::expiry;
 use super::prefixes::PrefixReport;
 use super::summary::Summary;
 use crate::dataset::Origin;
-use crate::keys::time_text;
+use crate::keys::{encoding, time_text};
 
 /// How much there is of something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -178,7 +178,7 @@ fn encodings(summary: &Summary) -> Vec<EncodingRow> {
         .values()
         .map(|(value_type, amount)| EncodingRow {
             r#type: value_type.logical().name(),
-            encoding: value_type.encoding(),
+            encoding: encoding(*value_type),
             amount: *amount,
         })
         .collect();

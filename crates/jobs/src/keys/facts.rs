@@ -63,6 +63,11 @@ impl KeyFacts {
         self.offset = header.offset;
     }
 
+    /// The encoding in the RDB, by name.
+    pub(crate) const fn encoding(&self) -> &'static str {
+        encoding(self.value_type)
+    }
+
     /// The key as it is listed.
     pub(crate) fn listed(&self) -> Key<'_> {
         Key {
@@ -70,7 +75,7 @@ impl KeyFacts {
             slot: self.slot.number(),
             key: KeyText(&self.key),
             r#type: self.value_type.logical().name(),
-            encoding: self.value_type.encoding(),
+            encoding: self.encoding(),
             bytes: self.bytes,
             elements: self.elements,
             expires_at_ms: self.expiry_ms,
@@ -78,6 +83,14 @@ impl KeyFacts {
             idle_s: self.idle_s,
             freq: self.freq,
         }
+    }
+}
+
+/// The name of an encoding. Strings have but one type in an RDB, whatever they are in a server's memory.
+pub(crate) const fn encoding(value_type: ValueType) -> &'static str {
+    match value_type {
+        ValueType::String => "string",
+        _ => value_type.encoding(),
     }
 }
 

@@ -5,7 +5,7 @@ mod filter;
 mod glob;
 
 pub use facts::{Key, KeyText, time_text};
-pub(crate) use facts::{KeyFacts, KeyWatch};
+pub(crate) use facts::{KeyFacts, KeyWatch, encoding};
 pub use filter::{Expires, Filter, type_named};
 
 pub use glob::matches;

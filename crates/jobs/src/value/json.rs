@@ -28,7 +28,7 @@ impl JsonKey {
         json.member(out, "slot", facts.slot)?;
         json.text(out, Called::Name("key"), &facts.key, true)?;
         json.word(out, "type", self.logical.name())?;
-        json.word(out, "encoding", facts.value_type.encoding())?;
+        json.word(out, "encoding", facts.encoding())?;
         if let Some(expiry_ms) = facts.expiry_ms {
             json.member(out, "expires_at_ms", expiry_ms)?;
             if let Some(time) = time_text(expiry_ms) {

@@ -25,7 +25,7 @@ impl TextKey {
     pub(crate) fn begin(&mut self, out: &mut impl Write, facts: &KeyFacts, moment_ms: i64) -> io::Result<()> {
         self.logical = facts.value_type.logical();
         writeln!(out, "key       {}", quoted(&facts.key))?;
-        let (logical, encoding) = (self.logical.name(), facts.value_type.encoding());
+        let (logical, encoding) = (self.logical.name(), facts.encoding());
         if logical == encoding {
             writeln!(out, "type      {logical}")?;
         } else {

@@ -76,7 +76,13 @@ fn intset_preamble(size: u64, count: u64) -> Result<Preamble, ErrorKind> {
         2 => 2,
         4 => 4,
         8 => 8,
-        found => return Err(ErrorKind::OutOfRange { part: "the integer size of an intset", found }),
+        found => {
+            return Err(ErrorKind::OutOfRange {
+                part: "the integer size of an intset",
+                found,
+                expected: "2, 4 or 8",
+            });
+        }
     };
     Ok(Preamble { entries: Some(count), bytes: Some(8 + size * count), integer_bytes })
 }

@@ -132,8 +132,11 @@ impl ValueBuilder {
     }
 }
 
-const STRAY: ErrorKind =
-    ErrorKind::Malformed { part: "a value", what: "an element of another kind of value stands in it" };
+const STRAY: ErrorKind = ErrorKind::Malformed {
+    part: "a value",
+    what: "an element of another kind of value stands in it",
+    expected: "elements as a decoder gives them",
+};
 
 fn group(stream: &mut Stream) -> Result<&mut Group, ErrorKind> {
     stream.groups.last_mut().ok_or(STRAY)

@@ -131,7 +131,7 @@ fn what_cannot_be_written_is_named() {
     let error = rewritten(&rdb_of(&array), redis(12)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "an array cannot be written as REDIS0012 (at byte 23, in a value of type 28, key `key`)"
+        "an array cannot be written as REDIS0012 (at byte 23, in a value of type 28, array sparse, key `key`)"
     );
     let field = HashField { field: b"f".to_vec(), value: b"v".to_vec(), expiry_ms: Some(5) };
     for encoded in encodings(&Value::Hash(vec![field])) {

@@ -184,9 +184,11 @@ pub(super) fn check_expiry(
 
 fn expiry_of_ttl(ttl: u64, lowest_ms: i64) -> Result<Option<i64>, ErrorKind> {
     let Some(after) = ttl.checked_sub(1) else { return Ok(None) };
-    i64::try_from(after)
-        .ok()
-        .and_then(|after| lowest_ms.checked_add(after))
-        .map(Some)
-        .ok_or(ErrorKind::OutOfRange { part: "the expiry of a field", found: ttl })
+    i64::try_from(after).ok().and_then(|after| lowest_ms.checked_add(after)).map(Some).ok_or(
+        ErrorKind::OutOfRange {
+            part: "the expiry of a field",
+            found: ttl,
+            expected: "a time within 63 bits of ms",
+        },
+    )
 }

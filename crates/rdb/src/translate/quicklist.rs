@@ -64,7 +64,11 @@ impl Quicklist {
                         2 => ValueType::SetListpack,
                         found => {
                             let part = "the container of a list node";
-                            return Err(ErrorKind::OutOfRange { part, found });
+                            return Err(ErrorKind::OutOfRange {
+                                part,
+                                found,
+                                expected: "1, a plain node, or 2, a packed one",
+                            });
                         }
                     };
                     self.left -= 1;
