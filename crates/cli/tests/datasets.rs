@@ -136,7 +136,7 @@ fn a_damaged_file_is_an_error_with_its_offset() {
     let place = whole.windows(12).position(|window| window == b"ranking:2026").unwrap();
     let mut broken_crc = whole.clone();
     *broken_crc.last_mut().unwrap() ^= 1;
-    let cut = format!("truncated: the input ends inside a value (at byte {}, in a value", place + 40);
+    let cut = format!("(at byte {}, in a value of type 17", place + 40);
     let cases: [(&[u8], &str); 4] = [
         (&whole[..place + 40], &cut),
         (&whole[..whole.len() - 20], "truncated"),
