@@ -466,7 +466,8 @@ fn patterns_match_what_servers_match() {
             client.command(&[&b"SET"[..], key, b"x"]).unwrap();
         }
         // Every pattern of three and, by a walk through all, some of five of these.
-        let mut patterns: Vec<Vec<u8>> = vec![b"".to_vec(), b"user:*:name".to_vec(), b"*[^a]".to_vec()];
+        let mut patterns: Vec<Vec<u8>> =
+            [&b""[..], b"*", b"user:*:name", b"*[^a]"].map(<[u8]>::to_vec).to_vec();
         for number in 0..1000_usize {
             let digit = |place: u32| alphabet[number / 10_usize.pow(place) % 10];
             patterns.push([digit(2), digit(1), digit(0)].concat());
