@@ -6,16 +6,23 @@
 pub mod backup;
 mod base;
 pub mod check;
+pub mod dataset;
 pub mod diff;
 pub mod discover;
 mod error;
+pub mod export;
+pub mod get;
+pub mod inspect;
+pub mod keys;
 pub mod net;
 pub mod ports;
 pub mod progress;
 pub mod restore;
 pub mod settings;
+mod value;
 
 pub use error::{Error, ErrorKind, Result};
+pub use value::{quoted, unescaped};
 
 /// What every job needs: the clock, randomness and the way to the nodes.
 #[derive(Clone)]

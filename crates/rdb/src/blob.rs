@@ -11,9 +11,10 @@ use crate::string::WHOLE_BYTES;
 
 mod layout;
 
+pub(crate) use layout::back_length_bytes;
+
 use layout::{
-    Head, Payload, back_length_bytes, intset_head, is_back_length, listpack_head, read_preamble,
-    ziplist_head, zipmap_head,
+    Head, Payload, intset_head, is_back_length, listpack_head, read_preamble, ziplist_head, zipmap_head,
 };
 
 /// Which layout.
