@@ -160,8 +160,8 @@ impl Filter {
         loop {
             let before = input;
             let token = self.lexer.next(&mut input)?;
-            let taken = before.get(..before.len().saturating_sub(input.len())).unwrap_or_default();
-            self.route(taken, out);
+            let raw = before.get(..before.len().saturating_sub(input.len())).unwrap_or_default();
+            self.route(raw, out);
             let Some(token) = token else { return Ok(()) };
             if self.state == State::Deciding {
                 self.decide(token, out)?;
@@ -266,8 +266,7 @@ impl Filter {
 
 fn fill(mut bytes: u64, out: &mut Vec<u8>) {
     while bytes > 0 {
-        let piece =
-            usize::try_from(bytes).map_or(LINE_FEEDS.len(), |bytes| bytes.min(LINE_FEEDS.len()));
+        let piece = usize::try_from(bytes).map_or(LINE_FEEDS.len(), |bytes| bytes.min(LINE_FEEDS.len()));
         out.extend_from_slice(LINE_FEEDS.get(..piece).unwrap_or_default());
         bytes = bytes.saturating_sub(piece as u64);
     }

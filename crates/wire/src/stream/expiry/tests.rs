@@ -74,7 +74,9 @@ fn absolute_and_other_commands_go_on_as_they_are() {
 
 #[test]
 fn what_is_no_time_is_an_error() {
-    for words in [&["EXPIRE", "k", "-1"][..], &["SETEX", "k", "", "v"], &["PEXPIRE", "k", "9223372036854775807"]] {
+    for words in
+        [&["EXPIRE", "k", "-1"][..], &["SETEX", "k", "", "v"], &["PEXPIRE", "k", "9223372036854775807"]]
+    {
         let (_, account) = rewritten([command(words).as_slice()]);
         assert!(matches!(account, Err(ExpiryError::NotATime { offset: ReplOffset(51), .. })), "{account:?}");
     }
@@ -100,16 +102,28 @@ fn values_are_not_held() {
 
 fn any_command() -> impl Strategy<Value = Vec<u8>> {
     let name = prop_oneof![
-        Just("SET"), Just("SETEX"), Just("PSETEX"), Just("EXPIRE"), Just("pexpire"), Just("RESTORE"), Just("GET"),
+        Just("SET"),
+        Just("SETEX"),
+        Just("PSETEX"),
+        Just("EXPIRE"),
+        Just("pexpire"),
+        Just("RESTORE"),
+        Just("GET"),
     ];
     let word = prop_oneof![
-        Just("PX".to_owned()), Just("EX".to_owned()), Just("ABSTTL".to_owned()), Just("REPLACE".to_owned()),
-        "[0-9]{1,10}", "[ -~]{0,50}",
+        Just("PX".to_owned()),
+        Just("EX".to_owned()),
+        Just("ABSTTL".to_owned()),
+        Just("REPLACE".to_owned()),
+        "[0-9]{1,10}",
+        "[ -~]{0,50}",
     ];
-    (name, "[ -~]{0,8}", "[0-9]{1,8}", prop::collection::vec(word, 0..4)).prop_map(|(name, key, time, rest)| {
-        let words = [name, &key, &time].into_iter().chain(rest.iter().map(String::as_str));
-        command(&words.collect::<Vec<_>>())
-    })
+    (name, "[ -~]{0,8}", "[0-9]{1,8}", prop::collection::vec(word, 0..4)).prop_map(
+        |(name, key, time, rest)| {
+            let words = [name, &key, &time].into_iter().chain(rest.iter().map(String::as_str));
+            command(&words.collect::<Vec<_>>())
+        },
+    )
 }
 
 proptest! {
