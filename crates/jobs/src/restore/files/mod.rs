@@ -8,13 +8,12 @@ mod assign;
 mod conf;
 mod place;
 mod plan;
-mod server;
 mod start;
 mod users;
 mod write;
 
+pub use crate::stock_server::StockServer;
 pub use plan::{DatasetPlan, FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
-pub use server::StockServer;
 pub use start::{StartedNode, check_start, start};
 pub use users::UsersPolicy;
 pub use write::apply;

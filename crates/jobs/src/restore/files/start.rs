@@ -18,10 +18,10 @@ use tokio::process::Child;
 
 use super::conf::LOG_FILE;
 use super::plan::{FilesPlan, NodePlan};
-use super::server::StockServer;
 use super::write::failed;
 use crate::discover::{keys_of, read_info};
 use crate::net::{Connector, ConnectorOptions};
+use crate::stock_server::{StockServer, last_lines};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How often the nodes are asked how they are.
@@ -32,8 +32,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long a server may take to end when asked to.
 const END_LIMIT: Duration = Duration::from_secs(15);
-/// How many lines of a log are shown.
-const LOG_LINES: usize = 12;
 
 /// A node that runs.
 #[derive(Debug, Serialize)]
@@ -276,18 +274,4 @@ impl State {
     fn busy(why: &str) -> Self {
         Self::NotYet { why: why.to_owned(), busy: true }
     }
-}
-
-fn last_lines(path: &Path) -> String {
-    let text =
-        std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let from = lines.len().saturating_sub(LOG_LINES);
-    lines
-        .get(from..)
-        .unwrap_or_default()
-        .iter()
-        .map(|line| format!("  {line}"))
-        .collect::<Vec<_>>()
-        .join("\n")
 }
