@@ -109,12 +109,12 @@ impl<'a> Follower<'a> {
         let mut left = base.len_bytes;
         let mut piece = first;
         while let Some(bytes) = piece {
-            left = left.checked_sub(bytes.len() as u64).ok_or_else(|| self.wrong_length(base.len_bytes))?;
+            left = left.checked_sub(bytes.len() as u64).ok_or_else(|| wrong_length(base.len_bytes))?;
             self.write(&bytes).await?;
             add(sent_bytes, bytes.len() as u64);
             piece = base.source.next().await?;
         }
-        if left > 0 { Err(self.wrong_length(base.len_bytes)) } else { Ok(()) }
+        if left > 0 { Err(wrong_length(base.len_bytes)) } else { Ok(()) }
     }
 
     /// Sends the log, as the editor lets it.
@@ -300,12 +300,9 @@ impl<'a> Follower<'a> {
     fn went_past(&self, applied: ReplOffset, offset: ReplOffset) -> Error {
         self.failed(&format!("it has applied offset {applied}, but the last byte sent is {offset}"))
     }
+}
 
-    fn wrong_length(&self, len_bytes: u64) -> Error {
-        Error::new(
-            ErrorKind::Corrupt,
-            format!("the base is not the {len_bytes} bytes that it was said to be"),
-        )
+fn wrong_length(len_bytes: u64) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("the base is not the {len_bytes} bytes that it was said to be"))
         .hint("verify the repository")
-    }
 }
