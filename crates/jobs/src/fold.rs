@@ -164,12 +164,9 @@ impl Run<'_> {
         let mut editor = LogEditor::new(input.feed.base.offset, Reader::Engine, input.time_of);
         let mut follower = self.listener.accept(self.context).await?;
         let sent = input.feed.send(&mut follower, &mut editor, &self.progress.fed_bytes).await?;
-        let taken = async {
-            let applied = self.client.wait_applied(self.context, sent, PATIENCE);
-            self.context.unless_stopped(applied).await?;
-            self.take(&history, sent, cut).await
-        };
-        let captured = follower.hold(taken).await.and_then(|taken| taken);
+        follower.keep_until(self.client.wait_applied(self.context, sent, PATIENCE)).await?;
+        // Stopped or not, it has to come to its end, where it takes back what it has stored.
+        let captured = follower.hold(self.take(&history, sent, cut)).await;
         let layout = self.layout(&history, cut);
         let recorded = match captured {
             Ok(captured) => base_record(self.destination.repository, captured).await,

@@ -20,10 +20,10 @@ const READ_BYTES: usize = 4 << 10;
 /// How often a follower is told to wait while its snapshot is being prepared.
 const WAIT_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// A server that follows us. After an error it is to be dropped, which ends the link. None of its methods is cancel-safe but
-/// [`hold`](Self::hold).
-pub struct Follower<'a> {
-    context: &'a Context,
+/// A server that follows us. After an error it is to be dropped, which ends the link. Its methods are not cancel-safe where
+/// they do not say so.
+pub struct Follower {
+    context: Context,
     peer: SocketAddr,
     reading: OwnedReadHalf,
     writing: OwnedWriteHalf,
@@ -36,16 +36,11 @@ pub struct Follower<'a> {
     give_up: BoxFuture<'static, ()>,
 }
 
-impl<'a> Follower<'a> {
-    pub(super) fn new(
-        context: &'a Context,
-        stream: TcpStream,
-        peer: SocketAddr,
-        options: &LinkOptions,
-    ) -> Self {
+impl Follower {
+    pub(super) fn new(context: &Context, stream: TcpStream, peer: SocketAddr, options: &LinkOptions) -> Self {
         let (reading, writing) = stream.into_split();
         Self {
-            context,
+            context: context.clone(),
             peer,
             reading,
             writing,
@@ -165,17 +160,22 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Keeps the link until `until` is done, whether or not the user stops the job meanwhile. If the link breaks, that is the error, but
-    /// `until` still comes to its end first.
-    pub async fn hold<T>(&mut self, until: impl Future<Output = T>) -> Result<T> {
+    /// Keeps the link until `until` is done, and gives what that gives. An error if the link breaks or the user stops the job before:
+    /// then `until` is dropped.
+    pub async fn keep_until<T>(&mut self, until: impl Future<Output = Result<T>>) -> Result<T> {
+        self.serve_until(until, true).await?
+    }
+
+    /// Keeps the link as long as it holds, and gives what `until` gives: for what may end the link, and for what must come to
+    /// its end. Cancel-safe if `until` is.
+    pub async fn hold<T>(&mut self, until: impl Future<Output = T>) -> T {
         tokio::pin!(until);
-        let kept = tokio::select! {
+        tokio::select! {
             biased;
-            done = &mut until => return Ok(done),
-            kept = self.keep(true) => kept,
-        };
-        until.await;
-        Err(kept)
+            done = &mut until => return done,
+            broken = self.keep(true) => tracing::debug!(error = %broken, "a link has ended"),
+        }
+        until.await
     }
 
     /// Keeps the link until `until` is done, or the user stops the job.

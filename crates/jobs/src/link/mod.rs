@@ -64,6 +64,12 @@ impl LinkListener {
         Ok(Self { listener: Listener::bind(ip).await?, options })
     }
 
+    /// Expects another follower: by these credentials, and on that port.
+    pub fn expect(&mut self, credentials: Option<Credentials>, listening_port: Option<u16>) {
+        self.options.credentials = credentials;
+        self.options.listening_port = listening_port;
+    }
+
     /// Where the follower is to connect to.
     pub const fn addr(&self) -> SocketAddr {
         self.listener.addr()
@@ -71,7 +77,7 @@ impl LinkListener {
 
     /// Waits until the follower has connected, introduced itself and wants to follow. Whoever else connects is turned away. Cancel-safe:
     /// a follower that was being talked to connects again.
-    pub async fn accept<'a>(&self, context: &'a Context) -> Result<Follower<'a>> {
+    pub async fn accept(&self, context: &Context) -> Result<Follower> {
         let give_up = context.clock.sleep(self.options.patience);
         let accept = async {
             loop {
@@ -126,7 +132,7 @@ impl<B: ByteSource, L: ByteSource> Feed<B, L> {
     /// Sends everything to the follower, and gives the offset that it will acknowledge when it has applied the cut.
     pub async fn send(
         mut self,
-        follower: &mut Follower<'_>,
+        follower: &mut Follower,
         editor: &mut LogEditor,
         sent_bytes: &std::sync::atomic::AtomicU64,
     ) -> Result<ReplOffset> {

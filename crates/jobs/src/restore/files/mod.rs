@@ -6,6 +6,7 @@
 
 mod assign;
 mod conf;
+mod follow;
 mod place;
 mod plan;
 mod start;
@@ -13,6 +14,7 @@ mod users;
 mod write;
 
 pub use crate::stock_server::StockServer;
+pub use follow::{Links, start_following};
 pub use plan::{DatasetPlan, FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
 pub use start::{StartedNode, check_start, start};
 pub use users::UsersPolicy;

@@ -1,7 +1,7 @@
 //! What is going to be written where. Nothing is touched yet; every refusal that can be made beforehand is made here.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
@@ -19,6 +19,9 @@ use crate::ports::{Rng, random_hex};
 use crate::restore::{check_complete, check_loads};
 use crate::{Context, Error, ErrorKind, Result};
 
+/// The bus port of a node that has none: nothing listens there, so nobody waits for an answer.
+const NO_BUS_PORT: u16 = 1;
+
 /// What to restore, and how.
 #[derive(Clone, Default)]
 pub struct FilesOptions {
@@ -34,6 +37,9 @@ pub struct FilesOptions {
     pub allow_partial: bool,
     /// Users and passwords.
     pub users: UsersPolicy,
+    /// Where each shard's primary is to follow us, in the order of the backup's shards; without any, they find their datasets in
+    /// their folders. For clusters only.
+    pub links: Vec<SocketAddr>,
 }
 
 /// Everything that is going to be written.
@@ -63,6 +69,20 @@ pub struct FilesPlan {
     /// Whether nobody gets into the nodes without a password.
     #[serde(skip)]
     pub(super) needs_password: bool,
+    /// What each primary follows at first, in the order of the shards; empty if they find their datasets in their folders.
+    #[serde(skip)]
+    pub(super) led: Vec<LedPrimary>,
+}
+
+/// A primary to be, that first follows us.
+#[derive(Clone)]
+pub(super) struct LedPrimary {
+    /// Where it takes clients.
+    pub(super) addr: NodeAddr,
+    /// The id under which it takes us for its primary.
+    pub(super) leader: NodeId,
+    /// How it authenticates, if it does.
+    pub(super) credentials: Option<Credentials>,
 }
 
 impl NodePlan {
@@ -136,8 +156,9 @@ pub async fn plan(context: &Context, manifest: &Manifest, options: &FilesOptions
     let ips = resolve(manifest.cluster_mode, &options.nodes).await?;
     let folder = free_folder(&options.folder)?;
     let mut planner =
-        Planner { manifest, options, target, folder, ips, rng: &*context.rng, warnings: vec![] };
+        Planner { manifest, options, target, folder, ips, rng: &*context.rng, warnings: vec![], led: vec![] };
     let sketches = planner.sketch(&placed)?;
+    planner.led = planner.led(&sketches)?;
     let nodes = planner.render(&sketches)?;
     planner.warn(&sketches);
     let needs_password = sketches.iter().any(|sketch| sketch.users.needs_password());
@@ -154,6 +175,7 @@ pub async fn plan(context: &Context, manifest: &Manifest, options: &FilesOptions
         warnings: planner.warnings,
         credentials,
         needs_password,
+        led: planner.led,
     })
 }
 
@@ -198,6 +220,7 @@ struct Planner<'a> {
     ips: Vec<(NodeAddr, IpAddr)>,
     rng: &'a dyn Rng,
     warnings: Vec<String>,
+    led: Vec<LedPrimary>,
 }
 
 impl<'a> Planner<'a> {
@@ -251,10 +274,45 @@ impl<'a> Planner<'a> {
         id.parse().map_err(|error| Error::new(ErrorKind::Failed, format!("can't make a node id: {error}")))
     }
 
+    /// What each primary follows at first.
+    fn led(&self, sketches: &[Sketch<'_>]) -> Result<Vec<LedPrimary>> {
+        let links = &self.options.links;
+        if links.is_empty() {
+            return Ok(Vec::new());
+        }
+        if !self.manifest.cluster_mode {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "only the nodes of a cluster can follow Slotkeep; this backup is of a server outside cluster mode",
+            )
+            .hint("restore it as files: leave --via out"));
+        }
+        let primaries = sketches.iter().filter(|sketch| sketch.follows.is_none());
+        let led = primaries.map(|sketch| {
+            let replication = sketch.users.replication.clone();
+            Ok(LedPrimary {
+                addr: NodeAddr::new(sketch.ip.to_string(), sketch.addr.port()),
+                leader: self.new_id()?,
+                credentials: replication.map(|(user, password)| Credentials { user, password }),
+            })
+        });
+        let led: Vec<LedPrimary> = led.collect::<Result<_>>()?;
+        if led.len() == links.len() {
+            return Ok(led);
+        }
+        Err(Error::new(ErrorKind::Failed, format!("{} links for {} primaries", links.len(), led.len())))
+    }
+
     /// Writes out the files of every node.
     fn render(&self, sketches: &[Sketch<'_>]) -> Result<Vec<NodePlan>> {
         let nodes_conf = self.nodes_conf(sketches);
-        sketches.iter().map(|sketch| self.render_node(sketch, &nodes_conf)).collect()
+        let led_conf = self.led_conf(sketches);
+        let conf_of = |sketch: &Sketch<'_>| match &led_conf {
+            // Replicas are started when their primaries are.
+            Some(led_conf) if sketch.follows.is_none() => led_conf,
+            _ => &nodes_conf,
+        };
+        sketches.iter().map(|sketch| self.render_node(sketch, conf_of(sketch))).collect()
     }
 
     fn render_node(&self, sketch: &Sketch<'_>, nodes_conf: &NodesConf) -> Result<NodePlan> {
@@ -274,7 +332,7 @@ impl<'a> Planner<'a> {
             file(USERS_FILE, sketch.users.lines.join("\n") + "\n");
         }
         let mut dataset = None;
-        if sketch.follows.is_none() {
+        if sketch.follows.is_none() && self.led.is_empty() {
             let (path, aof_manifest) = self.dataset_path(sketch);
             if let Some((path, text)) = aof_manifest {
                 file(path, text.to_owned());
@@ -364,6 +422,35 @@ impl<'a> Planner<'a> {
             })
         });
         NodesConf { nodes: nodes.collect(), current_epoch: self.manifest.current_epoch }
+    }
+
+    /// The cluster as its primaries see it at first: each shard's slots belong to us, and all nodes follow. None if they do not.
+    fn led_conf(&self, sketches: &[Sketch<'_>]) -> Option<NodesConf> {
+        let leaders = self.led.iter().zip(&self.options.links).zip(&self.manifest.shards).zip(1..);
+        let mut nodes: Vec<ConfNode> = leaders
+            .map(|(((led, link), shard), config_epoch)| ConfNode {
+                id: led.leader.clone(),
+                ip: link.ip().to_string(),
+                port: link.port(),
+                bus_port: NO_BUS_PORT,
+                role: ConfRole::Primary { config_epoch, slots: shard.slots.clone() },
+            })
+            .collect();
+        let mut leader = self.led.iter();
+        let mut current = None;
+        for sketch in sketches {
+            if sketch.follows.is_none() {
+                current = leader.next();
+            }
+            nodes.push(ConfNode {
+                id: sketch.id.clone()?,
+                ip: sketch.ip.to_string(),
+                port: sketch.addr.port(),
+                bus_port: bus_port(&sketch.addr)?,
+                role: ConfRole::Replica { primary: current?.leader.clone() },
+            });
+        }
+        Some(NodesConf { nodes, current_epoch: self.manifest.current_epoch })
     }
 
     /// Collects what the user should know, each thing once.
