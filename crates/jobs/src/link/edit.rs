@@ -30,24 +30,31 @@ impl LogEditor {
 
     /// What of the next bytes goes on.
     pub(super) fn edit(&mut self, bytes: &[u8]) -> Result<&[u8]> {
+        // Times first: what the filter puts into gaps is not a stream of commands only.
+        let bytes = match &mut self.expiry {
+            None => bytes,
+            Some((expiry, time_of)) => {
+                self.rewritten.clear();
+                expiry.feed(bytes, &mut self.rewritten, time_of).map_err(|error| not_rewritten(&error))?;
+                &self.rewritten
+            }
+        };
         self.filtered.clear();
         self.filter.feed(bytes, &mut self.filtered).map_err(not_filtered)?;
-        let Some((expiry, time_of)) = &mut self.expiry else { return Ok(&self.filtered) };
-        self.rewritten.clear();
-        expiry.feed(&self.filtered, &mut self.rewritten, time_of).map_err(|error| not_rewritten(&error))?;
-        Ok(&self.rewritten)
+        Ok(&self.filtered)
     }
 
     /// The offset in the log and the offset that the follower counts: exact between two commands, keep-alives not counted.
     pub fn account(&self) -> Account {
-        let original = self.filter.account().original;
-        let sent = self.expiry.as_ref().map_or(self.filter.account(), |(expiry, _)| expiry.account()).sent;
+        let Account { original, sent } = self.filter.account();
+        let original = self.expiry.as_ref().map_or(original, |(expiry, _)| expiry.account().original);
         Account { original, sent }
     }
 
     /// Whether what has gone on so far ends a command: only there may something be put between.
     pub(super) fn is_between_commands(&self) -> bool {
         self.filter.is_between_commands()
+            && self.expiry.as_ref().is_none_or(|(expiry, _)| expiry.is_between_commands())
     }
 
     /// How many commands were left out.

@@ -150,9 +150,6 @@ fn commands(round: u64) -> Vec<Vec<String>> {
     if round % 20 == 13 {
         commands.extend(split("SWAPDB 2 7\nFUNCTION DELETE mine\nSCRIPT FLUSH", round));
     }
-    if round % 70 == 65 {
-        commands.extend(split("FLUSHALL ASYNC", round));
-    }
     commands
 }
 
