@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use comfy_table::Table;
+use comfy_table::{Table, presets};
 use slotkeep_jobs::Context;
 use slotkeep_jobs::engine::{Engine, EngineOptions};
 use slotkeep_jobs::link::{Feed, LinkListener, LinkOptions, LogEditor, Snapshot};
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &FoldArgs) -> Result<(), Box<dyn std::error::Error>
         by_file = by_file.min(file);
     }
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_header(["", "s", "MB/s", "commands/s"]);
+    table.load_style(presets::NOTHING).set_header(["", "s", "MB/s", "commands/s"]);
     for (name, seconds) in [("over the link, filtered", by_link), ("its own file", by_file)] {
         #[expect(clippy::cast_precision_loss, reason = "figures for people")]
         let (mb, commands) = (log.bytes.len() as f64 / 1e6, log.commands as f64);

@@ -116,8 +116,7 @@ pub async fn fold<B: ByteSource, L: ByteSource>(
     let inner = Context { stop: context.stop.child_token(), ..context.clone() };
     let outcome = {
         let run = Run { context: &inner, listener, client: engine.client(), destination, progress };
-        let work = run.run(input);
-        tokio::pin!(work);
+        let mut work = Box::pin(run.run(input));
         tokio::select! {
             biased;
             outcome = &mut work => outcome,
