@@ -19,7 +19,8 @@ use slotkeep_wire::stream::Reader;
 use tokio::sync::Barrier;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::plan::{FilesPlan, LedPrimary};
+use super::led::LedPrimary;
+use super::plan::FilesPlan;
 use super::start::{Nodes, StartedNode, context_for};
 use crate::link::{Feed, LinkListener, LinkOptions, LogEditor};
 use crate::progress::{Phase, ShardProgress};

@@ -7,6 +7,7 @@
 mod assign;
 mod conf;
 mod follow;
+mod led;
 mod place;
 mod plan;
 mod start;
