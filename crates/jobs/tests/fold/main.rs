@@ -8,6 +8,7 @@
 )]
 
 mod failures;
+mod nodes;
 mod recorder;
 mod workload;
 
