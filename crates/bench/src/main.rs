@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release -p slotkeep-bench -- backup
 //! cargo run --release -p slotkeep-bench -- rdb
+//! cargo run --release -p slotkeep-bench -- fold
 //! ```
 //!
 //! Ratios hold from machine to machine; absolute figures do not.
@@ -16,6 +17,7 @@
 
 mod backup;
 mod discard;
+mod fold;
 mod measure;
 mod rdb;
 
@@ -41,6 +43,8 @@ enum Command {
         /// The file
         path: std::path::PathBuf,
     },
+    /// A log applied over a link, against the server's own load of it
+    Fold(fold::FoldArgs),
     /// Run a command and print what it used, as JSON; for this program's own use
     #[command(hide = true, trailing_var_arg = true)]
     Measure {
@@ -60,6 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Command::Backup(arguments) => backup::run(&arguments),
         Command::Rdb(arguments) => rdb::run(&arguments),
         Command::Read { pass, path } => rdb::read(pass, &path),
+        Command::Fold(arguments) => fold::run(&arguments),
         Command::Measure { command } => measure::child(&command),
         Command::Discard { nodes } => discard::run(&nodes),
     }
