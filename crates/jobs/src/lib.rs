@@ -34,7 +34,7 @@ pub struct Context {
 
 impl Context {
     /// What `work` gives, or [`ErrorKind::Interrupted`] if the user stops first; then `work` is cancelled.
-    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             outcome = work => outcome,
             () = self.stop.cancelled() => Err(Error::interrupted()),

@@ -9,6 +9,7 @@ mod past;
 pub mod pattern;
 pub mod point;
 mod read;
+pub mod search;
 mod times;
 
 pub use past::Past;

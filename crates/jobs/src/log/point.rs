@@ -108,6 +108,29 @@ impl Span {
 }
 
 impl Point {
+    /// The end of a backup that has no log behind its bases; `None` if it has.
+    pub fn of_bases(manifest: &Manifest) -> Option<Self> {
+        let shards = manifest.shards.iter().map(|record| {
+            let base = Place { history: record.history.clone(), offset: record.offset };
+            let cut = record.cut();
+            let cut = Place { history: cut.history, offset: cut.offset };
+            (base == cut).then(|| ShardPoint {
+                slots: record.slots.clone(),
+                importing: SlotSet::default(),
+                migrating: SlotSet::default(),
+                backup: manifest.id.clone(),
+                base,
+                log: vec![],
+                log_bytes: 0,
+                cut,
+                written: None,
+                may_lack_ms: None,
+                server: record.server.version(),
+            })
+        });
+        Some(Self { manifest: manifest.clone(), at: None, shards: shards.collect::<Option<_>>()? })
+    }
+
     /// How many bytes of the log are to be applied.
     pub fn log_bytes(&self) -> u64 {
         self.shards.iter().fold(0, |sum, shard| sum.saturating_add(shard.log_bytes))
@@ -125,18 +148,18 @@ pub async fn resolve(past: &Past, aim: &Aim) -> Result<Point> {
         Aim::Backup(manifest) => of_backup(past, manifest).await,
         Aim::Moment(at) => {
             past.expect_log()?;
-            at_moment(past, at.as_millisecond(), &[]).await
+            at_moment(past, at.as_millisecond(), &[], End::Known).await
         }
         Aim::Latest => {
             past.expect_log()?;
-            at_moment(past, latest(past).await?, &[]).await
+            at_moment(past, latest(past).await?, &[], End::Known).await
         }
         Aim::Places(places) => {
             past.expect_log()?;
             let moment_ms = offsets::moment_of(past, places).await?;
-            at_moment(past, moment_ms, places).await
+            at_moment(past, moment_ms, places, End::MayBeEarlier).await
         }
-        Aim::Before { places, moment_ms } => at_moment(past, *moment_ms, places).await,
+        Aim::Before { places, moment_ms } => at_moment(past, *moment_ms, places, End::MayBeEarlier).await,
     }
 }
 
@@ -185,7 +208,7 @@ async fn of_backup(past: &Past, manifest: &Manifest) -> Result<Point> {
 }
 
 /// The cluster at a moment; shards that one of `places` belongs to, at that place.
-async fn at_moment(past: &Past, moment_ms: i64, places: &[Place]) -> Result<Point> {
+async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> Result<Point> {
     let at = Timestamp::from_millisecond(moment_ms)
         .map_err(|error| Error::new(ErrorKind::Usage, format!("there is no such moment: {error}")))?;
     let view = View::at(past, at)?;
@@ -204,7 +227,7 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place]) -> Result<Poin
             }
             None => {
                 let path = past.chain.path(&past.chain.main_tip(&history));
-                let cut = cut_by(past, &path, moment_ms, &state.slots).await?;
+                let cut = cut_by(past, &path, (moment_ms, end), &state.slots).await?;
                 (path, cut)
             }
         };
@@ -234,6 +257,15 @@ fn path_through(past: &Past, place: &Place, history: &slotkeep_model::ReplId) ->
     if main.holds(place) { main } else { past.chain.path(&place.history) }
 }
 
+/// Whether a shard's log must go on up to the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It must: the user asked for that moment.
+    Known,
+    /// It may end shortly before, as where the log of one shard was sealed just behind what is to be undone.
+    MayBeEarlier,
+}
+
 /// Where a shard's log is to end.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
@@ -242,7 +274,7 @@ struct Cut {
 }
 
 /// The last place of which it is certain that nothing up to it was written after the moment.
-async fn cut_by(past: &Past, path: &Path, moment_ms: i64, slots: &SlotSet) -> Result<Cut> {
+async fn cut_by(past: &Past, path: &Path, (moment_ms, end): (i64, End), slots: &SlotSet) -> Result<Cut> {
     let times = Times::on(past, path);
     let around = times.around(moment_ms).await?;
     let windows = past.chain.windows(path);
@@ -250,9 +282,9 @@ async fn cut_by(past: &Past, path: &Path, moment_ms: i64, slots: &SlotSet) -> Re
         |sample: &TimeSample| windows.iter().find(|w| w.from <= sample.offset && sample.offset <= w.to);
     // The moment lies in a window if nothing is missing up to the first place that was certainly later.
     let reached = around.before.filter(|before| {
-        let end = around.after.map_or(before.offset, |after| after.offset);
-        let ended = around.after.is_none() && before.until_ms < moment_ms;
-        !ended && within(before).is_some_and(|window| end <= window.to)
+        let next = around.after.map_or(before.offset, |after| after.offset);
+        let ended = around.after.is_none() && before.until_ms < moment_ms && end == End::Known;
+        !ended && within(before).is_some_and(|window| next <= window.to)
     });
     let Some(before) = reached else {
         return Err(not_reached(past, path, &times, moment_ms, slots).await);

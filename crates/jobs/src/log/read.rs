@@ -156,6 +156,6 @@ fn length(from: u64, until: u64) -> usize {
 }
 
 /// A range of offsets for people.
-pub fn bytes_of(range: &Range<u64>) -> String {
+pub(super) fn bytes_of(range: &Range<u64>) -> String {
     format!("{} to {}", range.start, range.end.saturating_sub(1))
 }

@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
-use slotkeep_format::Manifest;
 use slotkeep_format::manifest::RoleRecord;
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::files::{
-    FilesOptions, FilesPlan, NodePlan, StartedNode, StockServer, UsersPolicy, apply, check_start, plan, start,
+    FilesOptions, FilesPlan, NodePlan, Source, StartedNode, StockServer, UsersPolicy, apply, check_start, plan,
+    start,
 };
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_model::{Product, ServerVersion};
 use slotkeep_repo::Repository;
 
 use super::RestoreArgs;
+use super::aim::{Recovery, Wanted, render as render_recovery};
 use crate::args::AccessArgs;
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
@@ -58,6 +59,9 @@ struct Report<'a> {
     dry_run: bool,
     #[serde(flatten)]
     plan: &'a FilesPlan,
+    /// How the log leads to the point; absent where a backup is restored that has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery: Option<Recovery<'a>>,
     /// The running nodes; absent without `--start`.
     #[serde(skip_serializing_if = "Option::is_none")]
     started: Option<Vec<StartedNode>>,
@@ -69,7 +73,7 @@ pub(crate) async fn run(
     output: &Output,
     arguments: &RestoreArgs,
     repository: &Repository,
-    manifest: &Manifest,
+    wanted: &Wanted,
     folder: &Path,
 ) -> Result<u8> {
     let files = &arguments.files;
@@ -78,7 +82,7 @@ pub(crate) async fn run(
     let server = match (&files.server, files.start) {
         (_, false) => None,
         (Some(program), true) => Some(StockServer::at(program).await?),
-        (None, true) => Some(StockServer::on_path(manifest).await?),
+        (None, true) => Some(StockServer::on_path(&wanted.point).await?),
     };
     let options = FilesOptions {
         folder: folder.to_owned(),
@@ -88,16 +92,23 @@ pub(crate) async fn run(
         allow_partial: arguments.allow_partial,
         users: users(files)?,
     };
-    let plan = plan(&context, manifest, &options).await?;
+    let plan = plan(&context, &wanted.point, &options).await?;
     if server.is_some() {
         check_start(&context, &plan)?;
     }
     for warning in &plan.warnings {
         output.warn(warning);
     }
-    let mut report = Report { dry_run: arguments.dry_run, plan: &plan, started: None, seconds: 0.0 };
+    let mut report = Report {
+        dry_run: arguments.dry_run,
+        plan: &plan,
+        recovery: wanted.recovery(),
+        started: None,
+        seconds: 0.0,
+    };
     if !arguments.dry_run {
-        write(output, &context, repository, &plan).await?;
+        let source = Source { repository: repository.clone(), past: wanted.past.clone() };
+        write(output, &context, &source, &plan).await?;
         if let Some(server) = &server {
             output.note(&format!("Starting {} ({})…", server.version, nodes_in_words(plan.nodes.len())));
             report.started =
@@ -109,14 +120,14 @@ pub(crate) async fn run(
     Ok(exit::OK)
 }
 
-async fn write(output: &Output, context: &Context, repository: &Repository, plan: &FilesPlan) -> Result<()> {
+async fn write(output: &Output, context: &Context, source: &Source, plan: &FilesPlan) -> Result<()> {
     let primaries = plan.nodes.iter().filter_map(|node| Some((node, node.dataset.as_ref()?)));
     let rows: Vec<(Arc<ShardProgress>, u64)> = primaries
-        .map(|(node, dataset)| (ShardProgress::new(node.addr.to_string()), dataset.object.raw_bytes))
+        .map(|(node, dataset)| (ShardProgress::new(node.addr.to_string()), dataset.bytes()))
         .collect();
     let display = ByteDisplay::start(output, &rows);
     let progress: Vec<_> = rows.into_iter().map(|(progress, _)| progress).collect();
-    let outcome = apply(context, repository, plan, &progress).await;
+    let outcome = apply(context, source, plan, &progress).await;
     display.finish().await;
     outcome
 }
@@ -150,7 +161,7 @@ fn parse_server(text: &str) -> Result<ServerVersion, String> {
 
 fn render(report: &Report<'_>) -> String {
     let plan = report.plan;
-    let mut rows = table(&["node", "role", "slots", "takes the place of", "dataset", "RDB>", "keys>"]);
+    let mut rows = table(&["node", "role", "slots", "takes the place of", "dataset", "RDB>", "log>", "keys>"]);
     for node in &plan.nodes {
         rows.add_row([
             node.addr.to_string(),
@@ -161,10 +172,16 @@ fn render(report: &Report<'_>) -> String {
                 .as_ref()
                 .map_or_else(|| "-".to_owned(), |dataset| dataset.path.display().to_string()),
             node.dataset.as_ref().map_or_else(String::new, |dataset| bytes(dataset.object.raw_bytes)),
+            log_of(node).map(bytes).unwrap_or_default(),
             keys(report, node).map(count).unwrap_or_default(),
         ]);
     }
-    format!("{}\n\n{}", table_text(&rows), conclusion(report))
+    let way = report.recovery.as_ref().map(|recovery| render_recovery(recovery) + "\n\n").unwrap_or_default();
+    format!("{way}{}\n\n{}", table_text(&rows), conclusion(report))
+}
+
+fn log_of(node: &NodePlan) -> Option<u64> {
+    node.dataset.as_ref().and_then(|dataset| dataset.log.as_ref()).map(|log| log.bytes)
 }
 
 fn nodes_in_words(nodes: usize) -> String {
@@ -184,12 +201,22 @@ fn keys(report: &Report<'_>, node: &NodePlan) -> Option<u64> {
     report.started.as_ref()?.iter().find(|started| started.addr == name).map(|started| started.keys)
 }
 
+/// What is restored, as the beginning of a sentence.
+fn what(report: &Report<'_>) -> String {
+    let backup = &report.plan.backup;
+    let Some(recovery) = &report.recovery else { return format!("Backup {backup}") };
+    match recovery.at() {
+        Some(at) => format!("The cluster as it was at {at}"),
+        None => format!("Backup {backup} with its log"),
+    }
+}
+
 fn conclusion(report: &Report<'_>) -> String {
     let plan = report.plan;
-    let (backup, target, folder) = (&plan.backup, plan.target, plan.folder.display());
+    let (backup, target, folder) = (what(report), plan.target, plan.folder.display());
     let took = seconds(std::time::Duration::from_secs_f64(report.seconds.max(0.0)));
     if report.dry_run {
-        return format!("Backup {backup} would be restored for {target} to {folder}. Nothing was written.");
+        return format!("{backup} would be restored for {target} to {folder}. Nothing was written.");
     }
     if report.started.is_some() {
         let replicas = plan.nodes.iter().any(|node| node.follows.is_some());
@@ -199,7 +226,7 @@ fn conclusion(report: &Report<'_>) -> String {
             (false, true) => ": every replica follows its primary",
             (false, false) => "",
         };
-        return format!("Backup {backup} restored to {folder} and started with {target} in {took}{up}.");
+        return format!("{backup} restored to {folder} and started with {target} in {took}{up}.");
     }
     let example = plan.nodes.first().map(|node| node.config_file.display().to_string()).unwrap_or_default();
     let program = match plan.target.product {
@@ -207,6 +234,6 @@ fn conclusion(report: &Report<'_>) -> String {
         Product::Valkey => "valkey-server",
     };
     format!(
-        "Backup {backup} restored for {target} to {folder} in {took}. Start each node with its file: `{program} {example}`."
+        "{backup} restored for {target} to {folder} in {took}. Start each node with its file: `{program} {example}`."
     )
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use slotkeep_format::Manifest;
 use slotkeep_jobs::discover::{Discovery, discover};
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::live::{LiveOptions, LivePlan, LiveReport, OnConflict, plan, restore};
@@ -14,6 +13,7 @@ use slotkeep_model::NodeAddr;
 use slotkeep_repo::Repository;
 
 use super::RestoreArgs;
+use super::aim::Wanted;
 use crate::args::AccessArgs;
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
@@ -68,8 +68,9 @@ pub(crate) async fn run(
     output: &Output,
     arguments: &RestoreArgs,
     repository: &Repository,
-    manifest: &Manifest,
+    wanted: &Wanted,
 ) -> Result<u8> {
+    let manifest = &wanted.point.manifest;
     let live = &arguments.live;
     if live.to.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "where to? no target was given").hint(

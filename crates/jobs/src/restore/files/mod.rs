@@ -6,6 +6,7 @@
 
 mod assign;
 mod conf;
+mod log;
 mod place;
 mod plan;
 mod server;
@@ -13,8 +14,8 @@ mod start;
 mod users;
 mod write;
 
-pub use plan::{DatasetPlan, FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
+pub use plan::{DatasetLog, DatasetPlan, FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
 pub use server::StockServer;
 pub use start::{StartedNode, check_start, start};
 pub use users::UsersPolicy;
-pub use write::apply;
+pub use write::{Source, apply};
