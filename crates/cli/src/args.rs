@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Check(commands::check::CheckArgs),
     Diff(commands::diff::DiffArgs),
     List(commands::list::ListArgs),
+    Log(commands::log::LogArgs),
+    Merge(commands::merge::MergeArgs),
     Show(commands::show::ShowArgs),
     Demo(commands::demo::DemoArgs),
     Completions(commands::generate::CompletionsArgs),

@@ -8,13 +8,19 @@ mod base;
 pub mod check;
 pub mod diff;
 pub mod discover;
+pub mod engine;
 mod error;
+pub mod fold;
+pub mod link;
 pub mod log;
+pub mod merge;
 pub mod net;
 pub mod ports;
 pub mod progress;
 pub mod restore;
 pub mod settings;
+pub mod source;
+pub mod stock_server;
 
 pub use error::{Error, ErrorKind, Result};
 

@@ -97,7 +97,9 @@ pub enum NodesConfError {
         primary: NodeId,
     },
     /// Slots are to move between nodes that are no primaries, or away from one that does not have them.
-    #[error("slots {slots} can't move from node {from} to node {to}: both must be primaries, and the first must have them")]
+    #[error(
+        "slots {slots} can't move from node {from} to node {to}: both must be primaries, and the first must have them"
+    )]
     BadMove {
         /// The slots.
         slots: SlotSet,

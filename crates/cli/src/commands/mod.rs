@@ -7,5 +7,7 @@ pub(crate) mod diff;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod list;
+pub(crate) mod log;
+pub(crate) mod merge;
 pub(crate) mod restore;
 pub(crate) mod show;

@@ -59,11 +59,17 @@ impl Accountant {
 fn compare(account: &Account, client: &mut ClusterClient, moment_ms: i64, may_lack_ms: i64) {
     let mut found_some = 0;
     for (row, writes) in account.iter().enumerate() {
-        let found = client.command(&["GET", &key(row)]).unwrap().text().ok().map(|text| text.parse::<u64>().unwrap());
+        let found =
+            client.command(&["GET", &key(row)]).unwrap().text().ok().map(|text| text.parse::<u64>().unwrap());
         let write = found.map(|number| writes.iter().find(|write| write.number == number).unwrap());
         if let Some(write) = write {
             found_some += 1;
-            assert!(write.sent_ms <= moment_ms, "{}: {} was written after the moment", key(row), write.number);
+            assert!(
+                write.sent_ms <= moment_ms,
+                "{}: {} was written after the moment",
+                key(row),
+                write.number
+            );
         }
         let due = writes.iter().rev().find(|write| write.acknowledged_ms < moment_ms - may_lack_ms);
         let due = due.map(|write| write.number);
@@ -115,7 +121,8 @@ fn recover(name: &str) {
     compare(&account, &mut cluster_client(&nodes, None), first_moment.as_millisecond(), lack);
 
     let nodes = free_addrs(3);
-    let report = bench.restore("undone", &nodes, &[&["--before-command", "FLUSHALL"], &start[..]].concat()).json();
+    let report =
+        bench.restore("undone", &nodes, &[&["--before-command", "FLUSHALL"], &start[..]].concat()).json();
     assert_eq!(report["recovery"]["undone"]["matches"].as_array().unwrap().len(), 3, "{report}");
     compare(&account, &mut cluster_client(&nodes, None), end_ms, 0);
 

@@ -14,46 +14,67 @@ fn run(client: &mut Client, commands: &[&[&str]]) {
 
 /// Writes whose effect depends on the state before them, on the clock or on chance. All keys are in one slot.
 fn delicate_writes(client: &mut Client, server: &Server) {
-    run(client, &[
-        &["SET", "{t}:incr", "5", "PX", "60"],
-        &["INCR", "{t}:incr"],
-        &["PERSIST", "{t}:incr"],
-        &["SET", "{t}:append", "a", "PX", "80"],
-        &["APPEND", "{t}:append", "b"],
-        &["RENAME", "{t}:append", "{t}:renamed"],
-        &["PERSIST", "{t}:renamed"],
-        &["SETEX", "{t}:gone", "1", "x"],
-        &["SET", "{t}:stays", "x", "EX", "100000"],
-        &["EXPIRE", "{t}:stays", "200000"],
-        &["SADD", "{t}:set", "a", "b", "c", "d", "e"],
-        &["SPOP", "{t}:set"],
-        &["SPOP", "{t}:set", "2"],
-        &["XADD", "{t}:stream", "*", "f", "v"],
-        &["XADD", "{t}:stream", "MAXLEN", "~", "1000", "*", "f", "w"],
-        &["XGROUP", "CREATE", "{t}:stream", "g", "0"],
-        &["XREADGROUP", "GROUP", "g", "c", "STREAMS", "{t}:stream", ">"],
-        &["SET", "{t}:getex", "1"],
-        &["GETEX", "{t}:getex", "EX", "70000"],
-        &["MULTI"],
-        &["SET", "{t}:multi:a", "1"],
-        &["INCRBY", "{t}:multi:b", "7"],
-        &["EXEC"],
-        &["EVAL", "redis.call('set', KEYS[1], ARGV[1]) redis.call('rpush', KEYS[2], 'x', 'y')", "2", "{t}:lua:a", "{t}:lua:b", "v"],
-        &["INCRBYFLOAT", "{t}:float", "0.1"],
-        &["PFADD", "{t}:hll", "a", "b"],
-        &["GEOADD", "{t}:geo", "13.4", "52.5", "x"],
-        &["RPUSH", "{t}:list", "3", "1", "2"],
-        &["SORT", "{t}:list", "STORE", "{t}:sorted"],
-    ]);
+    run(
+        client,
+        &[
+            &["SET", "{t}:incr", "5", "PX", "60"],
+            &["INCR", "{t}:incr"],
+            &["PERSIST", "{t}:incr"],
+            &["SET", "{t}:append", "a", "PX", "80"],
+            &["APPEND", "{t}:append", "b"],
+            &["RENAME", "{t}:append", "{t}:renamed"],
+            &["PERSIST", "{t}:renamed"],
+            &["SETEX", "{t}:gone", "1", "x"],
+            &["SET", "{t}:stays", "x", "EX", "100000"],
+            &["EXPIRE", "{t}:stays", "200000"],
+            &["SADD", "{t}:set", "a", "b", "c", "d", "e"],
+            &["SPOP", "{t}:set"],
+            &["SPOP", "{t}:set", "2"],
+            &["XADD", "{t}:stream", "*", "f", "v"],
+            &["XADD", "{t}:stream", "MAXLEN", "~", "1000", "*", "f", "w"],
+            &["XGROUP", "CREATE", "{t}:stream", "g", "0"],
+            &["XREADGROUP", "GROUP", "g", "c", "STREAMS", "{t}:stream", ">"],
+            &["SET", "{t}:getex", "1"],
+            &["GETEX", "{t}:getex", "EX", "70000"],
+            &["MULTI"],
+            &["SET", "{t}:multi:a", "1"],
+            &["INCRBY", "{t}:multi:b", "7"],
+            &["EXEC"],
+            &[
+                "EVAL",
+                "redis.call('set', KEYS[1], ARGV[1]) redis.call('rpush', KEYS[2], 'x', 'y')",
+                "2",
+                "{t}:lua:a",
+                "{t}:lua:b",
+                "v",
+            ],
+            &["INCRBYFLOAT", "{t}:float", "0.1"],
+            &["PFADD", "{t}:hll", "a", "b"],
+            &["GEOADD", "{t}:geo", "13.4", "52.5", "x"],
+            &["RPUSH", "{t}:list", "3", "1", "2"],
+            &["SORT", "{t}:list", "STORE", "{t}:sorted"],
+        ],
+    );
     if server.is_modern() {
-        run(client, &[&["FUNCTION", "LOAD", "REPLACE", "#!lua name=later\nredis.register_function('later', function() return 1 end)"]]);
+        run(
+            client,
+            &[&[
+                "FUNCTION",
+                "LOAD",
+                "REPLACE",
+                "#!lua name=later\nredis.register_function('later', function() return 1 end)",
+            ]],
+        );
     }
     if server.has_hash_field_expiry() {
-        run(client, &[
-            &["HSET", "{t}:hash", "a", "1", "b", "2", "c", "3"],
-            &["HPEXPIRE", "{t}:hash", "100000000", "FIELDS", "1", "a"],
-            &["HPEXPIRE", "{t}:hash", "50", "FIELDS", "1", "b"],
-        ]);
+        run(
+            client,
+            &[
+                &["HSET", "{t}:hash", "a", "1", "b", "2", "c", "3"],
+                &["HPEXPIRE", "{t}:hash", "100000000", "FIELDS", "1", "a"],
+                &["HPEXPIRE", "{t}:hash", "50", "FIELDS", "1", "b"],
+            ],
+        );
     }
 }
 
@@ -81,7 +102,8 @@ fn come_back_exactly(from: &str, to: &str) {
 
     let nodes = free_addrs(3);
     let target = servers::require(to).unwrap();
-    let options = ["--at-offset", &places.join(","), "--start", "--server", target.program().to_str().unwrap()];
+    let options =
+        ["--at-offset", &places.join(","), "--start", "--server", target.program().to_str().unwrap()];
     let report = bench.restore("new", &nodes, &options).json();
     assert!(report["recovery"]["shards"].to_string().contains("\"log_bytes\""), "{report}");
     let run = bench.slotkeep(&["diff", "--name", "witness", "latest", &nodes[0].to_string()]);

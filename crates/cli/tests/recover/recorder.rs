@@ -49,7 +49,14 @@ impl Recorder {
         let followers = manifest
             .shards
             .iter()
-            .map(|shard| Follower::start(cluster_node(cluster, &shard.primary.addr.to_string()), &shard.history, shard.offset, None))
+            .map(|shard| {
+                Follower::start(
+                    cluster_node(cluster, &shard.primary.addr.to_string()),
+                    &shard.history,
+                    shard.offset,
+                    None,
+                )
+            })
             .collect();
         let mut recorder = Self { manifest: manifest.clone(), followers, before: vec![], topologies: vec![] };
         recorder.see();
@@ -127,7 +134,13 @@ impl Recorder {
     }
 }
 
-async fn write(repository: &Repository, manifest: &Manifest, shard: usize, followed: &Followed, segment_bytes: usize) {
+async fn write(
+    repository: &Repository,
+    manifest: &Manifest,
+    shard: usize,
+    followed: &Followed,
+    segment_bytes: usize,
+) {
     let cluster = &manifest.cluster;
     let shard = &manifest.shards[shard];
     let record = HistoryRecord {

@@ -289,7 +289,8 @@ impl Chain {
         })
     }
 
-    fn place_or_base(&self, path: &Path, offset: u64) -> Option<Place> {
+    /// The place of an offset on a path; where only a base is, that of the base.
+    pub fn place_or_base(&self, path: &Path, offset: u64) -> Option<Place> {
         let base = || self.bases.iter().find(|base| base.place.offset == offset && path.holds(&base.place));
         path.place(offset).or_else(|| Some(base()?.place.clone()))
     }

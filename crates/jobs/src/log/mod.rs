@@ -3,6 +3,7 @@
 //! [`chain`] is the pure part: histories, segments and bases as a graph. [`Past`] is what a repository holds of a cluster, with the
 //! times of offsets. [`point`] turns what the user means into one place for each shard; [`LogReader`] gives the bytes that lead there.
 
+pub mod apply;
 pub mod chain;
 mod commands;
 mod past;
@@ -10,7 +11,9 @@ pub mod pattern;
 pub mod point;
 mod read;
 pub mod search;
+pub mod survey;
 mod times;
+pub mod windows;
 
 pub use past::Past;
 pub use read::LogReader;

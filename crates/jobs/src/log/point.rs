@@ -11,14 +11,14 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::Serialize;
 use slotkeep_format::{Manifest, TimeSample};
-use slotkeep_model::{ServerVersion, SlotSet};
+use slotkeep_model::{Product, ServerVersion, SlotSet};
 
 use super::chain::{Path, Piece, Place, Unreachable, as_text};
 use super::past::Past;
 use super::read::bytes_of;
 use super::times::{Times, Written};
 use crate::{Error, ErrorKind, Result};
-use cluster::View;
+pub(super) use cluster::View;
 
 /// Slots that changed hands may have done so this long before it was seen, in ms.
 const SEEN_LATE_MS: i64 = 15_000;
@@ -129,6 +129,12 @@ impl Point {
             })
         });
         Some(Self { manifest: manifest.clone(), at: None, shards: shards.collect::<Option<_>>()? })
+    }
+
+    /// Whether the log is one of servers that pass on for how long keys shall live, not until when.
+    pub fn has_relative_times(&self) -> bool {
+        let old = |server: ServerVersion| server.product == Product::Redis && server.major < 7;
+        self.shards.iter().any(|shard| shard.log_bytes > 0 && shard.server.is_some_and(old))
     }
 
     /// How many bytes of the log are to be applied.

@@ -28,8 +28,8 @@ pub struct LogChunk {
 }
 
 /// Reads the log.
-pub struct LogReader<'a> {
-    past: &'a Past,
+pub struct LogReader {
+    past: Arc<Past>,
     waiting: VecDeque<(SegmentEntry, Range<u64>)>,
     current: Option<Current>,
     /// The next byte to give, and the one behind the last.
@@ -51,17 +51,18 @@ struct Current {
     prefix: Option<Splitter>,
 }
 
-impl<'a> LogReader<'a> {
+impl LogReader {
     /// A reader of those bytes, which must follow each other and all be there.
-    pub fn new(past: &'a Past, pieces: &[Piece]) -> Result<Self> {
+    pub fn new(past: Arc<Past>, pieces: &[Piece]) -> Result<Self> {
         if let Some(gap) = past.chain.first_gap(pieces) {
             let what = format!("the log of history {} lacks the bytes {}", gap.history, bytes_of(&gap.range));
             return Err(Error::new(ErrorKind::Corrupt, what));
         }
         let next = pieces.first().map_or(0, |piece| piece.range.start);
+        let waiting = pieces.iter().flat_map(|piece| past.segments_for(piece)).collect();
         Ok(Self {
             past,
-            waiting: pieces.iter().flat_map(|piece| past.segments_for(piece)).collect(),
+            waiting,
             current: None,
             next,
             end: pieces.last().map_or(next, |piece| piece.range.end),

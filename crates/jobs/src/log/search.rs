@@ -101,7 +101,8 @@ pub async fn find(
     accident(lines, direction).ok_or_else(|| {
         let when = after.map(|after| format!(" after {after}")).unwrap_or_default();
         let what = format!("no command that matches `{}` is in the log{when}", pattern.as_str());
-        Error::new(ErrorKind::NotFound, what).hint("`slotkeep log` shows what is in it, destructive commands first")
+        Error::new(ErrorKind::NotFound, what)
+            .hint("`slotkeep log` shows what is in it, destructive commands first")
     })
 }
 
@@ -115,7 +116,9 @@ fn next_line<'l, 'a>(lines: &'l mut [Line<'a>], direction: Direction) -> Option<
     let open = lines.iter_mut().filter(|line| line.done < line.segments.len());
     match direction {
         Direction::Back => {
-            let near = |line: &&mut Line<'_>| anchor.is_none_or(|anchor| line.next_ms >= anchor.saturating_sub(ACCIDENT_MS));
+            let near = |line: &&mut Line<'_>| {
+                anchor.is_none_or(|anchor| line.next_ms >= anchor.saturating_sub(ACCIDENT_MS))
+            };
             open.filter(near).max_by_key(|line| line.next_ms)
         }
         Direction::Forth(_) => {
@@ -146,7 +149,9 @@ fn accident(lines: Vec<Line<'_>>, direction: Direction) -> Option<Accident> {
         let of_it = line.found.into_iter().filter(|found| (first..=last).contains(&found.time_ms));
         let first = of_it.min_by_key(|found| found.offset);
         // Lines that share a history share what was found in it.
-        let known = |found: &Match| matches.iter().any(|other| (&other.history, other.offset) == (&found.history, found.offset));
+        let known = |found: &Match| {
+            matches.iter().any(|other| (&other.history, other.offset) == (&found.history, found.offset))
+        };
         matches.extend(first.filter(|found| !known(found)));
     }
     matches.sort_by_key(|found| (found.time_ms, found.offset));
@@ -205,7 +210,8 @@ impl Line<'_> {
         direction: Direction,
         progress: &ShardProgress,
     ) -> Result<()> {
-        let Some((entry, part)) = self.next_segment(direction).and_then(|number| self.segments.get(number)) else {
+        let Some((entry, part)) = self.next_segment(direction).and_then(|number| self.segments.get(number))
+        else {
             return Ok(());
         };
         let mut found: Vec<Match> = Vec::new();
@@ -240,7 +246,8 @@ impl Line<'_> {
         let offset = seen.command.start.0;
         let (from_ms, until_ms) = seen.segment.times.produced(offset);
         let place = self.path.place(seen.cut_before);
-        let before = place.or_else(|| Some(Place { history: seen.segment.history.clone(), offset: seen.cut_before }))?;
+        let before = place
+            .or_else(|| Some(Place { history: seen.segment.history.clone(), offset: seen.cut_before }))?;
         Some(Match {
             history: seen.segment.history.clone(),
             slots: self.slots.clone(),

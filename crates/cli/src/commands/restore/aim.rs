@@ -99,14 +99,44 @@ impl AimArgs {
             (None, None) => match self.at.as_deref() {
                 Some("latest") => Aim::Latest,
                 Some(text) => Aim::Moment(parse_moment(text)?),
-                None => Aim::Places(self.at_offset.iter().map(|text| parse_place(text)).collect::<Result<_>>()?),
+                None => {
+                    Aim::Places(self.at_offset.iter().map(|text| parse_place(text)).collect::<Result<_>>()?)
+                }
             },
         };
         let point = resolve(&past, &aim).await?;
         Ok(Wanted { point, past: Some(past), accident })
     }
 
-    async fn search(&self, output: &Output, context: &Context, past: &Past, pattern: &str) -> Result<Accident> {
+    /// The same, but the last moment that the log leads to, if there is a log and nothing was said.
+    pub(crate) async fn resolve_newest(
+        &self,
+        output: &Output,
+        context: &Context,
+        repository: &Repository,
+        cluster: &str,
+    ) -> Result<Wanted> {
+        let said = self.backup.is_some()
+            || self.at.is_some()
+            || !self.at_offset.is_empty()
+            || self.before_command.is_some();
+        if !said {
+            let past = Past::load(repository, cluster).await?;
+            if past.has_log() {
+                let point = resolve(&past, &Aim::Latest).await?;
+                return Ok(Wanted { point, past: Some(Arc::new(past)), accident: None });
+            }
+        }
+        self.resolve(output, context, repository, cluster).await
+    }
+
+    async fn search(
+        &self,
+        output: &Output,
+        context: &Context,
+        past: &Past,
+        pattern: &str,
+    ) -> Result<Accident> {
         let pattern = Pattern::parse(pattern)?;
         let after = self.after.as_deref().map(parse_moment).transpose()?;
         let progress = ShardProgress::new("searching the log".to_owned());
@@ -165,7 +195,8 @@ pub(crate) fn render(recovery: &Recovery<'_>) -> String {
             span(found.written.as_ref())
         ));
     }
-    let mut rows = table(&["slots", "base", "offset>", "log>", "cut>", "last byte written", "may be missing>"]);
+    let mut rows =
+        table(&["slots", "base", "offset>", "log>", "cut>", "last byte written", "may be missing>"]);
     for shard in recovery.shards {
         rows.add_row([
             shard.slots.to_string(),

@@ -1,15 +1,17 @@
 //! `slotkeep restore --to-dir`: data directories of a new cluster.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use slotkeep_format::manifest::RoleRecord;
+use slotkeep_jobs::log::apply::feed;
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::files::{
-    FilesOptions, FilesPlan, NodePlan, Source, StartedNode, StockServer, UsersPolicy, apply, check_start, plan,
-    start,
+    FilesOptions, FilesPlan, Links, NodePlan, Source, StartedNode, StockServer, UsersPolicy, apply,
+    check_start, plan, start, start_following,
 };
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_model::{Product, ServerVersion};
@@ -45,12 +47,25 @@ pub(crate) struct FilesArgs {
     /// Server program to start; `valkey-server` or `redis-server` from the PATH if not given
     #[arg(long, value_name = "PATH", requires = "start")]
     server: Option<PathBuf>,
+    /// How the data gets into the nodes that are started: from files in their folders, or over a replication link from here, as
+    /// though from their primaries
+    #[arg(long, value_name = "WAY", requires = "start", default_value = "files", hide_default_value = true)]
+    via: Via,
     /// File whose first line becomes the default user's password
     #[arg(long, value_name = "FILE", requires = "to_dir")]
     new_password_file: Option<PathBuf>,
     /// Leave users and passwords out: whoever reaches the nodes may do everything
     #[arg(long, requires = "to_dir", conflicts_with = "new_password_file")]
     no_acl: bool,
+}
+
+/// How data gets into nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Via {
+    /// The nodes find it in their folders
+    Files,
+    /// The nodes follow this command until they have it
+    Link,
 }
 
 /// What was restored, or would be.
@@ -84,6 +99,10 @@ pub(crate) async fn run(
         (Some(program), true) => Some(StockServer::at(program).await?),
         (None, true) => Some(StockServer::on_path(&wanted.point).await?),
     };
+    let links = match files.via {
+        Via::Files => None,
+        Via::Link => Some(bind(wanted).await?),
+    };
     let options = FilesOptions {
         folder: folder.to_owned(),
         nodes: files.nodes.iter().map(|text| parse_addr(text)).collect::<Result<_>>()?,
@@ -91,6 +110,7 @@ pub(crate) async fn run(
         target: server.as_ref().map(|server| server.version).or(files.for_server),
         allow_partial: arguments.allow_partial,
         users: users(files)?,
+        links: links.as_ref().map(Links::addrs).unwrap_or_default(),
     };
     let plan = plan(&context, &wanted.point, &options).await?;
     if server.is_some() {
@@ -111,13 +131,64 @@ pub(crate) async fn run(
         write(output, &context, &source, &plan).await?;
         if let Some(server) = &server {
             output.note(&format!("Starting {} ({})…", server.version, nodes_in_words(plan.nodes.len())));
-            report.started =
-                Some(start(&context, &plan, server, |waiting| output.note(&format!("  {waiting}"))).await?);
+            let tell = |waiting: &str| output.note(&format!("  {waiting}"));
+            let started = match links {
+                None => start(&context, &plan, server, tell).await?,
+                Some(links) => {
+                    let shards = Shards { context: &context, repository, wanted };
+                    lead(output, &shards, &plan, server, links).await?
+                }
+            };
+            report.started = Some(started);
         }
     }
     report.seconds = context.clock.elapsed().saturating_sub(began).as_secs_f64();
     output.data(&report, render)?;
     Ok(exit::OK)
+}
+
+/// Where the primaries to be are going to follow us.
+async fn bind(wanted: &Wanted) -> Result<Links> {
+    if wanted.point.has_relative_times() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "a log of Redis before 7.0 can't be passed on over a link",
+        )
+        .hint("restore it as files: leave --via out"));
+    }
+    Links::bind(Ipv4Addr::LOCALHOST.into(), wanted.point.shards.len()).await
+}
+
+/// What the nodes get.
+struct Shards<'a> {
+    context: &'a Context,
+    repository: &'a Repository,
+    wanted: &'a Wanted,
+}
+
+/// Starts the nodes and is their primary until they have the bases, and the log behind them.
+async fn lead(
+    output: &Output,
+    shards: &Shards<'_>,
+    plan: &FilesPlan,
+    server: &StockServer,
+    links: Links,
+) -> Result<Vec<StartedNode>> {
+    let mut feeds = Vec::new();
+    let mut rows = Vec::new();
+    let point = &shards.wanted.point;
+    for (shard, state) in point.manifest.shards.iter().zip(&point.shards) {
+        let feed = feed(shards.repository, shards.wanted.past.as_ref(), shard, state).await?;
+        let bytes = feed.base.len_bytes.saturating_add(state.log_bytes);
+        rows.push((ShardProgress::new(format!("slots {}", shard.slots)), bytes));
+        feeds.push(feed);
+    }
+    let display = ByteDisplay::start(output, &rows);
+    let progress: Vec<_> = rows.into_iter().map(|(progress, _)| progress).collect();
+    let tell = |waiting: &str| output.note(&format!("  {waiting}"));
+    let started = start_following(shards.context, plan, server, links, feeds, &progress, tell).await;
+    display.finish().await;
+    started
 }
 
 async fn write(output: &Output, context: &Context, source: &Source, plan: &FilesPlan) -> Result<()> {
@@ -161,7 +232,8 @@ fn parse_server(text: &str) -> Result<ServerVersion, String> {
 
 fn render(report: &Report<'_>) -> String {
     let plan = report.plan;
-    let mut rows = table(&["node", "role", "slots", "takes the place of", "dataset", "RDB>", "log>", "keys>"]);
+    let mut rows =
+        table(&["node", "role", "slots", "takes the place of", "dataset", "RDB>", "log>", "keys>"]);
     for node in &plan.nodes {
         rows.add_row([
             node.addr.to_string(),

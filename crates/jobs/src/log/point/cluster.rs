@@ -6,13 +6,14 @@ use slotkeep_format::{Manifest, ShardState, TopologyRecord};
 use slotkeep_model::{ReplId, SlotSet};
 
 use super::{CLOCKS_APART_MS, Past, SEEN_LATE_MS, ShardPoint};
+use crate::log::windows::Moments;
 use crate::{Error, ErrorKind, Result};
 
 /// A cluster, from a topology that was seen or, where none was, from a backup.
-pub(super) struct View {
+pub(in crate::log) struct View {
     cluster_mode: bool,
     current_epoch: u64,
-    pub(super) shards: Vec<ShardState>,
+    pub(in crate::log) shards: Vec<ShardState>,
 }
 
 impl View {
@@ -31,6 +32,19 @@ impl View {
     pub(super) fn newest(past: &Past) -> Result<Self> {
         let seen = past.topologies.last().map(Self::of_topology);
         seen.or_else(|| past.backups.last().map(Self::of_backup)).ok_or_else(nothing_seen)
+    }
+
+    /// Every look that the cluster had, with the moments from when it was seen until the next one was; without any, the newest.
+    pub(in crate::log) fn all(past: &Past) -> Result<Vec<(Self, Moments)>> {
+        let always = Moments { from: Timestamp::MIN, to: Timestamp::MAX };
+        if past.topologies.is_empty() {
+            return Ok(vec![(Self::newest(past)?, always)]);
+        }
+        let from =
+            std::iter::once(always.from).chain(past.topologies.iter().skip(1).map(|seen| seen.seen_at));
+        let to = past.topologies.iter().skip(1).map(|seen| seen.seen_at).chain(std::iter::once(always.to));
+        let spans = from.zip(to).map(|(from, to)| Moments { from, to });
+        Ok(past.topologies.iter().map(Self::of_topology).zip(spans).collect())
     }
 
     fn of_topology(topology: &TopologyRecord) -> Self {
@@ -61,7 +75,7 @@ impl View {
     }
 
     /// The history that a shard followed. Where its primary could not be asked, the one that its slots had before.
-    pub(super) fn history_of(&self, past: &Past, state: &ShardState) -> Result<ReplId> {
+    pub(in crate::log) fn history_of(&self, past: &Past, state: &ShardState) -> Result<ReplId> {
         if let Some(history) = &state.history {
             return Ok(history.clone());
         }

@@ -4,6 +4,7 @@
 //! keys expire are absolute, so that loading the file later gives the same keys.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use slotkeep_format::SegmentRecord;
 use slotkeep_model::{Product, ReplOffset};
@@ -21,13 +22,13 @@ use crate::{Context, Error, ErrorKind, Result};
 /// Appends the log to a file, as the server is to load it.
 pub(super) async fn append_log(
     context: &Context,
-    past: &Past,
+    past: &Arc<Past>,
     file: &mut File,
     path: &Path,
     pieces: &[Piece],
     progress: &ShardProgress,
 ) -> Result<()> {
-    let mut reader = LogReader::new(past, pieces)?;
+    let mut reader = LogReader::new(Arc::clone(past), pieces)?;
     let mut editor: Option<Editor> = None;
     while let Some(chunk) = context.unless_stopped(reader.next()).await? {
         let editor = editor.get_or_insert_with(|| Editor::new(chunk.start, reader.database()));
@@ -86,7 +87,12 @@ impl Editor {
         Ok(out)
     }
 
-    fn make_absolute(&mut self, start: u64, bytes: &[u8], segment: &SegmentRecord) -> Result<Vec<u8>, String> {
+    fn make_absolute(
+        &mut self,
+        start: u64,
+        bytes: &[u8],
+        segment: &SegmentRecord,
+    ) -> Result<Vec<u8>, String> {
         if segment.times.samples().is_empty() {
             return Err("its expiry times are relative, and nothing tells when it was written".to_owned());
         }
@@ -153,7 +159,8 @@ mod tests {
 
     #[test]
     fn what_is_no_data_is_left_out_and_times_are_absolute() {
-        let commands: &[&[&str]] = &[&["PING"], &["SET", "k", "v", "PX", "500"], &["REPLCONF", "GETACK", "*"]];
+        let commands: &[&[&str]] =
+            &[&["PING"], &["SET", "k", "v", "PX", "500"], &["REPLCONF", "GETACK", "*"]];
         assert_eq!(edit("6.2.14", Some(0), commands), "*5 $3 SET $1 k $1 v $4 PXAT $4 1500 ");
         assert_eq!(edit("7.0.15", Some(0), commands), "*5 $3 SET $1 k $1 v $2 PX $3 500 ");
     }

@@ -138,5 +138,6 @@ pub(super) fn check_space(plan: &FilesPlan) -> Result<()> {
         mib(free),
         mib(needed)
     );
-    Err(Error::new(ErrorKind::Full, what).hint("free some space, or name a folder on another disk; nothing was written"))
+    Err(Error::new(ErrorKind::Full, what)
+        .hint("free some space, or name a folder on another disk; nothing was written"))
 }

@@ -1,7 +1,7 @@
 //! What is going to be written where. Nothing is touched yet; every refusal that can be made beforehand is made here.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
@@ -21,6 +21,9 @@ use crate::ports::{Rng, random_hex};
 use crate::restore::{check_applies, check_complete, check_loads};
 use crate::{Context, Error, ErrorKind, Result};
 
+/// The bus port of a node that has none: nothing listens there, so nobody waits for an answer.
+const NO_BUS_PORT: u16 = 1;
+
 /// What to restore, and how.
 #[derive(Clone, Default)]
 pub struct FilesOptions {
@@ -36,6 +39,9 @@ pub struct FilesOptions {
     pub allow_partial: bool,
     /// Users and passwords.
     pub users: UsersPolicy,
+    /// Where each shard's primary is to follow us, in the order of the backup's shards; without any, they find their datasets in
+    /// their folders. For clusters only.
+    pub links: Vec<SocketAddr>,
 }
 
 /// Everything that is going to be written.
@@ -65,6 +71,20 @@ pub struct FilesPlan {
     /// Whether nobody gets into the nodes without a password.
     #[serde(skip)]
     pub(super) needs_password: bool,
+    /// What each primary follows at first, in the order of the shards; empty if they find their datasets in their folders.
+    #[serde(skip)]
+    pub(super) led: Vec<LedPrimary>,
+}
+
+/// A primary to be, that first follows us.
+#[derive(Clone)]
+pub(super) struct LedPrimary {
+    /// Where it takes clients.
+    pub(super) addr: NodeAddr,
+    /// The id under which it takes us for its primary.
+    pub(super) leader: NodeId,
+    /// How it authenticates, if it does.
+    pub(super) credentials: Option<Credentials>,
 }
 
 impl NodePlan {
@@ -161,9 +181,19 @@ pub async fn plan(context: &Context, point: &Point, options: &FilesOptions) -> R
     let placed = place_nodes(manifest, options)?;
     let ips = resolve(manifest.cluster_mode, &options.nodes).await?;
     let folder = free_folder(&options.folder)?;
-    let mut planner =
-        Planner { point, manifest, options, target, folder, ips, rng: &*context.rng, warnings: vec![] };
+    let mut planner = Planner {
+        point,
+        manifest,
+        options,
+        target,
+        folder,
+        ips,
+        rng: &*context.rng,
+        warnings: vec![],
+        led: vec![],
+    };
     let sketches = planner.sketch(&placed)?;
+    planner.led = planner.led(&sketches)?;
     let nodes = planner.render(&sketches)?;
     planner.warn(&sketches);
     let needs_password = sketches.iter().any(|sketch| sketch.users.needs_password());
@@ -180,6 +210,7 @@ pub async fn plan(context: &Context, point: &Point, options: &FilesOptions) -> R
         warnings: planner.warnings,
         credentials,
         needs_password,
+        led: planner.led,
     })
 }
 
@@ -236,6 +267,7 @@ struct Planner<'a> {
     ips: Vec<(NodeAddr, IpAddr)>,
     rng: &'a dyn Rng,
     warnings: Vec<String>,
+    led: Vec<LedPrimary>,
 }
 
 impl<'a> Planner<'a> {
@@ -272,7 +304,7 @@ impl<'a> Planner<'a> {
         let mut recorded =
             settings.map(|settings| conf::sort(&settings.config, self.target, same_line)).unwrap_or_default();
         let kept_log = recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
-        let applies_log = follows.is_none() && state.log_bytes > 0;
+        let applies_log = follows.is_none() && state.log_bytes > 0 && self.options.links.is_empty();
         if applies_log {
             // A server applies a log from its append-only file and from nowhere else.
             recorded.kept.insert("appendonly".to_owned(), "yes".to_owned());
@@ -299,10 +331,45 @@ impl<'a> Planner<'a> {
         id.parse().map_err(|error| Error::new(ErrorKind::Failed, format!("can't make a node id: {error}")))
     }
 
+    /// What each primary follows at first.
+    fn led(&self, sketches: &[Sketch<'_>]) -> Result<Vec<LedPrimary>> {
+        let links = &self.options.links;
+        if links.is_empty() {
+            return Ok(Vec::new());
+        }
+        if !self.manifest.cluster_mode {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "only the nodes of a cluster can follow Slotkeep; this backup is of a server outside cluster mode",
+            )
+            .hint("restore it as files: leave --via out"));
+        }
+        let primaries = sketches.iter().filter(|sketch| sketch.follows.is_none());
+        let led = primaries.map(|sketch| {
+            let replication = sketch.users.replication.clone();
+            Ok(LedPrimary {
+                addr: NodeAddr::new(sketch.ip.to_string(), sketch.addr.port()),
+                leader: self.new_id()?,
+                credentials: replication.map(|(user, password)| Credentials { user, password }),
+            })
+        });
+        let led: Vec<LedPrimary> = led.collect::<Result<_>>()?;
+        if led.len() == links.len() {
+            return Ok(led);
+        }
+        Err(Error::new(ErrorKind::Failed, format!("{} links for {} primaries", links.len(), led.len())))
+    }
+
     /// Writes out the files of every node.
     fn render(&self, sketches: &[Sketch<'_>]) -> Result<Vec<NodePlan>> {
         let nodes_conf = self.nodes_conf(sketches);
-        sketches.iter().map(|sketch| self.render_node(sketch, &nodes_conf)).collect()
+        let led_conf = self.led_conf(sketches);
+        let conf_of = |sketch: &Sketch<'_>| match &led_conf {
+            // Replicas are started when their primaries are.
+            Some(led_conf) if sketch.follows.is_none() => led_conf,
+            _ => &nodes_conf,
+        };
+        sketches.iter().map(|sketch| self.render_node(sketch, conf_of(sketch))).collect()
     }
 
     fn render_node(&self, sketch: &Sketch<'_>, nodes_conf: &NodesConf) -> Result<NodePlan> {
@@ -322,7 +389,7 @@ impl<'a> Planner<'a> {
             file(USERS_FILE, sketch.users.lines.join("\n") + "\n");
         }
         let mut dataset = None;
-        if sketch.follows.is_none() {
+        if sketch.follows.is_none() && self.led.is_empty() {
             let form = self.dataset_form(sketch);
             if let Some(manifest) = form.manifest {
                 file("appendonlydir/appendonly.aof.manifest", manifest.to_owned());
@@ -427,6 +494,35 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// The cluster as its primaries see it at first: each shard's slots belong to us, and all nodes follow. None if they do not.
+    fn led_conf(&self, sketches: &[Sketch<'_>]) -> Option<NodesConf> {
+        let leaders = self.led.iter().zip(&self.options.links).zip(&self.manifest.shards).zip(1..);
+        let mut nodes: Vec<ConfNode> = leaders
+            .map(|(((led, link), shard), config_epoch)| ConfNode {
+                id: led.leader.clone(),
+                ip: link.ip().to_string(),
+                port: link.port(),
+                bus_port: NO_BUS_PORT,
+                role: ConfRole::Primary { config_epoch, slots: shard.slots.clone() },
+            })
+            .collect();
+        let mut leader = self.led.iter();
+        let mut current = None;
+        for sketch in sketches {
+            if sketch.follows.is_none() {
+                current = leader.next();
+            }
+            nodes.push(ConfNode {
+                id: sketch.id.clone()?,
+                ip: sketch.ip.to_string(),
+                port: sketch.addr.port(),
+                bus_port: bus_port(&sketch.addr)?,
+                role: ConfRole::Replica { primary: current?.leader.clone() },
+            });
+        }
+        Some(NodesConf { nodes, moves: vec![], current_epoch: self.manifest.current_epoch })
+    }
+
     /// Collects what the user should know, each thing once.
     fn warn(&mut self, sketches: &[Sketch<'_>]) {
         let mut said = BTreeSet::new();
@@ -444,8 +540,11 @@ impl<'a> Planner<'a> {
                 self.manifest.missing_slots.len()
             ));
         }
-        let for_now: Vec<String> =
-            sketches.iter().filter(|sketch| sketch.keeps_log_for_now).map(|sketch| sketch.addr.to_string()).collect();
+        let for_now: Vec<String> = sketches
+            .iter()
+            .filter(|sketch| sketch.keeps_log_for_now)
+            .map(|sketch| sketch.addr.to_string())
+            .collect();
         if !for_now.is_empty() {
             self.warnings.push(format!(
                 "these nodes load the log from an append-only file, so their configuration says `appendonly yes`, where `no` was recorded: {}. \
@@ -469,7 +568,8 @@ fn moves(sketches: &[Sketch<'_>]) -> Vec<ConfMove> {
     let mut moves = Vec::new();
     for to in primaries() {
         for from in primaries().filter(|from| from.addr != to.addr) {
-            let slots = to.state.importing.intersection(&from.state.migrating).intersection(&from.shard.slots);
+            let slots =
+                to.state.importing.intersection(&from.state.migrating).intersection(&from.shard.slots);
             if let (false, Some(from), Some(to)) = (slots.is_empty(), &from.id, &to.id) {
                 moves.push(ConfMove { slots, from: from.clone(), to: to.clone() });
             }

@@ -177,8 +177,9 @@ async fn write_dataset(
             end(file, &path).await?;
             file = create(&log_path).await.map_err(|error| failed("write", &log_path, &error))?;
         }
-        let past = source.past.as_deref();
-        let past = past.ok_or_else(|| Error::new(ErrorKind::Failed, "a log is to be written and none was opened"))?;
+        let past = source.past.as_ref();
+        let past =
+            past.ok_or_else(|| Error::new(ErrorKind::Failed, "a log is to be written and none was opened"))?;
         append_log(context, past, &mut file, &log_path, &log.pieces, progress).await?;
     }
     progress.enter(Phase::Finishing);
