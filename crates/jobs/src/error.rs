@@ -34,6 +34,8 @@ pub enum ErrorKind {
     NotFound,
     /// Stored bytes are not what was written.
     Corrupt,
+    /// The log can't be continued where it was left.
+    Gap,
     /// The target is not empty.
     TargetNotEmpty,
     /// The target holds other data in the slots that are to be restored.

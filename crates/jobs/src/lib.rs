@@ -3,9 +3,11 @@
 //! Thin asynchronous loops around the pure machines of `slotkeep-wire` and `slotkeep-rdb`. Time, randomness and the network come
 //! in through [`ports`]. Capture stores bytes; interpretation runs beside it and never fails a backup.
 
+pub mod archive;
 pub mod backup;
 mod base;
 pub mod check;
+pub mod cut;
 pub mod diff;
 pub mod discover;
 mod error;

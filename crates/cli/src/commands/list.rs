@@ -5,7 +5,7 @@ use serde::Serialize;
 use slotkeep_format::Manifest;
 use slotkeep_jobs::{Error, ErrorKind, Result};
 
-use super::backup::stored;
+use super::backup::{kind_text, stored};
 use crate::args::RepoArgs;
 use crate::exit;
 use crate::output::{Output, bytes, count, table, table_text};
@@ -31,6 +31,8 @@ struct Row {
     id: String,
     kind: String,
     partial: bool,
+    /// The moment of the cut that all shards share.
+    cut: Option<jiff::Timestamp>,
     finished_at: jiff::Timestamp,
     server: String,
     shards: usize,
@@ -84,7 +86,8 @@ fn row(manifest: &Manifest) -> Row {
     Row {
         cluster: manifest.cluster.clone(),
         id: manifest.id.clone(),
-        kind: "full".to_owned(),
+        kind: kind_text(manifest.kind).to_owned(),
+        cut: manifest.cut.as_ref().map(|cut| cut.at),
         partial: manifest.partial,
         finished_at: manifest.finished_at,
         server: server.map(|server| server.to_string()).unwrap_or_default(),
@@ -100,13 +103,13 @@ fn render(list: &List) -> String {
         return format!("{} holds no backup yet.", list.repository);
     }
     let mut rows =
-        table(&["cluster", "id", "kind", "finished", "server", "shards>", "keys>", "RDB>", "stored>"]);
+        table(&["cluster", "id", "kind", "as of", "server", "shards>", "keys>", "RDB>", "stored>"]);
     for backup in &list.backups {
         rows.add_row([
             backup.cluster.clone(),
             backup.id.clone(),
             if backup.partial { format!("{}, partial", backup.kind) } else { backup.kind.clone() },
-            backup.finished_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+            backup.cut.unwrap_or(backup.finished_at).strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
             backup.server.clone(),
             backup.shards.to_string(),
             backup.keys.map_or_else(|| "?".to_owned(), count),

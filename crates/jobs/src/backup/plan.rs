@@ -2,6 +2,7 @@
 
 use futures::StreamExt;
 use slotkeep_model::{Node, NodeAddr, Role, ServerVersion, Shard, SlotSet};
+use slotkeep_wire::info::Replication;
 
 use crate::discover::{Discovery, NodeReport, node_report, nodes_moving_slots};
 use crate::{Context, Error, ErrorKind, Result};
@@ -59,6 +60,8 @@ pub struct Candidate {
     pub keys: u64,
     /// Its replication offset.
     pub offset: u64,
+    /// Where it stands in its replication history.
+    pub replication: Replication,
 }
 
 /// Looks at every node and chooses.
@@ -113,11 +116,9 @@ async fn look_and_choose(
     Ok(BackupPlan { discovery, shards: ready, missing_slots: covered.complement() })
 }
 
-async fn plan_shard(context: &Context, shard: Shard, prefer: Prefer) -> ShardPlan {
-    let mut asked = Vec::new();
-    for node in shard.nodes() {
-        asked.push(ask(context, node).await);
-    }
+/// Looks at every node of a shard and puts those that can be captured or followed in order.
+pub(crate) async fn plan_shard(context: &Context, shard: Shard, prefer: Prefer) -> ShardPlan {
+    let asked = futures::future::join_all(shard.nodes().map(|node| ask(context, node))).await;
     let primary_offset = asked
         .iter()
         .filter_map(|(_, report)| report.as_ref().ok())
@@ -134,6 +135,7 @@ async fn plan_shard(context: &Context, shard: Shard, prefer: Prefer) -> ShardPla
                 server: report.server,
                 keys: report.keys,
                 offset: report.offset,
+                replication: report.replication,
             }),
             Err(reason) => passed_over.push((addr, reason)),
         }
