@@ -156,6 +156,12 @@ impl Drop for SpoolFolder {
         {
             tracing::warn!(folder = %self.path.display(), %error, "a temporary folder stays behind");
         }
+        if self.passing {
+            // The folders above stay if they are in use.
+            for above in self.path.ancestors().skip(1).take(2) {
+                let _ = fs::remove_dir(above);
+            }
+        }
     }
 }
 
