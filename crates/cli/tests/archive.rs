@@ -8,7 +8,7 @@ use common::agent::Agent;
 use common::log::{assert_log_is_the_stream, field};
 use common::{command, server, slotkeep};
 use serde_json::Value;
-use slotkeep_testkit::data::Writer;
+use slotkeep_testkit::data::{Mix, Writer};
 use slotkeep_testkit::{Cluster, ClusterBuilder, FailoverMode};
 use tempfile::TempDir;
 
@@ -67,7 +67,7 @@ fn an_agent_that_is_killed_goes_on_without_a_gap(server_name: &str) {
     agent.kill();
     writer.wait_for_more(500).unwrap();
     // Longer pieces: the second death finds much that is not sealed.
-    let agent = Agent::start(&cluster, folder.path(), &["--seal-after", "1h"]);
+    let agent = Agent::start(&cluster, folder.path(), &["--seal-size", "1GiB", "--seal-after", "1h"]);
     agent.wait_following();
     writer.wait_for_more(500).unwrap();
     agent.kill();
@@ -125,9 +125,7 @@ fn failovers_are_followed() {
     // The whole stream of each shard is to be found on the node that leads it in the end.
     cluster.failover_by(0, FailoverMode::Graceful).unwrap();
     writer.wait_for_more(500).unwrap();
-    agent.wait("the first fork", |lines| {
-        lines.iter().any(|line| line["notice"]["kind"] == "fork")
-    });
+    agent.wait("the first fork", |lines| lines.iter().any(|line| line["notice"]["kind"] == "fork"));
     let dead = cluster.primary(1).unwrap();
     dead.kill().unwrap();
     cluster.failover(1).unwrap();
@@ -158,15 +156,16 @@ fn a_divergent_tail_is_kept_and_a_new_base_begins() {
     let first = latest(&folder);
     let (primary, replica) = (&cluster.nodes()[0], &cluster.nodes()[1]);
     replica.pause().unwrap();
+    // The replica is stopped and cannot come back; the agent can.
+    primary.client().unwrap().command(&["CLIENT", "KILL", "TYPE", "replica"]).unwrap();
     set(&cluster, "only-here", "1");
+    agent.wait_following();
     wait_held(&agent, &cluster);
     let ahead: u64 = field(&mut primary.client().unwrap(), "master_repl_offset").parse().unwrap();
     primary.kill().unwrap();
     replica.resume().unwrap();
     replica.client().unwrap().command(&["CLUSTER", "FAILOVER", "TAKEOVER"]).unwrap();
-    agent.wait("the divergence", |lines| {
-        lines.iter().any(|line| line["notice"]["kind"] == "diverged")
-    });
+    agent.wait("the divergence", |lines| lines.iter().any(|line| line["notice"]["kind"] == "diverged"));
     agent.wait("the second backup", |lines| {
         lines.iter().filter(|line| line["notice"]["kind"] == "backup").count() == 2
     });
@@ -192,7 +191,7 @@ fn a_link_that_is_cut_anywhere_is_continued() {
     let node = &cluster.nodes()[0];
     let proxy = node.proxy().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    set(&cluster, "before", &"x".repeat(400_000));
+    Mix::bulk(2_000_000).load(&cluster).unwrap();
     let map = format!("{}={}", node.addr(), proxy.addr());
     // In the middle of the snapshot.
     proxy.cut_after(200_000);

@@ -34,6 +34,14 @@ pub struct Context {
 }
 
 impl Context {
+    /// What `work` gives, or nothing if it takes longer than that; then it is cancelled.
+    async fn within<T>(&self, limit: std::time::Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            outcome = work => Some(outcome),
+            () = self.clock.sleep(limit) => None,
+        }
+    }
+
     /// What `work` gives, or [`ErrorKind::Interrupted`] if the user stops first; then `work` is cancelled.
     async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {

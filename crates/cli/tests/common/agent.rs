@@ -29,7 +29,10 @@ impl Agent {
     pub fn start(cluster: &Cluster, folder: &Path, more: &[&str]) -> Self {
         let mut archive = command();
         let seeds: Vec<String> = cluster.nodes().iter().map(|node| node.addr().to_string()).collect();
-        archive.args(["archive", "--json", "--status-every", "200ms", "--seal-after", "500ms"]);
+        archive.args(["archive", "--json", "--status-every", "200ms"]);
+        if !more.contains(&"--seal-after") {
+            archive.args(["--seal-after", "500ms"]);
+        }
         archive.args(["--jobs-per-host", "9", "--cluster", &seeds.join(",")]);
         archive.arg("--repo").arg(folder.join("repo")).arg("--spool").arg(folder.join("spool")).args(more);
         Self::spawn(archive)
@@ -66,16 +69,19 @@ impl Agent {
         if let Err(error) = outcome {
             let lines = self.lines.lock().unwrap();
             let last: Vec<String> = lines.iter().rev().take(3).map(ToString::to_string).collect();
-            panic!("{error}\nsaid: {}\nnotices: {:#?}\nlast: {}", self.err.lock().unwrap(), notices(&lines, None), last.join("\n"));
+            panic!(
+                "{error}\nsaid: {}\nnotices: {:#?}\nlast: {}",
+                self.err.lock().unwrap(),
+                notices(&lines, None),
+                last.join("\n")
+            );
         }
     }
 
     /// Waits until the last status is as wanted.
     #[track_caller]
     pub fn wait_status(&self, what: &str, wanted: impl Fn(&Value) -> bool) {
-        self.wait(what, |lines| {
-            lines.iter().rev().find_map(|line| line.get("status")).is_some_and(&wanted)
-        });
+        self.wait(what, |lines| lines.iter().rev().find_map(|line| line.get("status")).is_some_and(&wanted));
     }
 
     /// Waits until every shard is followed and the first backup is written.

@@ -79,10 +79,8 @@ pub fn from_server(node: &Node, first: u64, last: u64) -> Vec<u8> {
     let mut asking = node.client().unwrap();
     let history = field(&mut asking, "master_replid");
     let mut stream = TcpStream::connect(node.addr()).unwrap();
-    let request = format!(
-        "*3\r\n$5\r\nPSYNC\r\n$40\r\n{history}\r\n${}\r\n{first}\r\n",
-        first.to_string().len()
-    );
+    let request =
+        format!("*3\r\n$5\r\nPSYNC\r\n$40\r\n{history}\r\n${}\r\n{first}\r\n", first.to_string().len());
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n") {

@@ -38,6 +38,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// For so long a line that has its base is tried again in a job that is to end.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
+/// How long a node may take to say how it stands, before the others are considered without it.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// How often a full spool is looked at.
 const SPOOL_LOOK: Duration = Duration::from_millis(200);
 /// How long a replica may take to receive what its primary had written.
@@ -286,7 +288,8 @@ impl Line {
             return Ok(End::Stopped);
         }
         let shard = self.shard.borrow_and_update().clone();
-        let plan = plan_shard(&self.context, shard, self.shared.prefer);
+        let limit = self.context.connector.timeout().min(ANSWER_LIMIT);
+        let plan = plan_shard(&self.context, shard, self.shared.prefer, limit);
         let plan = self.context.unless_stopped(async { Ok(plan.await) }).await?;
         let mut candidates = plan.candidates;
         if self.shared.patience == Patience::Persistent {

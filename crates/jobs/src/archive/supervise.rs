@@ -19,7 +19,7 @@ use super::fleet::{Fleet, match_lines};
 use super::gates::Gates;
 use super::held::Holdings;
 use super::intake::SealPolicy;
-use super::line::{Ack, LineHandle, Shared};
+use super::line::{ANSWER_LIMIT, Ack, LineHandle, Shared};
 use super::lineage::Reach;
 use super::sealer::{Patience, seal_file, wait};
 use super::spool::SpoolFolder;
@@ -31,7 +31,7 @@ use crate::cut::{CutOptions, TakenCut, take_cut};
 use crate::discover::{Discovery, discover};
 use crate::progress::ShardProgress;
 use crate::settings::{SettingsOptions, read_settings};
-use crate::{Context, Error, Result};
+use crate::{Context, Error, ErrorKind, Result};
 
 /// How often the cluster is looked at when nothing hints at a change.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -39,6 +39,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(500);
 /// How often the lines are looked at.
 const TURN: Duration = Duration::from_millis(200);
+/// How long the primaries may take to tell their offsets for a cut.
+const CUT_ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a cut may wait to be reached before another one is made.
 const CUT_LIMIT: Duration = Duration::from_secs(300);
 /// How many files of an earlier run are sealed at a time.
@@ -133,7 +135,7 @@ pub async fn archive(
     let outcome = context.unless_stopped(supervisor.run()).await;
     let unsealed = supervisor.end().await;
     match outcome {
-        Err(error) if error.kind() == crate::ErrorKind::Interrupted => Ok(unsealed),
+        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(unsealed),
         Err(error) => Err(error),
         Ok(()) => Ok(unsealed),
     }
@@ -208,7 +210,7 @@ impl Supervisor<'_> {
                 self.look().await;
             }
             if let Err(error) = self.back_up().await {
-                if error.kind() == crate::ErrorKind::Interrupted {
+                if error.kind() == ErrorKind::Interrupted {
                     return Err(error);
                 }
                 self.trouble("no backup could be written yet", &error);
@@ -228,7 +230,7 @@ impl Supervisor<'_> {
         let nodes = self.discovery.topology().shards.iter().flat_map(Shard::nodes);
         let known: Vec<NodeAddr> = nodes.filter(|node| node.online).map(|node| node.addr.clone()).collect();
         let seeds: Vec<NodeAddr> = known.into_iter().chain(self.seeds.iter().cloned()).collect();
-        match discover(self.context, &seeds).await {
+        match self.discover(&seeds).await {
             Ok(discovery) => self.discovery = discovery,
             Err(error) => {
                 self.trouble("the cluster can't be looked at", &error);
@@ -240,6 +242,20 @@ impl Supervisor<'_> {
             self.trouble("a new shard can't be followed yet", &error);
         }
         self.note_topology().await;
+    }
+
+    /// Finds the cluster by the first node that answers soon.
+    async fn discover(&self, seeds: &[NodeAddr]) -> Result<Discovery> {
+        let mut last = Error::new(ErrorKind::Unreachable, "no node of the cluster answers");
+        for seed in seeds {
+            match self.context.within(ANSWER_LIMIT, discover(self.context, std::slice::from_ref(seed))).await
+            {
+                Some(Ok(discovery)) => return Ok(discovery),
+                Some(Err(error)) => last = error,
+                None => {}
+            }
+        }
+        Err(last)
     }
 
     /// Writes down how the cluster looks, if it looks different.
@@ -340,7 +356,10 @@ impl Supervisor<'_> {
         }
         let shards: Vec<Shard> = self.fleet.lines.iter().map(LineHandle::shard).collect();
         let primaries: Vec<NodeAddr> = shards.iter().map(|shard| shard.primary.addr.clone()).collect();
-        let taken = take_cut(self.context, &primaries, self.options.cut).await?;
+        let taken =
+            self.context.within(CUT_ANSWER_LIMIT, take_cut(self.context, &primaries, self.options.cut));
+        let silent = || Error::new(ErrorKind::Unreachable, "not every primary told its offset in time");
+        let taken = taken.await.ok_or_else(silent)??;
         self.fleet.seal_by(&taken.shards);
         self.pending = Some(Pending { taken, shards, since: self.context.clock.elapsed() });
         Ok(())

@@ -8,6 +8,7 @@ use slotkeep_model::{Node, Shard, SlotSet};
 use slotkeep_wire::info::Replication;
 use slotkeep_wire::topology::SlotMove;
 
+use super::line::ANSWER_LIMIT;
 use crate::backup::new_backup_id;
 use crate::discover::{Discovery, read_view, replication_of};
 use crate::{Context, Result};
@@ -26,6 +27,10 @@ pub(crate) struct SeenShard {
 }
 
 impl SeenShard {
+    fn unanswered(shard: Shard) -> Self {
+        Self { shard, replication: None, importing: SlotSet::default(), migrating: SlotSet::default() }
+    }
+
     /// Whether slots are on their way to or from it.
     pub(crate) fn is_moving_slots(&self) -> bool {
         !self.importing.is_empty() || !self.migrating.is_empty()
@@ -35,8 +40,11 @@ impl SeenShard {
 /// Asks every primary.
 pub(crate) async fn look_at_shards(context: &Context, discovery: &Discovery) -> Vec<SeenShard> {
     let cluster_mode = discovery.topology().cluster_mode;
-    let asked = futures::stream::iter(discovery.topology().shards.clone())
-        .map(|shard| async move { look_at(context, shard, cluster_mode).await });
+    let asked = futures::stream::iter(discovery.topology().shards.clone()).map(|shard| async move {
+        let silent = SeenShard::unanswered(shard.clone());
+        let seen = context.within(ANSWER_LIMIT, look_at(context, shard, cluster_mode)).await;
+        seen.unwrap_or(silent)
+    });
     asked.buffered(QUESTIONS_IN_FLIGHT).collect().await
 }
 
