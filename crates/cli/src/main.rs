@@ -46,6 +46,7 @@ async fn dispatch(command: Command, session: &Session, output: &Output) -> slotk
     match command {
         Command::Init(command) => commands::init::run(session, output, &command).await,
         Command::Backup(command) => commands::backup::run(session, output, &command).await,
+        Command::Archive(command) => commands::archive::run(session, output, &command).await,
         Command::Restore(command) => commands::restore::run(session, output, &command).await,
         Command::Check(command) => commands::check::run(session, output, &command).await,
         Command::Diff(command) => commands::diff::run(session, output, &command).await,

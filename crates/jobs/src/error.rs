@@ -34,7 +34,7 @@ pub enum ErrorKind {
     NotFound,
     /// Stored bytes are not what was written.
     Corrupt,
-    /// The log does not lead there: a gap, or a moment before its beginning or after its end.
+    /// The log does not lead there, or can't be continued from there: a gap, or a moment before its beginning or after its end.
     Gap,
     /// The target is not empty.
     TargetNotEmpty,

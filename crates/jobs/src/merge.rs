@@ -48,7 +48,7 @@ pub async fn merge(
     let merger = Merger { context, source, target, options, id: &id };
     for ((record, shard), progress) in point.manifest.shards.iter().zip(&point.shards).zip(progress) {
         progress.capture.enter(Phase::Running);
-        match merger.shard(record, shard, progress).await {
+        match Box::pin(merger.shard(record, shard, progress)).await {
             Ok((record, total, is_new)) => {
                 progress.capture.enter(Phase::Done);
                 if is_new {
@@ -153,7 +153,8 @@ impl Merger<'_> {
             cluster: self.target.cluster,
             backup_id: self.id,
         };
-        let folded = fold(self.context, &server, self.options, input, &destination, progress).await?;
+        let folded = fold(self.context, &server, self.options, input, &destination, progress);
+        let folded = Box::pin(folded).await?;
         let written = point.written.and_then(|span| span.until);
         let record = ShardRecord {
             server: folded.engine.into(),

@@ -3,13 +3,12 @@
 use clap::Args;
 use serde::Serialize;
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::BackupKind;
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, history_graph, restorable};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::Repository;
 
-use super::backup::stored;
+use super::backup::{kind_text, stored};
 use crate::args::RepoArgs;
 use crate::exit;
 use crate::output::{Output, bytes, count, table, table_text};
@@ -50,6 +49,8 @@ struct Row {
     id: String,
     kind: String,
     partial: bool,
+    /// The moment of the cut that all shards share.
+    cut: Option<jiff::Timestamp>,
     finished_at: jiff::Timestamp,
     server: String,
     shards: usize,
@@ -121,7 +122,8 @@ fn row(manifest: &Manifest) -> Row {
     Row {
         cluster: manifest.cluster.clone(),
         id: manifest.id.clone(),
-        kind: kind(manifest.kind).to_owned(),
+        kind: kind_text(manifest.kind).to_owned(),
+        cut: manifest.cut.as_ref().map(|cut| cut.at),
         partial: manifest.partial,
         finished_at: manifest.finished_at,
         server: server.map(|server| server.to_string()).unwrap_or_default(),
@@ -129,14 +131,6 @@ fn row(manifest: &Manifest) -> Row {
         keys: manifest.digest.map(|digest| digest.keys),
         rdb_bytes: manifest.shards.iter().map(|shard| shard.base.rdb.raw_bytes).sum(),
         stored_bytes: manifest.shards.iter().map(|shard| stored(&shard.base)).sum(),
-    }
-}
-
-pub(super) const fn kind(kind: BackupKind) -> &'static str {
-    match kind {
-        BackupKind::Full => "full",
-        BackupKind::Incremental => "incremental",
-        BackupKind::Merged => "merged",
     }
 }
 
@@ -251,13 +245,13 @@ fn render_backups(list: &List) -> String {
         return format!("{} holds no backup yet.", list.repository);
     }
     let mut rows =
-        table(&["cluster", "id", "kind", "finished", "server", "shards>", "keys>", "RDB>", "stored>"]);
+        table(&["cluster", "id", "kind", "as of", "server", "shards>", "keys>", "RDB>", "stored>"]);
     for backup in &list.backups {
         rows.add_row([
             backup.cluster.clone(),
             backup.id.clone(),
             if backup.partial { format!("{}, partial", backup.kind) } else { backup.kind.clone() },
-            backup.finished_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+            backup.cut.unwrap_or(backup.finished_at).strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
             backup.server.clone(),
             backup.shards.to_string(),
             backup.keys.map_or_else(|| "?".to_owned(), count),

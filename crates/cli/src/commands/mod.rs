@@ -1,5 +1,6 @@
 //! The commands, one file each: their options, what they call, what they show.
 
+pub(crate) mod archive;
 pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod demo;

@@ -2,12 +2,11 @@
 
 use clap::Args;
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::{CrcRecord, CutMethod};
+use slotkeep_format::manifest::CrcRecord;
 use slotkeep_jobs::Result;
 use slotkeep_repo::BackupSelector;
 
-use super::backup::summary;
-use super::list::kind;
+use super::backup::{cut_text, kind_text, summary};
 use crate::args::RepoArgs;
 use crate::exit;
 use crate::output::Output;
@@ -38,20 +37,16 @@ fn render(manifest: &Manifest) -> String {
     };
     line("backup", manifest.id.clone());
     line("cluster", manifest.cluster.clone());
-    line("kind", kind(manifest.kind).to_owned());
-    if let Some(cut) = &manifest.cut {
-        let how = match cut.method {
-            CutMethod::Instant => format!("all shards within {} ms, without a pause", cut.error_ms),
-            CutMethod::Barrier => format!("writes paused for {} ms", cut.paused_ms.unwrap_or(0)),
-        };
-        line("cut", format!("{} by the servers' clocks, {how}", cut.at));
-        if let Some(why) = &cut.fell_back {
-            line("", format!("not as it was asked for: {why}"));
-        }
-    }
     line("started", manifest.started_at.to_string());
     line("finished", manifest.finished_at.to_string());
     line("slotkeep", manifest.slotkeep_version.clone());
+    line("kind", kind_text(manifest.kind).to_owned());
+    if let Some(cut) = &manifest.cut {
+        line("cut", cut_text(cut));
+        if let Some(reason) = &cut.fell_back {
+            line("NOTE", format!("no barrier: {reason}"));
+        }
+    }
     if manifest.partial {
         line("PARTIAL", format!("lacks slots {}", manifest.missing_slots));
     }
@@ -70,7 +65,7 @@ fn render(manifest: &Manifest) -> String {
         line("taken", format!("from {}", shard.source));
         line("history", format!("{} up to offset {}", shard.history, shard.offset));
         if let Some(cut) = &shard.cut {
-            line("cut", format!("{} up to offset {}", cut.history, cut.offset));
+            line("log", format!("{} up to offset {}", cut.history, cut.offset));
         }
         if let Some(time) = shard.server_time {
             line("time", format!("{time} by the server's clock"));

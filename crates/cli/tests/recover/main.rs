@@ -13,4 +13,5 @@ mod harness;
 
 mod account;
 mod exact;
+mod failover;
 mod recorder;

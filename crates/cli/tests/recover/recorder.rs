@@ -98,15 +98,6 @@ impl Recorder {
         self.followers.iter().for_each(Follower::catch_up);
     }
 
-    /// The place that each shard has reached, as `--at-offset` takes it.
-    pub(crate) fn places(&self) -> Vec<String> {
-        let place = |follower: &Follower| {
-            let shared = follower.shared.lock().unwrap();
-            format!("{}:{}", shared.history, shared.start + shared.bytes.len() as u64 - 1)
-        };
-        self.followers.iter().map(place).collect()
-    }
-
     /// Goes on with another node of a shard, where the one before has died.
     pub(crate) fn fail_over(&mut self, shard: usize, node: SocketAddr) {
         let old = self.followers.remove(shard).stop();
@@ -273,10 +264,10 @@ impl Follower {
 
     fn catch_up(&self) {
         let mut client = Client::connect(&Endpoint::plain(self.addr)).unwrap();
-        let produced = sample(&mut client).unwrap().offset;
+        let TimeSample { until_ms, offset: produced, .. } = sample(&mut client).unwrap();
         wait_for(LIMIT, "the log to be here", || {
             let shared = self.shared.lock().unwrap();
-            let sampled = shared.samples.last().is_some_and(|sample| sample.offset >= produced);
+            let sampled = shared.samples.last().is_some_and(|sample| sample.from_ms > until_ms);
             let here = shared.start + shared.bytes.len() as u64 > produced;
             if here && sampled { Ok(()) } else { Err(NotYet::because("it is not")) }
         })

@@ -162,7 +162,7 @@ impl Chain {
     pub fn add_base(&mut self, base: BasePlace) {
         self.strands.entry(base.place.history.clone()).or_default();
         self.bases.push(base);
-        self.bases.sort_by(|a, b| (a.place.offset, a.number).cmp(&(b.place.offset, b.number)));
+        self.bases.sort_by_key(|base| (base.place.offset, base.number));
     }
 
     /// The histories.

@@ -22,11 +22,11 @@ pub(super) struct Seen<'a> {
     pub(super) segment: &'a SegmentRecord,
 }
 
-/// Visits the commands of a segment that lie in `part`, until `visit` breaks. Calls `progress` with the bytes of each piece.
+/// Visits the commands of a segment that lie in the range that is wanted, until `visit` breaks. Calls `progress` with the bytes of each piece.
 pub(super) async fn scan(
     context: &Context,
     past: &Past,
-    (entry, part): (&SegmentEntry, &Range<u64>),
+    (entry, wanted): (&SegmentEntry, &Range<u64>),
     mut progress: impl FnMut(u64),
     mut visit: impl FnMut(&Seen<'_>) -> ControlFlow<()>,
 ) -> Result<()> {
@@ -45,7 +45,7 @@ pub(super) async fn scan(
             let in_transaction = splitter.in_transaction();
             let found = splitter.next(&mut input).map_err(|error| damaged(entry, &error.to_string()))?;
             let Some(command) = found else { break };
-            if command.start.0 < part.start || command.end.0 >= part.end {
+            if command.start.0 < wanted.start || command.end.0 >= wanted.end {
                 continue;
             }
             let seen = Seen { command, database, cut_before, in_transaction, segment: &segment };

@@ -11,11 +11,12 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::Serialize;
 use slotkeep_format::{Manifest, TimeSample};
-use slotkeep_model::{Product, ServerVersion, SlotSet};
+use slotkeep_model::{Product, ReplOffset, ServerVersion, SlotSet};
+use slotkeep_wire::stream::{Splitter, StreamStart};
 
 use super::chain::{Path, Piece, Place, Unreachable, as_text};
 use super::past::Past;
-use super::read::bytes_of;
+use super::read::{bytes_of, damaged};
 use super::times::{Times, Written};
 use crate::{Error, ErrorKind, Result};
 pub(super) use cluster::View;
@@ -196,6 +197,7 @@ async fn of_backup(past: &Past, manifest: &Manifest) -> Result<Point> {
             return Err(Error::new(ErrorKind::Gap, what).hint("restore another backup (`slotkeep list`)"));
         }
         let written = Times::on(past, &path).written(cut.offset).await?;
+        let log = if is_idle(past, &log).await? { vec![] } else { log };
         shards.push(ShardPoint {
             slots: record.slots.clone(),
             importing: SlotSet::default(),
@@ -218,11 +220,11 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
     let at = Timestamp::from_millisecond(moment_ms)
         .map_err(|error| Error::new(ErrorKind::Usage, format!("there is no such moment: {error}")))?;
     let view = View::at(past, at)?;
-    view.check_settled(past, moment_ms)?;
+    View::check_settled(past, moment_ms)?;
     let mut used = BTreeSet::new();
     let mut shards = Vec::new();
     for state in &view.shards {
-        let history = view.history_of(past, state)?;
+        let history = View::history_of(past, state)?;
         let own = places.iter().enumerate().find(|(_, place)| belongs(past, place, &history));
         used.extend(own.map(|(number, _)| number));
         let (path, cut) = match own {
@@ -301,6 +303,37 @@ async fn cut_by(past: &Past, path: &Path, (moment_ms, end): (i64, End), slots: &
     Ok(Cut { offset: before.offset, may_lack_ms: Some(may_lack_ms) })
 }
 
+/// A log up to so many bytes is read to see whether there is anything in it.
+const SMALL_LOG_BYTES: u64 = 256 << 10;
+
+/// Whether there is nothing in a short log that changes a dataset: an idle cluster's log is full of heartbeats.
+async fn is_idle(past: &Past, log: &[Piece]) -> Result<bool> {
+    if log.iter().map(Piece::bytes).sum::<u64>() > SMALL_LOG_BYTES {
+        return Ok(false);
+    }
+    for (entry, wanted) in log.iter().flat_map(|piece| past.segments_for(piece)) {
+        let mut reader = past.repository.read_segment(&entry).await?;
+        let start = StreamStart {
+            offset: ReplOffset(entry.start.saturating_sub(1)),
+            db: None,
+            in_transaction: false,
+        };
+        let mut splitter = Splitter::new(start);
+        while let Some(bytes) = reader.next().await? {
+            let mut input = bytes.as_slice();
+            while let Some(command) =
+                splitter.next(&mut input).map_err(|error| damaged(&entry, &error.to_string()))?
+            {
+                let changes = !["PING", "REPLCONF", "SELECT"].iter().any(|name| command.is(name));
+                if changes && command.start.0 >= wanted.start && command.end.0 < wanted.end {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
 /// Why a moment can't be reached, and which ones can.
 async fn not_reached(past: &Past, path: &Path, times: &Times<'_>, moment_ms: i64, slots: &SlotSet) -> Error {
     let (mut before, mut after) = (None, None);
@@ -364,6 +397,7 @@ async fn shard_point(
         .base(number)
         .ok_or_else(|| Error::new(ErrorKind::Failed, "a base of the log belongs to no backup"))?;
     let place = path.place(cut.offset).unwrap_or_else(|| base.place.clone());
+    let log = if is_idle(past, &log).await? { vec![] } else { log };
     let written = Times::on(past, path).written(cut.offset).await?;
     let point = ShardPoint {
         slots: state.slots.clone(),
@@ -417,7 +451,7 @@ async fn latest(past: &Past) -> Result<i64> {
     let view = View::newest(past)?;
     let mut latest: Option<i64> = None;
     for state in &view.shards {
-        let history = view.history_of(past, state)?;
+        let history = View::history_of(past, state)?;
         let path = past.chain.path(&past.chain.main_tip(&history));
         let window = past.chain.windows(&path).pop();
         let last = match window {

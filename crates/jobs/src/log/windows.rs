@@ -114,7 +114,7 @@ fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Result<Vec
     for (view, valid) in views {
         let mut spans = vec![valid];
         for state in &view.shards {
-            let own = match view.history_of(past, state) {
+            let own = match View::history_of(past, state) {
                 Ok(history) => {
                     lines.get(&past.chain.main_tip(&history)).map(Vec::as_slice).unwrap_or_default()
                 }

@@ -6,8 +6,13 @@ fn id(number: usize) -> ReplId {
     format!("{number:040}").parse().unwrap()
 }
 
-fn parent(number: usize, fork: u64) -> Option<Parent> {
-    Some(Parent { history: id(number), fork })
+fn parent(number: usize, fork: u64) -> Parent {
+    Parent { history: id(number), fork }
+}
+
+/// One range; a `vec![1..2]` looks like a mistake.
+fn one(range: Range<u64>) -> Vec<Range<u64>> {
+    std::iter::once(range).collect()
 }
 
 fn base(history: usize, offset: u64, number: usize) -> BasePlace {
@@ -18,8 +23,8 @@ fn base(history: usize, offset: u64, number: usize) -> BasePlace {
 fn failovers() -> Chain {
     let mut chain = Chain::default();
     chain.add_history(id(1), None, 1, vec![11..21, 21..41]);
-    chain.add_history(id(2), parent(1, 30), 2, vec![31..51]);
-    chain.add_history(id(3), parent(2, 50), 3, vec![51..61, 71..81]);
+    chain.add_history(id(2), Some(parent(1, 30)), 2, one(31..51));
+    chain.add_history(id(3), Some(parent(2, 50)), 3, vec![51..61, 71..81]);
     chain.add_base(base(1, 10, 0));
     chain.add_base(base(3, 75, 1));
     chain
@@ -67,8 +72,8 @@ fn what_is_missing_is_named_with_the_places_around_it() {
 #[test]
 fn a_loop_of_histories_ends() {
     let mut chain = Chain::default();
-    chain.add_history(id(1), parent(2, 5), 1, vec![6..10]);
-    chain.add_history(id(2), parent(1, 9), 2, vec![10..12]);
+    chain.add_history(id(1), Some(parent(2, 5)), 1, one(6..10));
+    chain.add_history(id(2), Some(parent(1, 9)), 2, one(10..12));
     assert!(chain.path(&id(1)).stretches().len() <= 2);
     chain.main_tip(&id(1));
 }
@@ -81,10 +86,13 @@ fn the_longest_segments_are_read() {
     assert_eq!(chosen, [(1..20, 3..20), (15..30, 20..30), (40..50, 40..45)]);
 }
 
+/// A history: its parent and fork, its ranges.
+type Drawn = (Option<(usize, u64)>, Vec<Range<u64>>);
+
 /// A graph: for each history its parent and fork, its ranges; and bases.
 #[derive(Debug, Clone)]
 struct Graph {
-    histories: Vec<(Option<(usize, u64)>, Vec<Range<u64>>)>,
+    histories: Vec<Drawn>,
     bases: Vec<(usize, u64)>,
 }
 
@@ -115,7 +123,7 @@ impl Graph {
     fn chain(&self) -> Chain {
         let mut chain = Chain::default();
         for (number, (from, ranges)) in self.histories.iter().enumerate() {
-            let parent = from.and_then(|(history, fork)| parent(history, fork));
+            let parent = from.map(|(history, fork)| parent(history, fork));
             chain.add_history(id(number), parent, i64::try_from(number).unwrap(), ranges.clone());
         }
         for (number, (history, offset)) in self.bases.iter().enumerate() {

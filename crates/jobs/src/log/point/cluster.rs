@@ -75,7 +75,7 @@ impl View {
     }
 
     /// The history that a shard followed. Where its primary could not be asked, the one that its slots had before.
-    pub(in crate::log) fn history_of(&self, past: &Past, state: &ShardState) -> Result<ReplId> {
+    pub(in crate::log) fn history_of(past: &Past, state: &ShardState) -> Result<ReplId> {
         if let Some(history) = &state.history {
             return Ok(history.clone());
         }
@@ -88,7 +88,7 @@ impl View {
     }
 
     /// Refuses a moment at which it is not known who served some slots: when they changed hands was seen only afterwards.
-    pub(super) fn check_settled(&self, past: &Past, moment_ms: i64) -> Result<()> {
+    pub(super) fn check_settled(past: &Past, moment_ms: i64) -> Result<()> {
         for pair in past.topologies.windows(2) {
             let [before, after] = pair else { continue };
             let seen_ms = after.seen_at.as_millisecond();
