@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::{NodeRecord, ObjectRecord, RoleRecord, SettingsRecord, ShardRecord};
-use slotkeep_model::{NodeAddr, NodeId, Product, RdbVersion, ServerVersion, SlotSet};
-use slotkeep_wire::nodes_conf::{ConfMove, ConfNode, ConfRole, NodesConf};
+use slotkeep_format::manifest::{NodeRecord, RoleRecord, SettingsRecord, ShardRecord};
+use slotkeep_model::{NodeAddr, NodeId, ServerVersion, SlotSet};
+use slotkeep_wire::nodes_conf::{ConfNode, ConfRole, NodesConf};
 use slotkeep_wire::replica::Credentials;
 
 use super::assign::ShardAddrs;
 use super::conf::{self, Place, Recorded, USERS_FILE};
+use super::dataset::{DatasetPlan, Primary, moves};
 use super::place::{bus_port, free_folder, place_nodes, resolve};
 use super::users::{Users, UsersPolicy, users};
-use crate::log::chain::Piece;
 use crate::log::point::{Point, ShardPoint};
 use crate::ports::{Rng, random_hex};
 use crate::restore::{check_applies, check_complete, check_loads};
@@ -127,40 +127,6 @@ pub struct NodePlan {
     pub files: Vec<FilePlan>,
 }
 
-/// The dataset of a node.
-#[derive(Clone, Debug, Serialize)]
-pub struct DatasetPlan {
-    /// The object it comes from.
-    pub object: ObjectRecord,
-    /// The version that the RDB must have.
-    #[serde(serialize_with = "as_text")]
-    pub rdb_version: RdbVersion,
-    /// Where it goes, relative to the node's folder.
-    pub path: PathBuf,
-    /// The log that the server applies to it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log: Option<DatasetLog>,
-}
-
-impl DatasetPlan {
-    /// How many bytes are going to be written, at most.
-    pub fn bytes(&self) -> u64 {
-        self.object.raw_bytes.saturating_add(self.log.as_ref().map_or(0, |log| log.bytes))
-    }
-}
-
-/// The log behind a dataset's base, as an append-only file.
-#[derive(Clone, Debug, Serialize)]
-pub struct DatasetLog {
-    /// Where it goes, relative to the node's folder: the base's own file where base and log are one file.
-    pub path: PathBuf,
-    /// How many bytes of the log are read.
-    pub bytes: u64,
-    /// The bytes of the log, in order.
-    #[serde(skip)]
-    pub(super) pieces: Vec<Piece>,
-}
-
 /// A small file.
 #[derive(Serialize)]
 pub struct FilePlan {
@@ -249,13 +215,6 @@ struct Sketch<'a> {
     settings: Option<&'a SettingsRecord>,
     recorded: Recorded,
     users: Users,
-}
-
-/// Where a dataset's parts go, relative to the node's folder, and what the AOF manifest says.
-struct DatasetForm {
-    base: &'static str,
-    log: &'static str,
-    manifest: Option<&'static str>,
 }
 
 struct Planner<'a> {
@@ -390,22 +349,13 @@ impl<'a> Planner<'a> {
         }
         let mut dataset = None;
         if sketch.follows.is_none() && self.led.is_empty() {
-            let form = self.dataset_form(sketch);
-            if let Some(manifest) = form.manifest {
-                file("appendonlydir/appendonly.aof.manifest", manifest.to_owned());
+            let appendonly = sketch.recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
+            let (plan, aof_manifest) =
+                DatasetPlan::of(&sketch.shard.base, sketch.state, appendonly, self.target);
+            if let Some(text) = aof_manifest {
+                file("appendonlydir/appendonly.aof.manifest", text.to_owned());
             }
-            let base = &sketch.shard.base;
-            let log = (sketch.state.log_bytes > 0).then(|| DatasetLog {
-                path: form.log.into(),
-                bytes: sketch.state.log_bytes,
-                pieces: sketch.state.log.clone(),
-            });
-            dataset = Some(DatasetPlan {
-                object: base.rdb.clone(),
-                rdb_version: base.rdb_version,
-                path: form.base.into(),
-                log,
-            });
+            dataset = Some(plan);
         }
         Ok(NodePlan {
             addr: sketch.addr.clone(),
@@ -420,26 +370,6 @@ impl<'a> Planner<'a> {
             dataset,
             files,
         })
-    }
-
-    /// Where a primary's base and log go. A server with `appendonly yes` loads nothing but its AOF.
-    fn dataset_form(&self, sketch: &Sketch<'_>) -> DatasetForm {
-        let appendonly = sketch.recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
-        let multi_part = self.target.product == Product::Valkey || self.target.major >= 7;
-        match (appendonly, multi_part) {
-            (false, _) => DatasetForm { base: "dump.rdb", log: "", manifest: None },
-            // An RDB is an AOF whose preamble is all there is; commands may follow it.
-            (true, false) => DatasetForm { base: "appendonly.aof", log: "appendonly.aof", manifest: None },
-            (true, true) => DatasetForm {
-                base: "appendonlydir/appendonly.aof.1.base.rdb",
-                log: "appendonlydir/appendonly.aof.1.incr.aof",
-                manifest: Some(if sketch.state.log_bytes > 0 {
-                    "file appendonly.aof.1.base.rdb seq 1 type b\nfile appendonly.aof.1.incr.aof seq 1 type i\n"
-                } else {
-                    "file appendonly.aof.1.base.rdb seq 1 type b\n"
-                }),
-            },
-        }
     }
 
     fn config(&self, sketch: &Sketch<'_>, folder: &Path) -> String {
@@ -489,7 +419,7 @@ impl<'a> Planner<'a> {
         });
         NodesConf {
             nodes: nodes.collect(),
-            moves: moves(sketches),
+            moves: moves(&primaries(sketches)),
             current_epoch: self.manifest.current_epoch,
         }
     }
@@ -562,20 +492,10 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The moves of slots that were under way, between the new nodes.
-fn moves(sketches: &[Sketch<'_>]) -> Vec<ConfMove> {
-    let primaries = || sketches.iter().filter(|sketch| sketch.follows.is_none());
-    let mut moves = Vec::new();
-    for to in primaries() {
-        for from in primaries().filter(|from| from.addr != to.addr) {
-            let slots =
-                to.state.importing.intersection(&from.state.migrating).intersection(&from.shard.slots);
-            if let (false, Some(from), Some(to)) = (slots.is_empty(), &from.id, &to.id) {
-                moves.push(ConfMove { slots, from: from.clone(), to: to.clone() });
-            }
-        }
-    }
-    moves
+/// The primaries by their ids; none outside cluster mode.
+fn primaries<'s>(sketches: &'s [Sketch<'_>]) -> Vec<Primary<'s>> {
+    let primaries = sketches.iter().filter(|sketch| sketch.follows.is_none());
+    primaries.filter_map(|sketch| Some(Primary { id: sketch.id.as_ref()?, state: sketch.state })).collect()
 }
 
 fn warnings_of(sketch: &Sketch<'_>, target: ServerVersion) -> Vec<String> {
