@@ -5,7 +5,7 @@ use slotkeep_testkit::{Cluster, ClusterBuilder, Server, servers};
 
 use crate::common::agent::Agent;
 use crate::harness::{Bench, cluster_client, free_addrs};
-use crate::recorder::{now, sample};
+use crate::recorder::{now, pause, sample};
 
 /// By how much the writers' clock and the servers' may be rounded apart: both are this machine's.
 const ROUNDING_MS: i64 = 2;
@@ -60,15 +60,18 @@ fn archive_comes_back(name: &str) {
     let agent = Agent::start(&cluster, folder.parent().unwrap(), &[]);
     agent.wait_ready();
     let ledger = Ledger::start(&cluster, LedgerOptions { seed: 5, lists: 30, accounts: 8 }).unwrap();
-    ledger.wait_for_more(300).unwrap();
-    let before = now().as_millisecond();
     ledger.wait_for_more(100).unwrap();
+    // An idle server is asked for its time once a second: from then on more often.
+    pause(1500);
+    let before = now().as_millisecond();
+    pause(300);
     cluster.primary(1).unwrap().kill().unwrap();
     cluster.failover(1).unwrap();
     agent.wait_following();
-    ledger.wait_for_more(300).unwrap();
+    ledger.wait_for_more(100).unwrap();
+    pause(700);
     let after = now().as_millisecond();
-    ledger.wait_for_more(200).unwrap();
+    pause(300);
     let account = ledger.stop(&cluster).unwrap();
     wait_held(&agent, &cluster);
     for shard in 0..3 {

@@ -59,17 +59,6 @@ fn delicate_writes(client: &mut Client, server: &Server) {
             &["SORT", "{t}:list", "STORE", "{t}:sorted"],
         ],
     );
-    if server.is_modern() {
-        run(
-            client,
-            &[&[
-                "FUNCTION",
-                "LOAD",
-                "REPLACE",
-                "#!lua name=later\nredis.register_function('later', function() return 1 end)",
-            ]],
-        );
-    }
     if server.has_hash_field_expiry() {
         run(
             client,
@@ -102,6 +91,11 @@ fn come_back_exactly(from: &str, to: &str) {
     let slot = slotkeep_model::key_slot(b"t");
     let owner = everywhere.owner(slot).unwrap();
     delicate_writes(&mut client(owner, None, None), &server);
+    let code = "#!lua name=later\nredis.register_function('later', function() return 1 end)";
+    for shard in (0..3).filter(|_| server.is_modern()) {
+        let mut primary = cluster.primary(shard).unwrap().client().unwrap();
+        primary.command(&["FUNCTION", "LOAD", "REPLACE", code]).unwrap();
+    }
     recorder.catch_up();
     // One backup more as a witness, under another name: its bases are no part of the chain.
     let witness = manifest_of(&bench.backup(seed(&cluster), &["--prefer", "primary", "--name", "witness"]));

@@ -314,6 +314,12 @@ pub(crate) fn now() -> Timestamp {
     Timestamp::now()
 }
 
+/// Lets time go by, which is what is recorded.
+pub(crate) fn pause(ms: u64) {
+    let (_keep, never) = channel::<()>();
+    assert_eq!(never.recv_timeout(Duration::from_millis(ms)), Err(RecvTimeoutError::Timeout));
+}
+
 /// The manifest that `slotkeep backup --json` printed.
 pub(crate) fn manifest_of(printed: &Value) -> Manifest {
     Manifest::parse(printed.to_string().as_bytes()).unwrap()
