@@ -18,4 +18,5 @@ mod account;
 mod archived;
 mod exact;
 mod failover;
+mod moves;
 mod recorder;

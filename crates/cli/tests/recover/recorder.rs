@@ -69,6 +69,15 @@ impl Recorder {
         self.see_as_of(now);
     }
 
+    /// Looks at the topology while a slot is being moved.
+    pub(crate) fn see_moving(&mut self, slot: slotkeep_model::Slot, from: usize, to: usize) {
+        self.see_as_of(now());
+        let slot: slotkeep_model::SlotSet = std::iter::once(slot).collect();
+        let shards = &mut self.topologies.last_mut().unwrap().shards;
+        shards[from].migrating = slot.clone();
+        shards[to].importing = slot;
+    }
+
     fn see_as_of(&mut self, seen_at: Timestamp) {
         let states = self.manifest.shards.iter().zip(&self.followers).map(|(shard, follower)| ShardState {
             slots: shard.slots.clone(),
