@@ -47,9 +47,12 @@ async fn dispatch(command: Command, session: &Session, output: &Output) -> slotk
     match command {
         Command::Init(command) => commands::init::run(session, output, &command).await,
         Command::Backup(command) => commands::backup::run(session, output, &command).await,
+        Command::Archive(command) => commands::archive::run(session, output, &command).await,
         Command::Restore(command) => commands::restore::run(session, output, &command).await,
         Command::Check(command) => commands::check::run(session, output, &command).await,
         Command::Diff(command) => commands::diff::run(session, output, &command).await,
+        Command::Log(command) => commands::log::run(session, output, &command).await,
+        Command::Merge(command) => commands::merge::run(session, output, &command).await,
         Command::List(command) => commands::list::run(session, output, &command).await,
         Command::Show(command) => commands::show::run(session, output, &command).await,
         Command::Inspect(command) => commands::inspect::run(session, output, &command).await,

@@ -10,6 +10,7 @@ mod json;
 pub mod lineage;
 pub mod manifest;
 pub mod segment;
+pub mod spool;
 pub mod timeline;
 mod varint;
 
@@ -19,4 +20,5 @@ pub use index::{IndexEntry, IndexError, IndexReader, IndexWriter};
 pub use lineage::{HistoryRecord, Parent, ShardState, TopologyRecord};
 pub use manifest::{Manifest, ManifestError, RepositoryFile};
 pub use segment::{SegmentError, SegmentRecord};
+pub use spool::{SpoolError, SpoolHeader, SpoolReader, SpoolRecord};
 pub use timeline::{TimeSample, Timeline};

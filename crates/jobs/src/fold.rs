@@ -12,14 +12,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use slotkeep_format::manifest::BaseRecord;
+use slotkeep_format::manifest::{BaseRecord, RoleRecord};
 use slotkeep_model::{Product, ReplId, ReplOffset, ServerVersion, SlotDigest};
 use slotkeep_repo::Repository;
 use slotkeep_repo::layout::BaseLayout;
-use slotkeep_wire::replica::Credentials;
+use slotkeep_wire::replica::{Credentials, Request};
 use slotkeep_wire::stream::Reader;
 
-use crate::backup::{Captured, Destination, base_record, capture, discard_base};
+use crate::archive::link::{Answer, Link};
+use crate::backup::base::{Announced, TakenBase, receive};
 use crate::engine::{Engine, EngineClient, EngineNeeds, EngineOptions};
 use crate::link::{Feed, LinkListener, LinkOptions, LogEditor, TimeOf};
 use crate::ports::random_hex;
@@ -115,7 +116,14 @@ pub async fn fold<B: ByteSource, L: ByteSource>(
     let mut engine = Engine::start(server, options, listener.addr(), &credentials).await?;
     let inner = Context { stop: context.stop.child_token(), ..context.clone() };
     let outcome = {
-        let run = Run { context: &inner, listener, client: engine.client(), destination, progress };
+        let run = Run {
+            context: &inner,
+            listener,
+            client: engine.client(),
+            server: engine.version(),
+            destination,
+            progress,
+        };
         let mut work = Box::pin(run.run(input));
         tokio::select! {
             biased;
@@ -145,6 +153,7 @@ struct Run<'a> {
     context: &'a Context,
     listener: LinkListener,
     client: EngineClient,
+    server: ServerVersion,
     destination: &'a FoldDestination<'a>,
     progress: &'a FoldProgress,
 }
@@ -165,43 +174,45 @@ impl Run<'_> {
         let sent = input.feed.send(&mut follower, &mut editor, &self.progress.fed_bytes).await?;
         follower.keep_until(self.client.wait_applied(self.context, sent, PATIENCE)).await?;
         // Stopped or not, it has to come to its end, where it takes back what it has stored.
-        let captured = follower.hold(self.take(&history, sent, cut)).await;
-        let layout = self.layout(&history, cut);
-        let recorded = match captured {
-            Ok(captured) => base_record(self.destination.repository, captured).await,
-            Err(error) => Err(error),
-        };
-        match recorded {
-            Ok((base, digest)) => {
-                Ok(Done { base, digest, history, offset: cut, left_out_commands: editor.left_out() })
-            }
-            Err(error) => {
-                discard_base(self.destination.repository, &layout).await;
-                Err(error)
-            }
-        }
+        let taken = follower.hold(self.take(&history, sent, cut)).await?;
+        let digest = taken.total(self.destination.repository).await?;
+        Ok(Done { base: taken.base, digest, history, offset: cut, left_out_commands: editor.left_out() })
     }
 
     /// Takes the engine's dataset, which has to be at offset `sent`, as that at the cut.
-    async fn take(&self, history: &ReplId, sent: ReplOffset, cut: ReplOffset) -> Result<Captured> {
-        let destination = Destination {
-            repository: self.destination.repository,
-            cluster: self.destination.cluster,
-            backup_id: self.destination.backup_id,
-            stored_as: Some((history.clone(), cut)),
-        };
+    async fn take(&self, history: &ReplId, sent: ReplOffset, cut: ReplOffset) -> Result<TakenBase> {
         let context = self.client.context(self.context);
-        let captured = capture(&context, self.client.node(), &destination, &self.progress.capture).await?;
-        if captured.history == *history && captured.offset == sent {
-            return Ok(captured);
-        }
-        Err(Error::new(
-            ErrorKind::Failed,
-            format!(
-                "the engine gave its dataset at offset {} of {}, expected {sent} of {history}",
-                captured.offset, captured.history
-            ),
-        ))
+        let mut link = context.unless_stopped(Link::open(&context, self.client.node())).await?;
+        let answer = context.unless_stopped(link.begin(Request::Full)).await?;
+        let header = match answer {
+            Answer::Snapshot { history: given, offset, header, .. }
+                if given == *history && offset == sent =>
+            {
+                header
+            }
+            other => {
+                return Err(Error::new(
+                    ErrorKind::Failed,
+                    format!(
+                        "the engine gave something else than its dataset at offset {sent} of {history}: {other:?}"
+                    ),
+                ));
+            }
+        };
+        let announced = Announced {
+            source: self.client.node().clone(),
+            source_role: RoleRecord::Replica,
+            server: self.server.into(),
+            history: history.clone(),
+            offset: cut.0,
+            server_time: None,
+            layout: self.layout(history, cut),
+        };
+        let repository = self.destination.repository;
+        let received =
+            receive(&context, repository, &mut link, header, announced, &self.progress.capture).await?;
+        drop(link);
+        received.store(repository).await
     }
 
     fn layout(&self, history: &ReplId, cut: ReplOffset) -> BaseLayout {

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use slotkeep_format::Manifest;
 use slotkeep_model::{Product, ServerVersion};
 
-use crate::restore::check_loads;
+use crate::log::point::Point;
+use crate::restore::{check_applies, check_loads};
 use crate::{Error, ErrorKind, Result};
 
 /// How many lines of a log are shown.
@@ -39,9 +39,8 @@ impl StockServer {
     }
 
     /// The server on `PATH` that loads the backup: one of the recorded product if there is one.
-    pub async fn on_path(manifest: &Manifest) -> Result<Self> {
-        let recorded =
-            manifest.shards.iter().find_map(|shard| shard.server.version()).map(|server| server.product);
+    pub async fn on_path(point: &Point) -> Result<Self> {
+        let recorded = point.shards.iter().find_map(|shard| shard.server).map(|server| server.product);
         let programs = match recorded {
             Some(Product::Redis) => ["redis-server", "valkey-server"],
             _ => ["valkey-server", "redis-server"],
@@ -54,7 +53,9 @@ impl StockServer {
                 .find(|program| program.is_file());
             let Some(found) = found else { continue };
             let server = Self::at(&found).await?;
-            match check_loads(manifest, server.version) {
+            let usable = check_loads(&point.manifest, server.version)
+                .and_then(|()| check_applies(point, server.version));
+            match usable {
                 Ok(()) => return Ok(server),
                 Err(error) => refused = refused.or(Some(error)),
             }

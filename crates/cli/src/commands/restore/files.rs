@@ -6,20 +6,19 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use slotkeep_format::Manifest;
 use slotkeep_format::manifest::RoleRecord;
-use slotkeep_jobs::link::{Feed, Snapshot};
+use slotkeep_jobs::log::apply::feed;
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::files::{
-    FilesOptions, FilesPlan, Links, NodePlan, StartedNode, StockServer, UsersPolicy, apply, check_start,
-    plan, start, start_following,
+    FilesOptions, FilesPlan, Links, NodePlan, Source, StartedNode, StockServer, UsersPolicy, apply,
+    check_start, plan, start, start_following,
 };
-use slotkeep_jobs::source::{MemorySource, ObjectSource};
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
-use slotkeep_model::{Product, ReplOffset, ServerVersion};
+use slotkeep_model::{Product, ServerVersion};
 use slotkeep_repo::Repository;
 
 use super::RestoreArgs;
+use super::aim::{Recovery, Wanted, render as render_recovery};
 use crate::args::AccessArgs;
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
@@ -75,6 +74,9 @@ struct Report<'a> {
     dry_run: bool,
     #[serde(flatten)]
     plan: &'a FilesPlan,
+    /// How the log leads to the point; absent where a backup is restored that has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery: Option<Recovery<'a>>,
     /// The running nodes; absent without `--start`.
     #[serde(skip_serializing_if = "Option::is_none")]
     started: Option<Vec<StartedNode>>,
@@ -86,7 +88,7 @@ pub(crate) async fn run(
     output: &Output,
     arguments: &RestoreArgs,
     repository: &Repository,
-    manifest: &Manifest,
+    wanted: &Wanted,
     folder: &Path,
 ) -> Result<u8> {
     let files = &arguments.files;
@@ -95,11 +97,11 @@ pub(crate) async fn run(
     let server = match (&files.server, files.start) {
         (_, false) => None,
         (Some(program), true) => Some(StockServer::at(program).await?),
-        (None, true) => Some(StockServer::on_path(manifest).await?),
+        (None, true) => Some(StockServer::on_path(&wanted.point).await?),
     };
     let links = match files.via {
         Via::Files => None,
-        Via::Link => Some(Links::bind(Ipv4Addr::LOCALHOST.into(), manifest.shards.len()).await?),
+        Via::Link => Some(bind(wanted).await?),
     };
     let options = FilesOptions {
         folder: folder.to_owned(),
@@ -110,23 +112,30 @@ pub(crate) async fn run(
         users: users(files)?,
         links: links.as_ref().map(Links::addrs).unwrap_or_default(),
     };
-    let plan = plan(&context, manifest, &options).await?;
+    let plan = plan(&context, &wanted.point, &options).await?;
     if server.is_some() {
         check_start(&context, &plan)?;
     }
     for warning in &plan.warnings {
         output.warn(warning);
     }
-    let mut report = Report { dry_run: arguments.dry_run, plan: &plan, started: None, seconds: 0.0 };
+    let mut report = Report {
+        dry_run: arguments.dry_run,
+        plan: &plan,
+        recovery: wanted.recovery(),
+        started: None,
+        seconds: 0.0,
+    };
     if !arguments.dry_run {
-        write(output, &context, repository, &plan).await?;
+        let source = Source { repository: repository.clone(), past: wanted.past.clone() };
+        write(output, &context, &source, &plan).await?;
         if let Some(server) = &server {
             output.note(&format!("Starting {} ({})…", server.version, nodes_in_words(plan.nodes.len())));
             let tell = |waiting: &str| output.note(&format!("  {waiting}"));
             let started = match links {
                 None => start(&context, &plan, server, tell).await?,
                 Some(links) => {
-                    let shards = Shards { context: &context, repository, manifest };
+                    let shards = Shards { context: &context, repository, wanted };
                     lead(output, &shards, &plan, server, links).await?
                 }
             };
@@ -138,14 +147,26 @@ pub(crate) async fn run(
     Ok(exit::OK)
 }
 
+/// Where the primaries to be are going to follow us.
+async fn bind(wanted: &Wanted) -> Result<Links> {
+    if wanted.point.has_relative_times() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "a log of Redis before 7.0 can't be passed on over a link",
+        )
+        .hint("restore it as files: leave --via out"));
+    }
+    Links::bind(Ipv4Addr::LOCALHOST.into(), wanted.point.shards.len()).await
+}
+
 /// What the nodes get.
 struct Shards<'a> {
     context: &'a Context,
     repository: &'a Repository,
-    manifest: &'a Manifest,
+    wanted: &'a Wanted,
 }
 
-/// Starts the nodes and is their primary until they have the bases.
+/// Starts the nodes and is their primary until they have the bases, and the log behind them.
 async fn lead(
     output: &Output,
     shards: &Shards<'_>,
@@ -155,13 +176,12 @@ async fn lead(
 ) -> Result<Vec<StartedNode>> {
     let mut feeds = Vec::new();
     let mut rows = Vec::new();
-    for shard in &shards.manifest.shards {
-        let base = &shard.base.rdb;
-        let source = ObjectSource(shards.repository.framed(base).await?);
-        let offset = ReplOffset(shard.offset);
-        let base = Snapshot { source, len_bytes: base.raw_bytes, history: shard.history.clone(), offset };
-        rows.push((ShardProgress::new(format!("slots {}", shard.slots)), base.len_bytes));
-        feeds.push(Feed { base, log: MemorySource::default(), cut: offset });
+    let point = &shards.wanted.point;
+    for (shard, state) in point.manifest.shards.iter().zip(&point.shards) {
+        let feed = feed(shards.repository, shards.wanted.past.as_ref(), shard, state).await?;
+        let bytes = feed.base.len_bytes.saturating_add(state.log_bytes);
+        rows.push((ShardProgress::new(format!("slots {}", shard.slots)), bytes));
+        feeds.push(feed);
     }
     let display = ByteDisplay::start(output, &rows);
     let progress: Vec<_> = rows.into_iter().map(|(progress, _)| progress).collect();
@@ -171,14 +191,14 @@ async fn lead(
     started
 }
 
-async fn write(output: &Output, context: &Context, repository: &Repository, plan: &FilesPlan) -> Result<()> {
+async fn write(output: &Output, context: &Context, source: &Source, plan: &FilesPlan) -> Result<()> {
     let primaries = plan.nodes.iter().filter_map(|node| Some((node, node.dataset.as_ref()?)));
     let rows: Vec<(Arc<ShardProgress>, u64)> = primaries
-        .map(|(node, dataset)| (ShardProgress::new(node.addr.to_string()), dataset.object.raw_bytes))
+        .map(|(node, dataset)| (ShardProgress::new(node.addr.to_string()), dataset.bytes()))
         .collect();
     let display = ByteDisplay::start(output, &rows);
     let progress: Vec<_> = rows.into_iter().map(|(progress, _)| progress).collect();
-    let outcome = apply(context, repository, plan, &progress).await;
+    let outcome = apply(context, source, plan, &progress).await;
     display.finish().await;
     outcome
 }
@@ -212,7 +232,8 @@ fn parse_server(text: &str) -> Result<ServerVersion, String> {
 
 fn render(report: &Report<'_>) -> String {
     let plan = report.plan;
-    let mut rows = table(&["node", "role", "slots", "takes the place of", "dataset", "RDB>", "keys>"]);
+    let mut rows =
+        table(&["node", "role", "slots", "takes the place of", "dataset", "RDB>", "log>", "keys>"]);
     for node in &plan.nodes {
         rows.add_row([
             node.addr.to_string(),
@@ -223,10 +244,16 @@ fn render(report: &Report<'_>) -> String {
                 .as_ref()
                 .map_or_else(|| "-".to_owned(), |dataset| dataset.path.display().to_string()),
             node.dataset.as_ref().map_or_else(String::new, |dataset| bytes(dataset.object.raw_bytes)),
+            log_of(node).map(bytes).unwrap_or_default(),
             keys(report, node).map(count).unwrap_or_default(),
         ]);
     }
-    format!("{}\n\n{}", table_text(&rows), conclusion(report))
+    let way = report.recovery.as_ref().map(|recovery| render_recovery(recovery) + "\n\n").unwrap_or_default();
+    format!("{way}{}\n\n{}", table_text(&rows), conclusion(report))
+}
+
+fn log_of(node: &NodePlan) -> Option<u64> {
+    node.dataset.as_ref().and_then(|dataset| dataset.log.as_ref()).map(|log| log.bytes)
 }
 
 fn nodes_in_words(nodes: usize) -> String {
@@ -246,12 +273,22 @@ fn keys(report: &Report<'_>, node: &NodePlan) -> Option<u64> {
     report.started.as_ref()?.iter().find(|started| started.addr == name).map(|started| started.keys)
 }
 
+/// What is restored, as the beginning of a sentence.
+fn what(report: &Report<'_>) -> String {
+    let backup = &report.plan.backup;
+    let Some(recovery) = &report.recovery else { return format!("Backup {backup}") };
+    match recovery.at() {
+        Some(at) => format!("The cluster as it was at {at}"),
+        None => format!("Backup {backup} with its log"),
+    }
+}
+
 fn conclusion(report: &Report<'_>) -> String {
     let plan = report.plan;
-    let (backup, target, folder) = (&plan.backup, plan.target, plan.folder.display());
+    let (backup, target, folder) = (what(report), plan.target, plan.folder.display());
     let took = seconds(std::time::Duration::from_secs_f64(report.seconds.max(0.0)));
     if report.dry_run {
-        return format!("Backup {backup} would be restored for {target} to {folder}. Nothing was written.");
+        return format!("{backup} would be restored for {target} to {folder}. Nothing was written.");
     }
     if report.started.is_some() {
         let replicas = plan.nodes.iter().any(|node| node.follows.is_some());
@@ -261,7 +298,7 @@ fn conclusion(report: &Report<'_>) -> String {
             (false, true) => ": every replica follows its primary",
             (false, false) => "",
         };
-        return format!("Backup {backup} restored to {folder} and started with {target} in {took}{up}.");
+        return format!("{backup} restored to {folder} and started with {target} in {took}{up}.");
     }
     let example = plan.nodes.first().map(|node| node.config_file.display().to_string()).unwrap_or_default();
     let program = match plan.target.product {
@@ -269,6 +306,6 @@ fn conclusion(report: &Report<'_>) -> String {
         Product::Valkey => "valkey-server",
     };
     format!(
-        "Backup {backup} restored for {target} to {folder} in {took}. Start each node with its file: `{program} {example}`."
+        "{backup} restored for {target} to {folder} in {took}. Start each node with its file: `{program} {example}`."
     )
 }

@@ -78,6 +78,6 @@ impl Planner<'_> {
                 role: ConfRole::Replica { primary: current?.leader.clone() },
             });
         }
-        Some(NodesConf { nodes, current_epoch: self.manifest.current_epoch })
+        Some(NodesConf { nodes, moves: vec![], current_epoch: self.manifest.current_epoch })
     }
 }
