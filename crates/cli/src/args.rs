@@ -135,7 +135,7 @@ impl CutArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Spool")]
 pub(crate) struct SpoolArgs {
-    /// Folder for what is received and not yet sealed, on a local disk; $XDG_STATE_HOME/slotkeep or ~/.local/state/slotkeep if not
+    /// Folder for what is received and not yet sealed, on a local disk; `slotkeep` in `$XDG_STATE_HOME` or `~/.local/state` if not
     /// given
     #[arg(long, value_name = "DIR", env = "SLOTKEEP_SPOOL")]
     pub(crate) spool: Option<PathBuf>,
