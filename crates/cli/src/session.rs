@@ -135,6 +135,7 @@ impl Session {
             tls,
             addresses,
             timeout: Some(Duration::from_secs(access.timeout.max(1))),
+            socket_file: None,
         })
     }
 
@@ -197,6 +198,11 @@ impl Session {
     /// Opens the repository, or makes it in a new local folder.
     pub(crate) async fn open_or_create(&self, location: &Location) -> Result<Repository> {
         Ok(Repository::open_or_create(location, self.repository_id()?, self.now()).await?)
+    }
+
+    /// Cancelled when the user wants to stop.
+    pub(crate) const fn stop(&self) -> &CancellationToken {
+        &self.stop
     }
 
     /// The time of day.

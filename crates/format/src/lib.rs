@@ -6,10 +6,17 @@
 pub mod digest_file;
 pub mod frames;
 pub mod index;
+mod json;
+pub mod lineage;
 pub mod manifest;
+pub mod segment;
+pub mod timeline;
 mod varint;
 
 pub use digest_file::{DigestFileError, decode_digest, encode_digest};
 pub use frames::{FrameError, FrameWriter, SeekTable};
 pub use index::{IndexEntry, IndexError, IndexReader, IndexWriter};
+pub use lineage::{HistoryRecord, Parent, ShardState, TopologyRecord};
 pub use manifest::{Manifest, ManifestError, RepositoryFile};
+pub use segment::{SegmentError, SegmentRecord};
+pub use timeline::{TimeSample, Timeline};

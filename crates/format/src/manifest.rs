@@ -3,30 +3,35 @@
 //! A manifest is the commit: it is written last, by a create that fails if it exists, and names every object of the backup
 //! with its length and BLAKE3. Unknown fields are ignored; a newer format version is refused.
 
-use std::fmt::Display;
-use std::str::FromStr;
-
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use slotkeep_model::{
     Node, NodeAddr, NodeId, Product, RdbVersion, ReplId, ReplOffset, Role, ServerVersion, Shard, SlotDigest,
     SlotSet, Topology,
 };
 use thiserror::Error;
 
-/// The newest format that this code writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+use crate::json::{optional_text, parse_versioned, render, text};
+
+/// The newest format of manifests that this code writes and reads. Version 2 added cuts behind the bases.
+pub const FORMAT_VERSION: u32 = 2;
+/// The newest format of `slotkeep.json` that this code writes and reads.
+pub const REPOSITORY_VERSION: u32 = 1;
 
 /// What is wrong with a manifest or a repository file.
 #[derive(Debug, Error)]
 pub enum ManifestError {
     /// It is not JSON, or a field is missing or of the wrong type.
-    #[error("not readable as JSON of format version {FORMAT_VERSION}: {0}")]
+    #[error("not readable as JSON of a known format version: {0}")]
     Json(#[from] serde_json::Error),
     /// It was written by a newer Slotkeep.
-    #[error("it has format version {0}; this Slotkeep reads up to {FORMAT_VERSION}")]
-    NewerVersion(u32),
+    #[error("it has format version {found}; this Slotkeep reads up to {newest}")]
+    NewerVersion {
+        /// Its version.
+        found: u32,
+        /// The newest version that is read.
+        newest: u32,
+    },
     /// It contradicts itself.
     #[error("it contradicts itself: {0}")]
     Contradiction(String),
@@ -35,7 +40,7 @@ pub enum ManifestError {
 /// `slotkeep.json`: what makes a folder or a bucket a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepositoryFile {
-    /// [`FORMAT_VERSION`] at the time of writing.
+    /// [`REPOSITORY_VERSION`] at the time of writing.
     pub format_version: u32,
     /// Chosen at random when the repository was made.
     pub repository_id: String,
@@ -52,6 +57,10 @@ pub struct RepositoryFile {
 pub enum BackupKind {
     /// A full resynchronisation of every shard.
     Full,
+    /// The bases of an earlier backup, and the log from there on.
+    Incremental,
+    /// A backup and its log, folded into new bases without the cluster.
+    Merged,
 }
 
 /// A backup: what it holds and how the cluster looked.
@@ -84,9 +93,50 @@ pub struct Manifest {
     pub shards: Vec<ShardRecord>,
     /// Settings of the nodes, nodes that agree in one row.
     pub settings: Vec<SettingsRecord>,
-    /// Number of keys and digest over all shards; absent if a base was not interpreted.
+    /// How the shards' cuts belong together; absent if they do not, as each shard ends at its own base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<ClusterCut>,
+    /// Number of keys and digest over all bases; absent if a base was not interpreted.
     #[serde(with = "optional_digest", default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<SlotDigest>,
+}
+
+/// How the cuts of all shards belong together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterCut {
+    /// How it was made.
+    pub method: CutMethod,
+    /// The moment of the cut, by the servers' clocks.
+    pub at: Timestamp,
+    /// By how much the cuts of two shards can differ in time, in ms: the span in which all offsets were read, and how far the
+    /// servers' clocks were seen to be apart. 0 with a barrier: no shard took writes while the offsets were read.
+    pub error_ms: u64,
+    /// For how long writes were paused at most, in ms; only with a barrier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_ms: Option<u64>,
+    /// Why another method was used than the one asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fell_back: Option<String>,
+}
+
+/// How a cut was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CutMethod {
+    /// Every shard's offset at one instant, without a pause.
+    Instant,
+    /// Every shard's offset while none took writes.
+    Barrier,
+}
+
+/// Where one shard's part of a backup ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardCut {
+    /// The history that the cut belongs to: the base's own, or one that descends from it.
+    #[serde(with = "text")]
+    pub history: ReplId,
+    /// The last byte of the log that belongs to the backup; always the end of a command outside transactions.
+    pub offset: u64,
 }
 
 /// One shard and its base.
@@ -119,9 +169,17 @@ pub struct ShardRecord {
     pub server_time: Option<Timestamp>,
     /// The base.
     pub base: BaseRecord,
+    /// Where the backup ends, if the log goes on behind the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<ShardCut>,
 }
 
 impl ShardRecord {
+    /// Where this shard's part of the backup ends: behind the log, or at the base if there is none.
+    pub fn cut(&self) -> ShardCut {
+        self.cut.clone().unwrap_or_else(|| ShardCut { history: self.history.clone(), offset: self.offset })
+    }
+
     /// The offset up to which the base holds every write.
     pub fn offset(&self) -> ReplOffset {
         ReplOffset(self.offset)
@@ -279,7 +337,7 @@ pub struct SettingsRecord {
 impl Manifest {
     /// Reads and checks a manifest.
     pub fn parse(json: &[u8]) -> Result<Self, ManifestError> {
-        let manifest: Self = parse_versioned(json)?;
+        let manifest: Self = parse_versioned(json, FORMAT_VERSION)?;
         manifest.check()?;
         Ok(manifest)
     }
@@ -329,6 +387,13 @@ impl Manifest {
         if union.len() != covered {
             return Err(ManifestError::Contradiction("a slot belongs to two shards".to_owned()));
         }
+        for shard in &self.shards {
+            let behind = shard.cut.as_ref().is_some_and(|cut| cut.offset < shard.offset);
+            if behind {
+                let what = format!("the cut of slots {} lies before its base", shard.slots);
+                return Err(ManifestError::Contradiction(what));
+            }
+        }
         if self.partial == self.missing_slots.is_empty() {
             return Err(ManifestError::Contradiction("`partial` and `missing_slots` disagree".to_owned()));
         }
@@ -344,7 +409,7 @@ impl Manifest {
 impl RepositoryFile {
     /// Reads the file.
     pub fn parse(json: &[u8]) -> Result<Self, ManifestError> {
-        parse_versioned(json)
+        parse_versioned(json, REPOSITORY_VERSION)
     }
 
     /// The file as JSON.
@@ -353,70 +418,9 @@ impl RepositoryFile {
     }
 }
 
-fn parse_versioned<T: DeserializeOwned>(json: &[u8]) -> Result<T, ManifestError> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        format_version: u32,
-    }
-    let Versioned { format_version } = serde_json::from_slice(json)?;
-    if format_version > FORMAT_VERSION {
-        return Err(ManifestError::NewerVersion(format_version));
-    }
-    Ok(serde_json::from_slice(json)?)
-}
-
-fn render(value: &impl Serialize) -> Result<Vec<u8>, ManifestError> {
-    let mut json = serde_json::to_vec_pretty(value)?;
-    json.push(b'\n');
-    Ok(json)
-}
-
-mod text {
-    use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
-    use serde::de::Error as _;
-
-    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(value)
-    }
-
-    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
-mod optional_text {
-    use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
-    use serde::de::Error as _;
-
-    #[expect(clippy::ref_option, reason = "the signature that serde calls")]
-    pub(super) fn serialize<T: Display, S: Serializer>(
-        value: &Option<T>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => serializer.collect_str(value),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        let text = Option::<String>::deserialize(deserializer)?;
-        text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
-    }
-}
-
 mod optional_digest {
-    use super::{
-        Deserialize, Deserializer, DigestRecord, Serialize, Serializer, SlotDigest, digest_from_record,
-    };
+    use super::{DigestRecord, SlotDigest, digest_from_record};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[expect(clippy::ref_option, reason = "the signature that serde calls")]
     pub(super) fn serialize<S: Serializer>(
@@ -482,6 +486,7 @@ mod tests {
                 functions: Some(0),
                 not_interpreted: None,
             },
+            cut: None,
         };
         Manifest {
             format_version: FORMAT_VERSION,
@@ -497,6 +502,7 @@ mod tests {
             current_epoch: 3,
             shards: vec![shard],
             settings: vec![],
+            cut: None,
             digest: Some(SlotDigest { keys: 1, sum: u128::MAX - 1 }),
         }
     }
@@ -510,8 +516,8 @@ mod tests {
     #[test]
     fn a_newer_format_is_refused_whatever_else_it_holds() {
         assert!(matches!(
-            Manifest::parse(br#"{"format_version": 2, "shards": 7}"#),
-            Err(ManifestError::NewerVersion(2))
+            Manifest::parse(br#"{"format_version": 3, "shards": 7}"#),
+            Err(ManifestError::NewerVersion { found: 3, newest: 2 })
         ));
     }
 

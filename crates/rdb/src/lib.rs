@@ -25,6 +25,7 @@
 
 mod blob;
 pub mod commands;
+mod count;
 pub mod deliver;
 pub mod digest;
 pub mod dump;
@@ -47,6 +48,7 @@ mod write;
 mod tests;
 
 pub use commands::{Command, CommandBuilder, CommandError};
+pub use count::adds_element;
 pub use deliver::{Delivery, DeliveryOptions, Route, deliver, route};
 pub use digest::{Digester, KeyDigest, function_hash, key_fingerprint};
 pub use dump::{DumpBuilder, DumpPayload, dump_payload, footer_version, function_payload};

@@ -154,6 +154,7 @@ impl Parser {
 
     /// Takes bytes off the front of `input` and gives the next event, or `None` when all of the input is consumed. After an
     /// error every call gives an error.
+    #[inline]
     pub fn next<'s, 'i: 's>(&'s mut self, input: &mut &'i [u8]) -> Result<Option<Event<'s>>, Error> {
         let before = input.len();
         self.input_end = self.offset.saturating_add(wide(before));

@@ -73,6 +73,12 @@ impl Carry {
         Ok(None)
     }
 
+    /// Whether no piece has been begun.
+    #[inline]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     pub(crate) fn clear(&mut self) {
         self.len = 0;
     }

@@ -295,6 +295,19 @@ mod tests {
     }
 
     #[test]
+    fn names_of_encodings_tell_the_encodings_of_a_type_apart() {
+        for product in [Product::Redis, Product::Valkey] {
+            let mut names = std::collections::BTreeSet::new();
+            for value_type in (0..=255).filter_map(|number| ValueType::from_byte(number, product).ok()) {
+                assert!(
+                    names.insert((value_type.logical(), value_type.encoding())),
+                    "{value_type:?} on {product}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn servers_know_the_types_of_their_time() {
         let server = |product, text| ServerVersion::parse(product, text).unwrap();
         let redis_7_0 = server(Product::Redis, "7.0.15");

@@ -1,6 +1,6 @@
 //! What can go wrong with a repository, in kinds that a caller can act on.
 
-use slotkeep_format::{DigestFileError, FrameError, IndexError, ManifestError};
+use slotkeep_format::{DigestFileError, FrameError, IndexError, ManifestError, SegmentError};
 use thiserror::Error;
 
 /// A failed operation on a repository: what was tried, on which object, and why it failed.
@@ -96,7 +96,7 @@ impl From<object_store::Error> for Problem {
 impl From<ManifestError> for Problem {
     fn from(error: ManifestError) -> Self {
         match error {
-            ManifestError::NewerVersion(_) => Self::Newer(error.to_string()),
+            ManifestError::NewerVersion { .. } => Self::Newer(error.to_string()),
             ManifestError::Json(_) | ManifestError::Contradiction(_) => Self::Damaged(error.to_string()),
         }
     }
@@ -105,6 +105,15 @@ impl From<ManifestError> for Problem {
 impl From<FrameError> for Problem {
     fn from(error: FrameError) -> Self {
         Self::Damaged(error.to_string())
+    }
+}
+
+impl From<SegmentError> for Problem {
+    fn from(error: SegmentError) -> Self {
+        match error {
+            SegmentError::Record(error @ ManifestError::NewerVersion { .. }) => error.into(),
+            _ => Self::Damaged(error.to_string()),
+        }
     }
 }
 

@@ -6,10 +6,15 @@
 //! <cluster>/history/<replid>/base/<offset>-<id>/rdb.zst     the RDB, framed
 //! <cluster>/history/<replid>/base/<offset>-<id>/index.zst   its index, framed
 //! <cluster>/history/<replid>/base/<offset>-<id>/digest      its digest
+//! <cluster>/history/<replid>/history.json                   where the history comes from
+//! <cluster>/history/<replid>/log/<start>-<end>.zst          a segment of its stream: the bytes from start on, before end
+//! <cluster>/topology/<id>.json                              how the cluster looked from then on
 //! ```
 //!
 //! An offset is written with twenty digits, so that names sort by it. The id of the backup stands beside it because two backups of
 //! an idle server have the same offset, and objects are never overwritten.
+
+use std::ops::Range;
 
 use object_store::path::Path;
 use slotkeep_model::{ReplId, ReplOffset};
@@ -35,6 +40,47 @@ pub(crate) fn backups(cluster: &str) -> Path {
 /// The manifest of a backup.
 pub(crate) fn manifest(cluster: &str, id: &str) -> Path {
     Path::from_iter([cluster, "backups", &format!("{id}.json")])
+}
+
+/// Where the histories of a cluster lie, a folder each.
+pub(crate) fn histories(cluster: &str) -> Path {
+    Path::from_iter([cluster, "history"])
+}
+
+/// Where a history comes from.
+pub(crate) fn history(cluster: &str, history: &ReplId) -> Path {
+    Path::from_iter([cluster, "history", history.as_str(), "history.json"])
+}
+
+/// Where the segments of a history lie.
+pub(crate) fn log(cluster: &str, history: &ReplId) -> Path {
+    Path::from_iter([cluster, "history", history.as_str(), "log"])
+}
+
+/// The segment that holds those bytes of a history.
+pub(crate) fn segment(cluster: &str, history: &ReplId, range: &Range<u64>) -> Path {
+    log(cluster, history).join(format!("{:020}-{:020}.zst", range.start, range.end))
+}
+
+/// Which bytes a segment of that name holds; `None` if it is no segment's name.
+pub(crate) fn segment_range(name: &str) -> Option<Range<u64>> {
+    let (start, end) = name.strip_suffix(".zst")?.split_once('-')?;
+    let number = |digits: &str| {
+        let written_so = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        written_so.then(|| digits.parse::<u64>().ok()).flatten()
+    };
+    let range = number(start)?..number(end)?;
+    (!range.is_empty()).then_some(range)
+}
+
+/// Where the files that say how a cluster looked lie.
+pub(crate) fn topologies(cluster: &str) -> Path {
+    Path::from_iter([cluster, "topology"])
+}
+
+/// How a cluster looked from some moment on.
+pub(crate) fn topology(cluster: &str, id: &str) -> Path {
+    topologies(cluster).join(format!("{id}.json"))
 }
 
 /// The objects of a base.
@@ -81,6 +127,16 @@ mod tests {
         }
         for name in ["", ".", "..", ".hidden", "a/b", "a b", "ü", &"x".repeat(65)] {
             assert!(!is_cluster_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_segment_is_known_by_its_name() {
+        let history: ReplId = "a".repeat(40).parse().unwrap();
+        let path = segment("main", &history, &(1..u64::MAX));
+        assert_eq!(segment_range(path.filename().unwrap()), Some(1..u64::MAX));
+        for name in ["1-2.zst", "00000000000000000002-00000000000000000002.zst", "x.zst", "history.json"] {
+            assert_eq!(segment_range(name), None, "{name}");
         }
     }
 

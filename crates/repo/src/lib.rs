@@ -6,10 +6,12 @@
 mod catalog;
 mod error;
 pub mod layout;
+mod lineage;
 mod location;
 mod probe;
 mod read;
 mod repository;
+mod segments;
 mod write;
 
 pub use catalog::{BackupSelector, Listing, UnreadableBackup};
@@ -18,4 +20,5 @@ pub use location::Location;
 pub use probe::Probe;
 pub use read::{FramedObject, ObjectStream};
 pub use repository::Repository;
+pub use segments::{SegmentEntry, SegmentMeta, SegmentReader, SegmentWriter};
 pub use write::{ObjectWriter, WRITE_BUFFER_BYTES};

@@ -24,6 +24,7 @@ fn manifest(id: &str) -> Manifest {
         current_epoch: 0,
         shards: vec![],
         settings: vec![],
+        cut: None,
         digest: Some(SlotDigest::default()),
     }
 }

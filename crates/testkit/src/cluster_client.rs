@@ -103,6 +103,37 @@ impl ClusterClient {
         })
     }
 
+    /// Sends a command to the node that serves `key`, once: it is sent again only where a server has refused to do it. An error that
+    /// is no reply leaves open whether it was done.
+    pub fn command_once_on<A: AsRef<[u8]>>(&mut self, key: &[u8], args: &[A]) -> Result<Value> {
+        let slot = key_slot(key);
+        let mut broken = None;
+        let outcome =
+            Deadline::after(self.patience).wait_for(&format!("slot {slot} to be served"), || {
+                match self.attempt(slot, args) {
+                    Ok(Value::Error(message)) if is_passing(&message) => {
+                        self.owners.clear();
+                        Err(NotYet::because(message))
+                    }
+                    Ok(Value::Error(message)) => {
+                        Err(NotYet::Never(Error::Reply { command: command_name(args), message }))
+                    }
+                    Ok(value) => Ok(Some(value)),
+                    Err(error) => {
+                        self.owners.clear();
+                        self.connections.clear();
+                        broken = Some(error);
+                        Ok(None)
+                    }
+                }
+            })?;
+        match (outcome, broken) {
+            (Some(value), _) => Ok(value),
+            (None, Some(error)) => Err(error),
+            (None, None) => Err(Error::Protocol { reason: "no reply and no error".to_owned() }),
+        }
+    }
+
     /// Sends commands to their nodes all at once, in order for each node. An error reply is an [`Error::Reply`], except that
     /// what was sent to the wrong node or at a bad moment is sent again.
     pub fn pipeline(&mut self, commands: &[KeyedCommand]) -> Result<Vec<Value>> {

@@ -101,6 +101,17 @@ pub(crate) fn rest(time: Duration) {
     std::thread::sleep(time);
 }
 
+/// The time of day, in ms since 1970.
+pub(crate) fn now_ms() -> i64 {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "real servers run in real time; only this module reads the clock"
+    )]
+    let now = std::time::SystemTime::now();
+    let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
 fn now() -> Instant {
     #[expect(
         clippy::disallowed_methods,

@@ -12,6 +12,7 @@ pub mod cluster_client;
 pub mod data;
 pub mod deadline;
 pub mod error;
+pub mod ledger;
 pub mod node;
 pub mod proxy;
 pub mod resp;

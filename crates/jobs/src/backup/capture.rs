@@ -22,24 +22,27 @@ const READ_BYTES: usize = 256 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// A base that has been stored.
-pub(super) struct Captured {
-    pub(super) history: ReplId,
-    pub(super) offset: ReplOffset,
+pub(crate) struct Captured {
+    /// The history and the offset, as the server announced them.
+    pub(crate) history: ReplId,
+    pub(crate) offset: ReplOffset,
     pub(super) server_time: Option<Timestamp>,
     pub(super) report: PipelineReport,
-    pub(super) layout: BaseLayout,
+    pub(crate) layout: BaseLayout,
 }
 
 /// Where a base goes.
-pub(super) struct Destination<'a> {
-    pub(super) repository: &'a Repository,
-    pub(super) cluster: &'a str,
-    pub(super) backup_id: &'a str,
+pub(crate) struct Destination<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) cluster: &'a str,
+    pub(crate) backup_id: &'a str,
+    /// The place in a history under which the base is stored, if it is not the one that the server announces.
+    pub(crate) stored_as: Option<(ReplId, ReplOffset)>,
 }
 
 /// Captures the dataset of one node. Whatever happens, the connection is closed when this returns, and unless it succeeds
 /// nothing of the base stays in the repository.
-pub(super) async fn capture(
+pub(crate) async fn capture(
     context: &Context,
     node: &NodeAddr,
     destination: &Destination<'_>,
@@ -55,7 +58,9 @@ pub(super) async fn capture(
         () = context.stop.cancelled() => return Err(Error::interrupted()),
     };
     let server_time = link.server_time;
-    let layout = BaseLayout::new(destination.cluster, &history, offset, destination.backup_id);
+    let (stored_history, stored_offset) =
+        destination.stored_as.clone().unwrap_or_else(|| (history.clone(), offset));
+    let layout = BaseLayout::new(destination.cluster, &stored_history, stored_offset, destination.backup_id);
     let mut pipeline = Pipeline::start(destination.repository, &layout, Arc::clone(progress)).await?;
     progress.enter(Phase::Running);
     let received = tokio::select! {
@@ -87,7 +92,7 @@ pub(super) async fn capture(
 }
 
 /// Deletes what there is of a base that will not be listed: one of its objects may be complete where another failed.
-pub(super) async fn discard_base(repository: &Repository, layout: &BaseLayout) {
+pub(crate) async fn discard_base(repository: &Repository, layout: &BaseLayout) {
     for path in [layout.rdb(), layout.index(), layout.digest()] {
         match repository.discard(&path).await {
             Ok(()) | Err(RepoError { problem: Problem::Missing, .. }) => {}

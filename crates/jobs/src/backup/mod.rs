@@ -32,7 +32,7 @@ use crate::ports::random_hex;
 use crate::progress::{Phase, ShardProgress};
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
-use capture::{Captured, Destination, capture, discard_base};
+pub(crate) use capture::{Captured, Destination, capture, discard_base};
 
 /// How long a replica may take to receive what its primary had written when the backup was planned.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(10);
@@ -73,7 +73,7 @@ pub async fn backup(
     let settings_options = SettingsOptions { include_secrets: options.include_secrets };
     let settings = read_settings(context, plan.discovery.topology(), &settings_options);
     let settings = context.unless_stopped(settings).await?;
-    let destination = Destination { repository, cluster: &options.cluster, backup_id: &id };
+    let destination = Destination { repository, cluster: &options.cluster, backup_id: &id, stored_as: None };
     let taken = capture_all(context, plan, options, &destination, progress).await;
     let outcome = match taken.outcome {
         Ok(()) => context.unless_stopped(check_topology(context, plan)).await,
@@ -96,6 +96,7 @@ pub async fn backup(
         slotkeep_version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster_mode: plan.discovery.topology().cluster_mode,
         current_epoch: plan.discovery.topology().current_epoch,
+        cut: None,
         digest: taken.digest,
         shards,
         settings,
@@ -262,7 +263,32 @@ async fn record(
     candidate: &Candidate,
     captured: Captured,
 ) -> Result<(ShardRecord, Option<SlotDigest>)> {
-    let Captured { history, offset, server_time, report, layout } = captured;
+    let (history, offset, server_time) = (captured.history.clone(), captured.offset, captured.server_time);
+    let (base, total) = base_record(repository, captured).await?;
+    let node = |node: &Node| NodeRecord { id: node.id.clone(), addr: node.addr.clone(), online: node.online };
+    let record = ShardRecord {
+        slots: plan.shard.slots.clone(),
+        config_epoch: plan.shard.config_epoch,
+        primary: node(&plan.shard.primary),
+        replicas: plan.shard.replicas.iter().map(node).collect(),
+        source: candidate.addr.clone(),
+        source_role: candidate.role.into(),
+        server: candidate.server.into(),
+        history,
+        offset: offset.0,
+        server_time,
+        base,
+        cut: None,
+    };
+    Ok((record, total))
+}
+
+/// Stores the digest, and says what there is of the base.
+pub(crate) async fn base_record(
+    repository: &Repository,
+    captured: Captured,
+) -> Result<(BaseRecord, Option<SlotDigest>)> {
+    let Captured { report, layout, .. } = captured;
     let mut base = BaseRecord {
         rdb: report.rdb,
         rdb_version: report.envelope.version,
@@ -288,21 +314,7 @@ async fn record(
         }
         Err(reason) => base.not_interpreted = Some(reason),
     }
-    let node = |node: &Node| NodeRecord { id: node.id.clone(), addr: node.addr.clone(), online: node.online };
-    let record = ShardRecord {
-        slots: plan.shard.slots.clone(),
-        config_epoch: plan.shard.config_epoch,
-        primary: node(&plan.shard.primary),
-        replicas: plan.shard.replicas.iter().map(node).collect(),
-        source: candidate.addr.clone(),
-        source_role: candidate.role.into(),
-        server: candidate.server.into(),
-        history,
-        offset: offset.0,
-        server_time,
-        base,
-    };
-    Ok((record, total))
+    Ok((base, total))
 }
 
 async fn put_digest(repository: &Repository, path: String, bytes: Vec<u8>) -> Result<ObjectRecord> {

@@ -1,18 +1,22 @@
 //! `slotkeep restore --to-dir`: data directories of a new cluster.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use slotkeep_format::Manifest;
 use slotkeep_format::manifest::RoleRecord;
+use slotkeep_jobs::link::{Feed, Snapshot};
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::files::{
-    FilesOptions, FilesPlan, NodePlan, StartedNode, StockServer, UsersPolicy, apply, check_start, plan, start,
+    FilesOptions, FilesPlan, Links, NodePlan, StartedNode, StockServer, UsersPolicy, apply, check_start,
+    plan, start, start_following,
 };
+use slotkeep_jobs::source::{MemorySource, ObjectSource};
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
-use slotkeep_model::{Product, ServerVersion};
+use slotkeep_model::{Product, ReplOffset, ServerVersion};
 use slotkeep_repo::Repository;
 
 use super::RestoreArgs;
@@ -44,12 +48,25 @@ pub(crate) struct FilesArgs {
     /// Server program to start; `valkey-server` or `redis-server` from the PATH if not given
     #[arg(long, value_name = "PATH", requires = "start")]
     server: Option<PathBuf>,
+    /// How the data gets into the nodes that are started: from files in their folders, or over a replication link from here, as
+    /// though from their primaries
+    #[arg(long, value_name = "WAY", requires = "start", default_value = "files", hide_default_value = true)]
+    via: Via,
     /// File whose first line becomes the default user's password
     #[arg(long, value_name = "FILE", requires = "to_dir")]
     new_password_file: Option<PathBuf>,
     /// Leave users and passwords out: whoever reaches the nodes may do everything
     #[arg(long, requires = "to_dir", conflicts_with = "new_password_file")]
     no_acl: bool,
+}
+
+/// How data gets into nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Via {
+    /// The nodes find it in their folders
+    Files,
+    /// The nodes follow this command until they have it
+    Link,
 }
 
 /// What was restored, or would be.
@@ -80,6 +97,10 @@ pub(crate) async fn run(
         (Some(program), true) => Some(StockServer::at(program).await?),
         (None, true) => Some(StockServer::on_path(manifest).await?),
     };
+    let links = match files.via {
+        Via::Files => None,
+        Via::Link => Some(Links::bind(Ipv4Addr::LOCALHOST.into(), manifest.shards.len()).await?),
+    };
     let options = FilesOptions {
         folder: folder.to_owned(),
         nodes: files.nodes.iter().map(|text| parse_addr(text)).collect::<Result<_>>()?,
@@ -87,6 +108,7 @@ pub(crate) async fn run(
         target: server.as_ref().map(|server| server.version).or(files.for_server),
         allow_partial: arguments.allow_partial,
         users: users(files)?,
+        links: links.as_ref().map(Links::addrs).unwrap_or_default(),
     };
     let plan = plan(&context, manifest, &options).await?;
     if server.is_some() {
@@ -100,13 +122,53 @@ pub(crate) async fn run(
         write(output, &context, repository, &plan).await?;
         if let Some(server) = &server {
             output.note(&format!("Starting {} ({})…", server.version, nodes_in_words(plan.nodes.len())));
-            report.started =
-                Some(start(&context, &plan, server, |waiting| output.note(&format!("  {waiting}"))).await?);
+            let tell = |waiting: &str| output.note(&format!("  {waiting}"));
+            let started = match links {
+                None => start(&context, &plan, server, tell).await?,
+                Some(links) => {
+                    let shards = Shards { context: &context, repository, manifest };
+                    lead(output, &shards, &plan, server, links).await?
+                }
+            };
+            report.started = Some(started);
         }
     }
     report.seconds = context.clock.elapsed().saturating_sub(began).as_secs_f64();
     output.data(&report, render)?;
     Ok(exit::OK)
+}
+
+/// What the nodes get.
+struct Shards<'a> {
+    context: &'a Context,
+    repository: &'a Repository,
+    manifest: &'a Manifest,
+}
+
+/// Starts the nodes and is their primary until they have the bases.
+async fn lead(
+    output: &Output,
+    shards: &Shards<'_>,
+    plan: &FilesPlan,
+    server: &StockServer,
+    links: Links,
+) -> Result<Vec<StartedNode>> {
+    let mut feeds = Vec::new();
+    let mut rows = Vec::new();
+    for shard in &shards.manifest.shards {
+        let base = &shard.base.rdb;
+        let source = ObjectSource(shards.repository.framed(base).await?);
+        let offset = ReplOffset(shard.offset);
+        let base = Snapshot { source, len_bytes: base.raw_bytes, history: shard.history.clone(), offset };
+        rows.push((ShardProgress::new(format!("slots {}", shard.slots)), base.len_bytes));
+        feeds.push(Feed { base, log: MemorySource::default(), cut: offset });
+    }
+    let display = ByteDisplay::start(output, &rows);
+    let progress: Vec<_> = rows.into_iter().map(|(progress, _)| progress).collect();
+    let tell = |waiting: &str| output.note(&format!("  {waiting}"));
+    let started = start_following(shards.context, plan, server, links, feeds, &progress, tell).await;
+    display.finish().await;
+    started
 }
 
 async fn write(output: &Output, context: &Context, repository: &Repository, plan: &FilesPlan) -> Result<()> {

@@ -6,15 +6,17 @@
 
 mod assign;
 mod conf;
+mod follow;
+mod led;
 mod place;
 mod plan;
-mod server;
 mod start;
 mod users;
 mod write;
 
+pub use crate::stock_server::StockServer;
+pub use follow::{Links, start_following};
 pub use plan::{DatasetPlan, FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
-pub use server::StockServer;
 pub use start::{StartedNode, check_start, start};
 pub use users::UsersPolicy;
 pub use write::apply;

@@ -1,7 +1,7 @@
 //! What is going to be written where. Nothing is touched yet; every refusal that can be made beforehand is made here.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
@@ -13,6 +13,7 @@ use slotkeep_wire::replica::Credentials;
 
 use super::assign::ShardAddrs;
 use super::conf::{self, Place, Recorded, USERS_FILE};
+use super::led::LedPrimary;
 use super::place::{bus_port, free_folder, place_nodes, resolve};
 use super::users::{Users, UsersPolicy, users};
 use crate::ports::{Rng, random_hex};
@@ -34,6 +35,9 @@ pub struct FilesOptions {
     pub allow_partial: bool,
     /// Users and passwords.
     pub users: UsersPolicy,
+    /// Where each shard's primary is to follow us, in the order of the backup's shards; without any, they find their datasets in
+    /// their folders. For clusters only.
+    pub links: Vec<SocketAddr>,
 }
 
 /// Everything that is going to be written.
@@ -63,6 +67,9 @@ pub struct FilesPlan {
     /// Whether nobody gets into the nodes without a password.
     #[serde(skip)]
     pub(super) needs_password: bool,
+    /// What each primary follows at first, in the order of the shards; empty if they find their datasets in their folders.
+    #[serde(skip)]
+    pub(super) led: Vec<LedPrimary>,
 }
 
 impl NodePlan {
@@ -136,8 +143,9 @@ pub async fn plan(context: &Context, manifest: &Manifest, options: &FilesOptions
     let ips = resolve(manifest.cluster_mode, &options.nodes).await?;
     let folder = free_folder(&options.folder)?;
     let mut planner =
-        Planner { manifest, options, target, folder, ips, rng: &*context.rng, warnings: vec![] };
+        Planner { manifest, options, target, folder, ips, rng: &*context.rng, warnings: vec![], led: vec![] };
     let sketches = planner.sketch(&placed)?;
+    planner.led = planner.led(&sketches)?;
     let nodes = planner.render(&sketches)?;
     planner.warn(&sketches);
     let needs_password = sketches.iter().any(|sketch| sketch.users.needs_password());
@@ -154,6 +162,7 @@ pub async fn plan(context: &Context, manifest: &Manifest, options: &FilesOptions
         warnings: planner.warnings,
         credentials,
         needs_password,
+        led: planner.led,
     })
 }
 
@@ -176,28 +185,29 @@ fn target(manifest: &Manifest, options: &FilesOptions) -> Result<ServerVersion> 
 }
 
 /// A node, before its files are written out.
-struct Sketch<'a> {
-    addr: NodeAddr,
-    ip: IpAddr,
-    id: Option<NodeId>,
+pub(super) struct Sketch<'a> {
+    pub(super) addr: NodeAddr,
+    pub(super) ip: IpAddr,
+    pub(super) id: Option<NodeId>,
     shard: &'a ShardRecord,
     /// The primary's address and id; none for a primary.
-    follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
+    pub(super) follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
     replaces: &'a NodeRecord,
     config_epoch: u64,
     settings: Option<&'a SettingsRecord>,
     recorded: Recorded,
-    users: Users,
+    pub(super) users: Users,
 }
 
-struct Planner<'a> {
-    manifest: &'a Manifest,
-    options: &'a FilesOptions,
+pub(super) struct Planner<'a> {
+    pub(super) manifest: &'a Manifest,
+    pub(super) options: &'a FilesOptions,
     target: ServerVersion,
     folder: PathBuf,
     ips: Vec<(NodeAddr, IpAddr)>,
     rng: &'a dyn Rng,
     warnings: Vec<String>,
+    pub(super) led: Vec<LedPrimary>,
 }
 
 impl<'a> Planner<'a> {
@@ -246,7 +256,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn new_id(&self) -> Result<NodeId> {
+    pub(super) fn new_id(&self) -> Result<NodeId> {
         let id = random_hex(self.rng, 40)?;
         id.parse().map_err(|error| Error::new(ErrorKind::Failed, format!("can't make a node id: {error}")))
     }
@@ -254,7 +264,13 @@ impl<'a> Planner<'a> {
     /// Writes out the files of every node.
     fn render(&self, sketches: &[Sketch<'_>]) -> Result<Vec<NodePlan>> {
         let nodes_conf = self.nodes_conf(sketches);
-        sketches.iter().map(|sketch| self.render_node(sketch, &nodes_conf)).collect()
+        let led_conf = self.led_conf(sketches);
+        let conf_of = |sketch: &Sketch<'_>| match &led_conf {
+            // Replicas are started when their primaries are.
+            Some(led_conf) if sketch.follows.is_none() => led_conf,
+            _ => &nodes_conf,
+        };
+        sketches.iter().map(|sketch| self.render_node(sketch, conf_of(sketch))).collect()
     }
 
     fn render_node(&self, sketch: &Sketch<'_>, nodes_conf: &NodesConf) -> Result<NodePlan> {
@@ -274,7 +290,7 @@ impl<'a> Planner<'a> {
             file(USERS_FILE, sketch.users.lines.join("\n") + "\n");
         }
         let mut dataset = None;
-        if sketch.follows.is_none() {
+        if sketch.follows.is_none() && self.led.is_empty() {
             let (path, aof_manifest) = self.dataset_path(sketch);
             if let Some((path, text)) = aof_manifest {
                 file(path, text.to_owned());

@@ -1,0 +1,83 @@
+//! What a repository knows of a cluster's past: its histories, and how it looked from when on.
+
+use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use slotkeep_format::{HistoryRecord, ManifestError, TopologyRecord};
+use slotkeep_model::ReplId;
+
+use crate::error::{Problem, RepoError};
+use crate::layout;
+use crate::repository::Repository;
+
+/// How many files are read at a time.
+const READS_IN_FLIGHT: usize = 8;
+
+impl Repository {
+    /// The histories that the repository holds something of: bases, log, or only where they come from.
+    pub async fn histories(&self, cluster: &str) -> Result<Vec<ReplId>, RepoError> {
+        let folder = layout::histories(cluster);
+        let listed = self.store.list_with_delimiter(Some(&folder)).await;
+        let listed = listed.map_err(|error| RepoError::new("list", &folder, error))?;
+        let names = listed.common_prefixes.iter().filter_map(|prefix| prefix.filename());
+        Ok(names.filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// Where a history comes from; `None` if that was never written down, as for a backup without a log.
+    pub async fn history(&self, cluster: &str, history: &ReplId) -> Result<Option<HistoryRecord>, RepoError> {
+        let path = layout::history(cluster, history);
+        let record = match self.read_small(&path, HistoryRecord::parse).await {
+            Ok(record) => record,
+            Err(RepoError { problem: Problem::Missing, .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if record.history == *history {
+            return Ok(Some(record));
+        }
+        let what = format!("it says it is of history {}", record.history);
+        Err(RepoError::new("read", &path, Problem::Damaged(what)))
+    }
+
+    /// Writes down where a history comes from. What was written first stays.
+    pub async fn put_history(&self, cluster: &str, record: &HistoryRecord) -> Result<(), RepoError> {
+        let path = layout::history(cluster, &record.history);
+        let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
+        match self.put_new(path.as_ref(), json).await {
+            Err(RepoError { problem: Problem::Exists, .. }) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// How the cluster looked over time, oldest first.
+    pub async fn topologies(&self, cluster: &str) -> Result<Vec<TopologyRecord>, RepoError> {
+        let folder = layout::topologies(cluster);
+        let listed = self.store.list(Some(&folder)).map_ok(|object| object.location);
+        let mut paths: Vec<Path> =
+            listed.try_collect().await.map_err(|error| RepoError::new("list", &folder, error))?;
+        paths.retain(|path| path.filename().is_some_and(|name| name.strip_suffix(".json").is_some()));
+        paths.sort();
+        futures::stream::iter(paths)
+            .map(async |path| self.read_small(&path, TopologyRecord::parse).await)
+            .buffered(READS_IN_FLIGHT)
+            .try_collect()
+            .await
+    }
+
+    /// Writes down how the cluster looks.
+    pub async fn put_topology(&self, cluster: &str, record: &TopologyRecord) -> Result<(), RepoError> {
+        let path = layout::topology(cluster, &record.id);
+        let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
+        self.put_new(path.as_ref(), json).await
+    }
+
+    async fn read_small<T>(
+        &self,
+        path: &Path,
+        parse: impl FnOnce(&[u8]) -> Result<T, ManifestError>,
+    ) -> Result<T, RepoError> {
+        let failed = |problem: Problem| RepoError::new("read", path, problem);
+        let found = self.store.get(path).await.map_err(|error| failed(error.into()))?;
+        let bytes = found.bytes().await.map_err(|error| failed(error.into()))?;
+        parse(&bytes).map_err(|error| failed(error.into()))
+    }
+}

@@ -1,0 +1,382 @@
+//! Segments of the log: written whole or not at all, found by their names, proved by their own records.
+//!
+//! Invariants: a segment's name says which bytes of which history it holds, so that a listing shows gaps; a segment that is there is
+//! never written again; what a reader gives has the BLAKE3 of the segment's record, or the last read fails.
+
+use std::ops::Range;
+
+use blake3::Hasher;
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStoreExt, PutMode, PutOptions};
+use slotkeep_format::frames::{FRAME_RAW_BYTES, SEEK_FOOTER_BYTES};
+use slotkeep_format::manifest::ServerRecord;
+use slotkeep_format::segment::{SEGMENT_FOOTER_BYTES, SEGMENT_VERSION};
+use slotkeep_format::{FrameWriter, SeekTable, SegmentRecord, Timeline};
+use slotkeep_model::{NodeAddr, ReplId};
+use zstd::bulk::Decompressor;
+
+use crate::error::{Problem, RepoError};
+use crate::layout;
+use crate::repository::Repository;
+use crate::write::ObjectWriter;
+
+/// A segment of at most so many stored bytes is written in one request, by a create that fails if it exists.
+const ONE_PUT_BYTES: usize = 4 << 20;
+/// How much of a segment is read at a time; also the size up to which a segment is read in one request.
+const READ_BYTES: u64 = 4 << 20;
+
+/// A segment as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentEntry {
+    /// The history that its bytes belong to.
+    pub history: ReplId,
+    /// The offset of its first byte.
+    pub start: u64,
+    /// The offset behind its last byte.
+    pub end: u64,
+    /// Its length as stored.
+    pub object_bytes: u64,
+    path: Path,
+}
+
+impl SegmentEntry {
+    /// Its path in the repository.
+    pub fn path(&self) -> &str {
+        self.path.as_ref()
+    }
+}
+
+/// What a segment's record says beyond the bytes themselves.
+#[derive(Clone, Debug)]
+pub struct SegmentMeta {
+    /// The database selected before its first command.
+    pub database: Option<u32>,
+    /// How many commands it holds.
+    pub commands: u64,
+    /// The node that it came from.
+    pub source: NodeAddr,
+    /// What that node ran.
+    pub server: ServerRecord,
+    /// The primary's clock and offset while the bytes were received.
+    pub times: Timeline,
+}
+
+impl Repository {
+    /// The segments of a history, in the order of their offsets; of those that begin at the same offset the longest first. Objects
+    /// with other names are not segments.
+    pub async fn segments(&self, cluster: &str, history: &ReplId) -> Result<Vec<SegmentEntry>, RepoError> {
+        let folder = layout::log(cluster, history);
+        let listed = self.store.list(Some(&folder)).try_collect::<Vec<_>>().await;
+        let listed = listed.map_err(|error| RepoError::new("list", &folder, error))?;
+        let mut segments: Vec<SegmentEntry> = listed
+            .into_iter()
+            .filter_map(|object| {
+                let Range { start, end } = layout::segment_range(object.location.filename()?)?;
+                let history = history.clone();
+                Some(SegmentEntry { history, start, end, object_bytes: object.size, path: object.location })
+            })
+            .collect();
+        segments.sort_by_key(|segment| (segment.start, std::cmp::Reverse(segment.end)));
+        Ok(segments)
+    }
+
+    /// The record of a segment, by reading the end of its object.
+    pub async fn segment_record(&self, entry: &SegmentEntry) -> Result<SegmentRecord, RepoError> {
+        Ok(self.segment_tail(entry).await?.0)
+    }
+
+    /// The record, and the whole object if it is small.
+    async fn segment_tail(&self, entry: &SegmentEntry) -> Result<(SegmentRecord, Fetched), RepoError> {
+        let failed = |problem: Problem| RepoError::new("read", &entry.path, problem);
+        let mut fetched = Fetched { start: entry.object_bytes, bytes: Bytes::new() };
+        let guess = entry.object_bytes.saturating_sub(READ_BYTES)..entry.object_bytes;
+        self.fetch(entry, guess, &mut fetched).await?;
+        let footer = fetched.tail(SEGMENT_FOOTER_BYTES).unwrap_or_default();
+        let tail_bytes = SegmentRecord::stored_tail_bytes(footer, entry.object_bytes)
+            .map_err(|error| failed(error.into()))?;
+        if tail_bytes > fetched.bytes.len() as u64 {
+            let whole = entry.object_bytes.saturating_sub(tail_bytes)..entry.object_bytes;
+            self.fetch(entry, whole, &mut fetched).await?;
+        }
+        let tail = fetched.tail(tail_bytes).unwrap_or_default();
+        let record = SegmentRecord::parse(tail, entry.object_bytes).map_err(|error| failed(error.into()))?;
+        if (record.start, record.end) != (entry.start, entry.end) || record.history != entry.history {
+            let what =
+                format!("its record says it holds {}..{} of {}", record.start, record.end, record.history);
+            return Err(failed(Problem::Damaged(what)));
+        }
+        Ok((record, fetched))
+    }
+
+    async fn fetch(
+        &self,
+        entry: &SegmentEntry,
+        range: Range<u64>,
+        into: &mut Fetched,
+    ) -> Result<(), RepoError> {
+        let start = range.start;
+        let wanted = range.end.saturating_sub(start);
+        let bytes = self.store.get_range(&entry.path, range).await;
+        let bytes = bytes.map_err(|error| RepoError::new("read", &entry.path, error))?;
+        if bytes.len() as u64 != wanted {
+            let what = format!("{} bytes came where {wanted} were asked for", bytes.len());
+            return Err(RepoError::new("read", &entry.path, Problem::Damaged(what)));
+        }
+        *into = Fetched { start, bytes };
+        Ok(())
+    }
+
+    /// Opens a segment to read all of it.
+    pub async fn read_segment(&self, entry: &SegmentEntry) -> Result<SegmentReader, RepoError> {
+        let failed = |problem: Problem| RepoError::new("read", &entry.path, problem);
+        let (record, mut fetched) = self.segment_tail(entry).await?;
+        let frames_and_table = record.stored_bytes;
+        let table = async |bytes: u64, fetched: &mut Fetched| {
+            let range = frames_and_table.saturating_sub(bytes)..frames_and_table;
+            if fetched.slice(&range).is_none() {
+                self.fetch(entry, range.clone(), fetched).await?;
+            }
+            fetched
+                .slice(&range)
+                .ok_or_else(|| failed(Problem::Damaged("it is too short to be a segment".to_owned())))
+        };
+        let footer = table(SEEK_FOOTER_BYTES, &mut fetched).await?;
+        let table_bytes =
+            SeekTable::stored_bytes(&footer, frames_and_table).map_err(|error| failed(error.into()))?;
+        let seek_table = table(table_bytes, &mut fetched).await?;
+        let table = SeekTable::parse(&seek_table, frames_and_table).map_err(|error| failed(error.into()))?;
+        if table.raw_bytes() != record.raw_bytes() {
+            let what = format!("it holds {} bytes, its name says {}", table.raw_bytes(), record.raw_bytes());
+            return Err(failed(Problem::Damaged(what)));
+        }
+        let decompressor = Decompressor::new().map_err(|error| failed(Problem::Store(error.to_string())))?;
+        Ok(SegmentReader {
+            repository: self.clone(),
+            entry: entry.clone(),
+            record,
+            table,
+            seek_table,
+            fetched,
+            decompressor,
+            hasher: Box::new(Hasher::new()),
+            next_frame: 0,
+        })
+    }
+
+    /// Begins a segment that holds the bytes `start..end` of a history. Fails if it is there already.
+    pub async fn create_segment(
+        &self,
+        cluster: &str,
+        history: &ReplId,
+        range: Range<u64>,
+    ) -> Result<SegmentWriter, RepoError> {
+        let path = layout::segment(cluster, history, &range);
+        let failed = |problem: Problem| RepoError::new("write", &path, problem);
+        match self.store.head(&path).await {
+            Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(failed(error.into())),
+            Ok(_) => return Err(failed(Problem::Exists)),
+        }
+        let frames = FrameWriter::new().map_err(|error| failed(error.into()))?;
+        Ok(SegmentWriter {
+            repository: self.clone(),
+            path,
+            history: history.clone(),
+            range,
+            frames,
+            frame: Vec::new(),
+            raw_bytes: 0,
+            hasher: Box::new(Hasher::new()),
+            stored_bytes: 0,
+            small: Vec::new(),
+            large: None,
+        })
+    }
+}
+
+/// A part of an object that has been read.
+struct Fetched {
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Fetched {
+    fn tail(&self, bytes: u64) -> Option<&[u8]> {
+        let from = self.bytes.len().checked_sub(usize::try_from(bytes).ok()?)?;
+        self.bytes.get(from..)
+    }
+
+    fn slice(&self, range: &Range<u64>) -> Option<Bytes> {
+        let from = usize::try_from(range.start.checked_sub(self.start)?).ok()?;
+        let until = usize::try_from(range.end.checked_sub(self.start)?).ok()?;
+        (from <= until && until <= self.bytes.len()).then(|| self.bytes.slice(from..until))
+    }
+}
+
+/// A segment that is being read.
+pub struct SegmentReader {
+    repository: Repository,
+    entry: SegmentEntry,
+    record: SegmentRecord,
+    table: SeekTable,
+    seek_table: Bytes,
+    fetched: Fetched,
+    decompressor: Decompressor<'static>,
+    /// On the heap: it is large, and futures hold it.
+    hasher: Box<Hasher>,
+    next_frame: usize,
+}
+
+impl SegmentReader {
+    /// What the segment is.
+    pub const fn record(&self) -> &SegmentRecord {
+        &self.record
+    }
+
+    /// The next bytes of the stream, at most 1 MiB, or `None` after the last ones, once the segment's BLAKE3 has been found right. Not
+    /// cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, RepoError> {
+        let failed = |problem: Problem| RepoError::new("read", &self.entry.path, problem);
+        let Some(frame) = self.table.frames().get(self.next_frame).copied() else {
+            self.hasher.update(&self.seek_table);
+            let found = self.hasher.finalize().to_hex();
+            if *found != *self.record.blake3 {
+                let what = format!("its BLAKE3 is {found}, its record says {}", self.record.blake3);
+                return Err(failed(Problem::Damaged(what)));
+            }
+            self.seek_table = Bytes::new();
+            return Ok(None);
+        };
+        let range = frame.stored_start..frame.stored_end();
+        if self.fetched.slice(&range).is_none() {
+            let until = range.start.saturating_add(READ_BYTES).max(range.end).min(self.record.stored_bytes);
+            self.repository.fetch(&self.entry, range.start..until, &mut self.fetched).await?;
+        }
+        let stored = self.fetched.slice(&range);
+        let stored = stored.ok_or_else(|| failed(Problem::Damaged("it is cut short".to_owned())))?;
+        self.hasher.update(&stored);
+        self.next_frame += 1;
+        frame.decompress(&mut self.decompressor, &stored).map(Some).map_err(|error| failed(error.into()))
+    }
+}
+
+/// A segment that is being written. It is visible only once [`SegmentWriter::finish`] has returned; dropped before, it leaves nothing
+/// that a reader could see.
+pub struct SegmentWriter {
+    repository: Repository,
+    path: Path,
+    history: ReplId,
+    range: Range<u64>,
+    frames: FrameWriter,
+    frame: Vec<u8>,
+    raw_bytes: u64,
+    hasher: Box<Hasher>,
+    stored_bytes: u64,
+    /// What has been compressed, as long as it fits into one request.
+    small: Vec<u8>,
+    large: Option<ObjectWriter>,
+}
+
+impl SegmentWriter {
+    /// Appends bytes of the stream. Not cancel-safe.
+    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), RepoError> {
+        self.raw_bytes = self.raw_bytes.saturating_add(bytes.len() as u64);
+        while !bytes.is_empty() {
+            let room = FRAME_RAW_BYTES.saturating_sub(self.frame.len());
+            let (now, later) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
+            self.frame.extend_from_slice(now);
+            bytes = later;
+            if self.frame.len() == FRAME_RAW_BYTES {
+                self.end_frame().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_frame(&mut self) -> Result<(), RepoError> {
+        let stored = self.frames.frame(&self.frame);
+        self.frame.clear();
+        let stored = stored.map_err(|error| RepoError::new("write", &self.path, error))?;
+        self.put(stored).await
+    }
+
+    async fn put(&mut self, stored: Vec<u8>) -> Result<(), RepoError> {
+        self.hasher.update(&stored);
+        self.stored_bytes = self.stored_bytes.saturating_add(stored.len() as u64);
+        self.append(stored).await
+    }
+
+    async fn append(&mut self, stored: Vec<u8>) -> Result<(), RepoError> {
+        if let Some(large) = &mut self.large {
+            return large.write(stored.into()).await;
+        }
+        self.small.extend_from_slice(&stored);
+        if self.small.len() > ONE_PUT_BYTES {
+            let mut large = self.repository.create_object(self.path.to_string()).await?;
+            let begun = large.write(std::mem::take(&mut self.small).into()).await;
+            self.large = Some(large);
+            return begun;
+        }
+        Ok(())
+    }
+
+    /// Completes the segment, durable when this returns. Not cancel-safe; a segment that fails is given up.
+    pub async fn finish(mut self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
+        let completed = self.complete(meta).await;
+        match (completed, self.large.take()) {
+            (Ok(record), Some(large)) => {
+                large.finish(record.raw_bytes()).await?;
+                Ok(record)
+            }
+            (Ok(record), None) => {
+                let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+                let bytes = std::mem::take(&mut self.small);
+                let put = self.repository.store.put_opts(&self.path, bytes.into(), create).await;
+                put.map_err(|error| RepoError::new("write", &self.path, error))?;
+                Ok(record)
+            }
+            (Err(error), large) => {
+                if let Some(large) = large {
+                    // The first error is the one to report.
+                    let _ = large.abort().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn complete(&mut self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
+        let wanted = self.range.end.saturating_sub(self.range.start);
+        if self.raw_bytes != wanted {
+            let what = format!("{} bytes were given for a segment of {wanted}", self.raw_bytes);
+            return Err(RepoError::new("write", &self.path, Problem::Damaged(what)));
+        }
+        if !self.frame.is_empty() {
+            self.end_frame().await?;
+        }
+        let frames = std::mem::replace(
+            &mut self.frames,
+            FrameWriter::new().map_err(|error| RepoError::new("write", &self.path, error))?,
+        );
+        let table = frames.finish().map_err(|error| RepoError::new("write", &self.path, error))?;
+        self.put(table).await?;
+        let record = SegmentRecord {
+            format_version: SEGMENT_VERSION,
+            history: self.history.clone(),
+            start: self.range.start,
+            end: self.range.end,
+            database: meta.database,
+            commands: meta.commands,
+            source: meta.source,
+            server: meta.server,
+            times: meta.times,
+            stored_bytes: self.stored_bytes,
+            blake3: self.hasher.finalize().to_hex().to_string(),
+        };
+        let end = record.render().map_err(|error| RepoError::new("write", &self.path, error))?;
+        self.append(end).await?;
+        Ok(record)
+    }
+}
