@@ -167,6 +167,7 @@ impl Parser {
                     return Ok(Some(Event::Element(self.decoder.element(item))));
                 }
                 Ok(_) => {
+                    debug_assert!(input.is_empty(), "a decoder that needs more has taken all there is");
                     self.offset = self.input_end;
                     return Ok(None);
                 }

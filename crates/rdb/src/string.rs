@@ -264,7 +264,8 @@ impl StringReader {
             take(input, consumed);
             compressed_left -= wide(consumed);
             let paused = self.end.saturating_sub(self.start) >= BURST_BYTES;
-            if !paused && input.len() < lzf::LONGEST_TOKEN_BYTES {
+            // What is left of the string may end inside a token although input follows it.
+            if !paused && at_most(compressed_left, input.len()) < lzf::LONGEST_TOKEN_BYTES {
                 let rest = take(input, at_most(compressed_left, input.len()));
                 compressed_left -= wide(rest.len());
                 self.gathered.extend_from_slice(rest);

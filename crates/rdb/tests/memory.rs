@@ -152,7 +152,7 @@ fn anything_of_any_size_passes_in_constant_memory() {
     let mut consumer = vec![1, 1, b'c'];
     consumer.extend([9; 16]);
     consumer.extend(length(3_000_000));
-    let owned = [7; 160_000];
+    let owned = vec![7; 160_000];
     let translation = Translation::new(redis(9));
     let from = ValueType::StreamListpacks3;
     let Plan::Translate(to) = translation.plan(from).unwrap() else {

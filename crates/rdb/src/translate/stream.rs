@@ -186,7 +186,7 @@ impl StreamTail {
         }
     }
 
-    /// Where what is read now goes; and takes it from the budget if it is held.
+    /// Where what is read now goes.
     fn target_of<'v>(&'v mut self, out: &'v mut Vec<u8>) -> &'v mut Vec<u8> {
         self.dropped.clear();
         match self.sink() {

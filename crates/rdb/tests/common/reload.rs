@@ -5,7 +5,7 @@ use std::process::Command;
 
 use slotkeep_testkit::{Client, Cluster, ClusterBuilder, Server, servers};
 
-/// A single server without cluster mode.
+/// A single server.
 pub struct Single {
     pub cluster: Cluster,
     pub client: Client,
@@ -14,8 +14,13 @@ pub struct Single {
 
 impl Single {
     pub fn start(name: &str) -> Self {
+        Self::start_with(name, |builder| builder.cluster_mode(false))
+    }
+
+    /// One that is set up further.
+    pub fn start_with(name: &str, set_up: impl FnOnce(ClusterBuilder) -> ClusterBuilder) -> Self {
         let server = servers::require(name).unwrap();
-        let builder = ClusterBuilder::new(server.clone()).primaries(1).cluster_mode(false);
+        let builder = set_up(ClusterBuilder::new(server.clone()).primaries(1));
         let cluster = builder.config("dbfilename", "dump.rdb").start().unwrap();
         let client = cluster.node(0).unwrap().client().unwrap();
         Self { cluster, client, server }
