@@ -4,9 +4,9 @@
 //! may write up to [`SLACK_BYTES`] beyond it, which the buffer must have.
 //!
 //! Servers' tokens are short, six to eight bytes of output each, and which kind comes next is anybody's guess. So a whole string is decoded
-//! without asking: its compressed bytes are copied behind the output, where literals and matches are both a place in one buffer and a
-//! token is chosen by selecting numbers, not by a branch. That halves the time. Long strings, of which a part is at hand, take the
-//! plain way.
+//! without asking: its compressed bytes are copied behind the output, where literals and matches are both a place in one buffer, and a
+//! token is chosen by selecting numbers, not by a branch. That was measured one and a half times as fast as the plain way, which
+//! long strings take, of which only a part is at hand.
 
 use core::hint::select_unpredictable;
 
@@ -263,10 +263,15 @@ mod tests {
         /// Strings that servers would never write, whole ones and damaged ones: both ways of decoding and a plain one agree.
         #[test]
         fn every_way_of_decoding_agrees(
-            mut source in prop::collection::vec(token(), 1..60).prop_map(|tokens| tokens.concat()),
+            start in prop::collection::vec(any::<u8>(), 32),
+            tokens in prop::collection::vec(token(), 1..60),
             damage in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
-            wrong in -1_i8..=1,
+            wrong in prop_oneof![4 => Just(0), 1 => -1_i8..=1],
         ) {
+            // Enough to refer to for nearly all tokens, or hardly a string of many would decode.
+            let mut source = vec![31];
+            source.extend(start);
+            source.extend(tokens.concat());
             if let Some((place, byte)) = damage {
                 let place = place.index(source.len());
                 source[place] = byte;
@@ -293,7 +298,7 @@ mod tests {
             token.extend(bytes);
             token
         });
-        let distance = prop_oneof![4 => 0_u16..40, 1 => 0_u16..8192];
+        let distance = prop_oneof![60 => 0_u16..32, 1 => 0_u16..8192];
         let matched =
             (3_usize..=LONGEST_MATCH_BYTES, distance, any::<bool>()).prop_map(|(count, back, short)| {
                 let [high, low] = back.to_be_bytes();
