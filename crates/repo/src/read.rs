@@ -18,6 +18,7 @@ use crate::repository::Repository;
 
 /// The bytes of one object in order, checked against its record when they end.
 pub struct ObjectStream {
+    repository: Repository,
     record: ObjectRecord,
     stream: BoxStream<'static, Result<Bytes, object_store::Error>>,
     hasher: Hasher,
@@ -29,6 +30,7 @@ impl ObjectStream {
     pub async fn next(&mut self) -> Result<Option<Bytes>, RepoError> {
         match self.stream.next().await {
             Some(Ok(piece)) => {
+                self.repository.note_read(piece.len());
                 self.hasher.update(&piece);
                 self.bytes = self.bytes.saturating_add(piece.len() as u64);
                 Ok(Some(piece))
@@ -61,6 +63,7 @@ impl Repository {
         let found =
             self.store.get(&path).await.map_err(|error| RepoError::new("read", &record.path, error))?;
         Ok(ObjectStream {
+            repository: self.clone(),
             record: record.clone(),
             stream: found.into_stream(),
             hasher: Hasher::new(),
@@ -106,7 +109,10 @@ impl Repository {
         }
         let tail = async |bytes: u64| {
             let start = meta.size.saturating_sub(bytes);
-            self.store.get_range(&path, start..meta.size).await.map_err(|error| failed(error.into()))
+            let range = start..meta.size;
+            let bytes = self.store.get_range(&path, range).await.map_err(|error| failed(error.into()))?;
+            self.note_read(bytes.len());
+            Ok::<_, RepoError>(bytes)
         };
         let footer = tail(SEEK_FOOTER_BYTES).await?;
         let table_bytes =
@@ -162,6 +168,7 @@ impl FramedObject {
         let range = frame.stored_start..frame.stored_end();
         let stored =
             self.repository.store.get_range(&self.path, range).await.map_err(|error| failed(error.into()))?;
+        self.repository.note_read(stored.len());
         frame.decompress(&mut self.decompressor, &stored).map_err(|error| failed(error.into()))
     }
 

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::archive::SealPolicy;
 use crate::backup::{BackupOptions, BackupPlan, Prefer, backup, plan};
 use crate::base::Base;
+use crate::dataset::moment;
 use crate::discover::discover;
 use crate::ports::random_hex;
 use crate::progress::ShardProgress;
@@ -88,8 +89,7 @@ impl Snapshot {
 
     /// The moment up to which keys may have expired in it: the latest server time of its shards.
     pub(super) fn moment(&self) -> TimestampMs {
-        let latest = self.manifest.shards.iter().filter_map(|shard| shard.server_time).max();
-        TimestampMs(latest.unwrap_or(self.manifest.finished_at).as_millisecond())
+        TimestampMs(moment(&self.manifest).as_millisecond())
     }
 
     pub(super) fn bases(&self) -> Result<Vec<Base<'_>>> {

@@ -8,6 +8,7 @@ mod assign;
 mod conf;
 mod dataset;
 mod follow;
+mod led;
 mod log;
 mod place;
 mod plan;

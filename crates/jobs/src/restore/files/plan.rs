@@ -14,15 +14,13 @@ use slotkeep_wire::replica::Credentials;
 use super::assign::ShardAddrs;
 use super::conf::{self, Place, Recorded, USERS_FILE};
 use super::dataset::{DatasetPlan, Primary, moves};
+use super::led::LedPrimary;
 use super::place::{bus_port, free_folder, place_nodes, resolve};
 use super::users::{Users, UsersPolicy, users};
 use crate::log::point::{Point, ShardPoint};
 use crate::ports::{Rng, random_hex};
 use crate::restore::{check_applies, check_complete, check_loads};
 use crate::{Context, Error, ErrorKind, Result};
-
-/// The bus port of a node that has none: nothing listens there, so nobody waits for an answer.
-const NO_BUS_PORT: u16 = 1;
 
 /// What to restore, and how.
 #[derive(Clone, Default)]
@@ -74,17 +72,6 @@ pub struct FilesPlan {
     /// What each primary follows at first, in the order of the shards; empty if they find their datasets in their folders.
     #[serde(skip)]
     pub(super) led: Vec<LedPrimary>,
-}
-
-/// A primary to be, that first follows us.
-#[derive(Clone)]
-pub(super) struct LedPrimary {
-    /// Where it takes clients.
-    pub(super) addr: NodeAddr,
-    /// The id under which it takes us for its primary.
-    pub(super) leader: NodeId,
-    /// How it authenticates, if it does.
-    pub(super) credentials: Option<Credentials>,
 }
 
 impl NodePlan {
@@ -199,34 +186,34 @@ fn target(point: &Point, options: &FilesOptions) -> Result<ServerVersion> {
 }
 
 /// A node, before its files are written out.
-struct Sketch<'a> {
-    addr: NodeAddr,
-    ip: IpAddr,
-    id: Option<NodeId>,
+pub(super) struct Sketch<'a> {
+    pub(super) addr: NodeAddr,
+    pub(super) ip: IpAddr,
+    pub(super) id: Option<NodeId>,
     shard: &'a ShardRecord,
     /// Where the shard is to be brought back to.
     state: &'a ShardPoint,
     /// Whether it has an append-only file for the sake of the restore, and had none before.
     keeps_log_for_now: bool,
     /// The primary's address and id; none for a primary.
-    follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
+    pub(super) follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
     replaces: &'a NodeRecord,
     config_epoch: u64,
     settings: Option<&'a SettingsRecord>,
     recorded: Recorded,
-    users: Users,
+    pub(super) users: Users,
 }
 
-struct Planner<'a> {
+pub(super) struct Planner<'a> {
     point: &'a Point,
-    manifest: &'a Manifest,
-    options: &'a FilesOptions,
+    pub(super) manifest: &'a Manifest,
+    pub(super) options: &'a FilesOptions,
     target: ServerVersion,
     folder: PathBuf,
     ips: Vec<(NodeAddr, IpAddr)>,
     rng: &'a dyn Rng,
     warnings: Vec<String>,
-    led: Vec<LedPrimary>,
+    pub(super) led: Vec<LedPrimary>,
 }
 
 impl<'a> Planner<'a> {
@@ -285,38 +272,9 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn new_id(&self) -> Result<NodeId> {
+    pub(super) fn new_id(&self) -> Result<NodeId> {
         let id = random_hex(self.rng, 40)?;
         id.parse().map_err(|error| Error::new(ErrorKind::Failed, format!("can't make a node id: {error}")))
-    }
-
-    /// What each primary follows at first.
-    fn led(&self, sketches: &[Sketch<'_>]) -> Result<Vec<LedPrimary>> {
-        let links = &self.options.links;
-        if links.is_empty() {
-            return Ok(Vec::new());
-        }
-        if !self.manifest.cluster_mode {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "only the nodes of a cluster can follow Slotkeep; this backup is of a server outside cluster mode",
-            )
-            .hint("restore it as files: leave --via out"));
-        }
-        let primaries = sketches.iter().filter(|sketch| sketch.follows.is_none());
-        let led = primaries.map(|sketch| {
-            let replication = sketch.users.replication.clone();
-            Ok(LedPrimary {
-                addr: NodeAddr::new(sketch.ip.to_string(), sketch.addr.port()),
-                leader: self.new_id()?,
-                credentials: replication.map(|(user, password)| Credentials { user, password }),
-            })
-        });
-        let led: Vec<LedPrimary> = led.collect::<Result<_>>()?;
-        if led.len() == links.len() {
-            return Ok(led);
-        }
-        Err(Error::new(ErrorKind::Failed, format!("{} links for {} primaries", links.len(), led.len())))
     }
 
     /// Writes out the files of every node.
@@ -422,35 +380,6 @@ impl<'a> Planner<'a> {
             moves: moves(&primaries(sketches)),
             current_epoch: self.manifest.current_epoch,
         }
-    }
-
-    /// The cluster as its primaries see it at first: each shard's slots belong to us, and all nodes follow. None if they do not.
-    fn led_conf(&self, sketches: &[Sketch<'_>]) -> Option<NodesConf> {
-        let leaders = self.led.iter().zip(&self.options.links).zip(&self.manifest.shards).zip(1..);
-        let mut nodes: Vec<ConfNode> = leaders
-            .map(|(((led, link), shard), config_epoch)| ConfNode {
-                id: led.leader.clone(),
-                ip: link.ip().to_string(),
-                port: link.port(),
-                bus_port: NO_BUS_PORT,
-                role: ConfRole::Primary { config_epoch, slots: shard.slots.clone() },
-            })
-            .collect();
-        let mut leader = self.led.iter();
-        let mut current = None;
-        for sketch in sketches {
-            if sketch.follows.is_none() {
-                current = leader.next();
-            }
-            nodes.push(ConfNode {
-                id: sketch.id.clone()?,
-                ip: sketch.ip.to_string(),
-                port: sketch.addr.port(),
-                bus_port: bus_port(&sketch.addr)?,
-                role: ConfRole::Replica { primary: current?.leader.clone() },
-            });
-        }
-        Some(NodesConf { nodes, moves: vec![], current_epoch: self.manifest.current_epoch })
     }
 
     /// Collects what the user should know, each thing once.
