@@ -102,4 +102,35 @@ pub(crate) struct RepoArgs {
     /// Name under which the repository keeps this cluster's backups
     #[arg(long, value_name = "NAME", env = "SLOTKEEP_NAME")]
     pub(crate) name: Option<String>,
+    /// Most bytes per second to and from the repository, such as 500K, 20M or 1G (multiples of 1024); no limit if not given
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, env = "SLOTKEEP_LIMIT_RATE")]
+    pub(crate) limit_rate: Option<u64>,
+}
+
+/// A number of bytes, with K, M or G behind it for multiples of 1024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no number of bytes: write it as 500K, 20M or 1G");
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (text.get(..at), 10),
+        Some((at, 'm' | 'M')) => (text.get(..at), 20),
+        Some((at, 'g' | 'G')) => (text.get(..at), 30),
+        _ => (Some(text), 0),
+    };
+    let number: u64 = digits.and_then(|digits| digits.parse().ok()).ok_or_else(wrong)?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn bytes_are_read_with_and_without_a_letter() {
+        assert_eq!(parse_bytes("123"), Ok(123));
+        assert_eq!(parse_bytes("20M"), Ok(20 << 20));
+        assert_eq!(parse_bytes("1g"), Ok(1 << 30));
+        for wrong in ["", "K", "0", "1.5M", "-1", "99999999999G", "5Q"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
 }

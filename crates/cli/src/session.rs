@@ -9,7 +9,7 @@ use slotkeep_jobs::ports::{SystemClock, SystemRng, random_hex};
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_model::NodeAddr;
 use slotkeep_repo::layout::is_cluster_name;
-use slotkeep_repo::{Location, Repository};
+use slotkeep_repo::{Location, OpenOptions, RateLimit, Repository};
 use slotkeep_wire::replica::Credentials;
 use tokio_util::sync::CancellationToken;
 
@@ -186,17 +186,23 @@ impl Session {
     /// Opens the repository, and gives the name of the cluster in it.
     pub(crate) async fn repository(&self, arguments: &RepoArgs) -> Result<(Repository, String)> {
         let (location, name) = self.location(arguments)?;
-        Ok((Repository::open(&location).await?, name))
+        Ok((Repository::open_with(&location, &open_options(arguments)).await?, name))
     }
 
     /// Makes a repository.
-    pub(crate) async fn init(&self, location: &Location) -> Result<Repository> {
-        Ok(Repository::init(location, self.repository_id()?, self.now()).await?)
+    pub(crate) async fn init(&self, location: &Location, arguments: &RepoArgs) -> Result<Repository> {
+        let (id, options) = (self.repository_id()?, open_options(arguments));
+        Ok(Repository::init_with(location, id, self.now(), &options).await?)
     }
 
     /// Opens the repository, or makes it in a new local folder.
-    pub(crate) async fn open_or_create(&self, location: &Location) -> Result<Repository> {
-        Ok(Repository::open_or_create(location, self.repository_id()?, self.now()).await?)
+    pub(crate) async fn open_or_create(
+        &self,
+        location: &Location,
+        arguments: &RepoArgs,
+    ) -> Result<Repository> {
+        let (id, options) = (self.repository_id()?, open_options(arguments));
+        Ok(Repository::open_or_create_with(location, id, self.now(), &options).await?)
     }
 
     /// The time of day.
@@ -207,6 +213,11 @@ impl Session {
     fn repository_id(&self) -> Result<String> {
         random_hex(&*self.rng, 32)
     }
+}
+
+/// How the user wants the repository to be used.
+fn open_options(arguments: &RepoArgs) -> OpenOptions {
+    OpenOptions { limit: arguments.limit_rate.and_then(RateLimit::new) }
 }
 
 /// An address as the user typed it.

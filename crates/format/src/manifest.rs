@@ -46,6 +46,9 @@ pub struct RepositoryFile {
     pub repository_id: String,
     /// When the repository was made, by the clock of the machine that made it.
     pub created_at: Timestamp,
+    /// Whether the store refused to create an object that existed when the repository was made; absent if nobody looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditional_create: Option<bool>,
     /// Public keys that objects are encrypted to; none in a repository that is not encrypted.
     #[serde(default)]
     pub recipients: Vec<String>,

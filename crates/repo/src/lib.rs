@@ -12,6 +12,7 @@ mod probe;
 mod read;
 mod repository;
 mod segments;
+mod store;
 mod write;
 
 pub use catalog::{BackupSelector, Listing, UnreadableBackup};
@@ -19,6 +20,7 @@ pub use error::{Problem, RepoError};
 pub use location::Location;
 pub use probe::Probe;
 pub use read::{FramedObject, ObjectStream};
-pub use repository::Repository;
+pub use repository::{OpenOptions, Repository};
 pub use segments::{SegmentEntry, SegmentMeta, SegmentReader, SegmentWriter};
+pub use store::RateLimit;
 pub use write::{ObjectWriter, WRITE_BUFFER_BYTES};

@@ -20,7 +20,8 @@ use crate::repository::Repository;
 pub struct ObjectStream {
     record: ObjectRecord,
     stream: BoxStream<'static, Result<Bytes, object_store::Error>>,
-    hasher: Hasher,
+    /// On the heap: it is large, and futures hold it.
+    hasher: Box<Hasher>,
     bytes: u64,
 }
 
@@ -63,7 +64,7 @@ impl Repository {
         Ok(ObjectStream {
             record: record.clone(),
             stream: found.into_stream(),
-            hasher: Hasher::new(),
+            hasher: Box::new(Hasher::new()),
             bytes: 0,
         })
     }

@@ -2,16 +2,26 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::TryStreamExt;
 use jiff::Timestamp;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore, ObjectStoreExt};
 use slotkeep_format::RepositoryFile;
 use slotkeep_format::manifest::REPOSITORY_VERSION;
 
 use crate::error::{Problem, RepoError};
 use crate::layout::REPOSITORY_FILE;
 use crate::location::{Location, object_path};
+use crate::probe::probe;
+use crate::store::{Creating, RateLimit, create_new, stack};
+
+/// How to use a repository.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// A limit on the bytes per second to and from the store.
+    pub limit: Option<RateLimit>,
+}
 
 /// An open repository.
 #[derive(Clone, Debug)]
@@ -24,8 +34,29 @@ pub struct Repository {
 impl Repository {
     /// Makes a repository with that id. A local folder is created if there is none, and must be empty.
     pub async fn init(location: &Location, repository_id: String, now: Timestamp) -> Result<Self, RepoError> {
+        Self::init_with(location, repository_id, now, &OpenOptions::default()).await
+    }
+
+    /// The same, with options.
+    pub async fn init_with(
+        location: &Location,
+        repository_id: String,
+        now: Timestamp,
+        options: &OpenOptions,
+    ) -> Result<Self, RepoError> {
         location.create_folder().await?;
-        let store = location.store()?;
+        Self::init_in(location.store()?, location, repository_id, now, options).await
+    }
+
+    /// The same in a store that was opened already; `location` is what errors call it.
+    pub async fn init_in(
+        store: Arc<dyn ObjectStore>,
+        location: &Location,
+        repository_id: String,
+        now: Timestamp,
+        options: &OpenOptions,
+    ) -> Result<Self, RepoError> {
+        let store = stack(store, options.limit.clone());
         if read_repository_file(location, &store).await?.is_some() {
             return Err(RepoError::new("make a repository in", location, Problem::AlreadyRepository));
         }
@@ -34,14 +65,16 @@ impl Repository {
         if occupied.is_some() {
             return Err(RepoError::new("make a repository in", location, Problem::NotEmpty));
         }
+        let probed = probe(&*store, &repository_id, location).await?;
         let file = RepositoryFile {
             format_version: REPOSITORY_VERSION,
             repository_id,
             created_at: now,
+            conditional_create: Some(probed.refuses_overwrite),
             recipients: vec![],
         };
         let json = file.render().map_err(|error| RepoError::new("write", REPOSITORY_FILE, error))?;
-        put_new(&store, &Path::from(REPOSITORY_FILE), json)
+        create_new(&*store, &Path::from(REPOSITORY_FILE), json.into(), creating(&file))
             .await
             .map_err(|problem| RepoError::new("write", format!("{location}/{REPOSITORY_FILE}"), problem))?;
         Ok(Self { location: location.clone(), store, file })
@@ -49,10 +82,24 @@ impl Repository {
 
     /// Opens a repository that exists.
     pub async fn open(location: &Location) -> Result<Self, RepoError> {
+        Self::open_with(location, &OpenOptions::default()).await
+    }
+
+    /// The same, with options.
+    pub async fn open_with(location: &Location, options: &OpenOptions) -> Result<Self, RepoError> {
         if location.is_new_folder().await? {
             return Err(RepoError::new("open", location, Problem::NoRepository));
         }
-        let store = location.store()?;
+        Self::open_in(location.store()?, location, options).await
+    }
+
+    /// The same in a store that was opened already; `location` is what errors call it.
+    pub async fn open_in(
+        store: Arc<dyn ObjectStore>,
+        location: &Location,
+        options: &OpenOptions,
+    ) -> Result<Self, RepoError> {
+        let store = stack(store, options.limit.clone());
         match read_repository_file(location, &store).await? {
             Some(file) => Ok(Self { location: location.clone(), store, file }),
             None => Err(RepoError::new("open", location, Problem::NoRepository)),
@@ -65,10 +112,20 @@ impl Repository {
         repository_id: String,
         now: Timestamp,
     ) -> Result<Self, RepoError> {
+        Self::open_or_create_with(location, repository_id, now, &OpenOptions::default()).await
+    }
+
+    /// The same, with options.
+    pub async fn open_or_create_with(
+        location: &Location,
+        repository_id: String,
+        now: Timestamp,
+        options: &OpenOptions,
+    ) -> Result<Self, RepoError> {
         if location.is_new_folder().await? {
-            return Self::init(location, repository_id, now).await;
+            return Self::init_with(location, repository_id, now, options).await;
         }
-        Self::open(location).await
+        Self::open_with(location, options).await
     }
 
     /// Where it is.
@@ -90,10 +147,20 @@ impl Repository {
         }
     }
 
-    /// Writes a small object that must not exist yet.
+    /// Writes a small object that must not exist yet. If it exists with the same bytes it has been written: the answer to an earlier try was lost.
     pub async fn put_new(&self, path: &str, bytes: Vec<u8>) -> Result<(), RepoError> {
-        let object = object_path(path)?;
-        put_new(&self.store, &object, bytes).await.map_err(|problem| RepoError::new("write", path, problem))
+        self.create(&object_path(path)?, bytes.into()).await
+    }
+
+    /// Writes an object in one piece. It must not exist yet, unless it holds the same bytes.
+    pub(crate) async fn create(&self, path: &Path, bytes: Bytes) -> Result<(), RepoError> {
+        let created = create_new(&*self.store, path, bytes, creating(&self.file)).await;
+        created.map_err(|problem| RepoError::new("write", path, problem))
+    }
+
+    /// Whether the store refuses to create what exists. Where it does not, two writers of one line can't be kept apart.
+    pub fn refuses_overwrite(&self) -> bool {
+        creating(&self.file) == Creating::Conditional
     }
 
     /// Deletes an object that this process wrote and that no manifest names.
@@ -115,7 +182,10 @@ async fn read_repository_file(
     RepositoryFile::parse(&bytes).map(Some).map_err(|error| RepoError::new("read", on(), error))
 }
 
-async fn put_new(store: &Arc<dyn ObjectStore>, path: &Path, bytes: Vec<u8>) -> Result<(), Problem> {
-    let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-    store.put_opts(path, bytes.into(), create).await.map(drop).map_err(Problem::from)
+/// How the repository's store creates, as `init` found it. Earlier versions did not look, and relied on the condition.
+const fn creating(file: &RepositoryFile) -> Creating {
+    match file.conditional_create {
+        Some(false) => Creating::LookingFirst,
+        Some(true) | None => Creating::Conditional,
+    }
 }

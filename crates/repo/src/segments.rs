@@ -8,8 +8,8 @@ use std::ops::Range;
 use blake3::Hasher;
 use bytes::Bytes;
 use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions};
 use slotkeep_format::frames::{FRAME_RAW_BYTES, SEEK_FOOTER_BYTES};
 use slotkeep_format::manifest::ServerRecord;
 use slotkeep_format::segment::{SEGMENT_FOOTER_BYTES, SEGMENT_VERSION};
@@ -20,10 +20,11 @@ use zstd::bulk::Decompressor;
 use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::repository::Repository;
-use crate::write::ObjectWriter;
+use crate::write::{ObjectWriter, WRITE_BUFFER_BYTES};
 
-/// A segment of at most so many stored bytes is written in one request, by a create that fails if it exists.
-const ONE_PUT_BYTES: usize = 4 << 20;
+/// A segment of at most so many stored bytes is written in one request, by a create that fails if it exists. As much as an upload in
+/// parts would hold in memory.
+const ONE_PUT_BYTES: usize = WRITE_BUFFER_BYTES;
 /// How much of a segment is read at a time; also the size up to which a segment is read in one request.
 const READ_BYTES: u64 = 4 << 20;
 
@@ -165,6 +166,14 @@ impl Repository {
         })
     }
 
+    async fn must_not_exist(&self, path: &Path) -> Result<(), RepoError> {
+        match self.store.head(path).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(RepoError::new("write", path, error)),
+            Ok(_) => Err(RepoError::new("write", path, Problem::Exists)),
+        }
+    }
+
     /// Begins a segment that holds the bytes `start..end` of a history. Fails if it is there already.
     pub async fn create_segment(
         &self,
@@ -174,11 +183,7 @@ impl Repository {
     ) -> Result<SegmentWriter, RepoError> {
         let path = layout::segment(cluster, history, &range);
         let failed = |problem: Problem| RepoError::new("write", &path, problem);
-        match self.store.head(&path).await {
-            Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(failed(error.into())),
-            Ok(_) => return Err(failed(Problem::Exists)),
-        }
+        self.must_not_exist(&path).await?;
         let frames = FrameWriter::new().map_err(|error| failed(error.into()))?;
         Ok(SegmentWriter {
             repository: self.clone(),
@@ -327,14 +332,18 @@ impl SegmentWriter {
         let completed = self.complete(meta).await;
         match (completed, self.large.take()) {
             (Ok(record), Some(large)) => {
+                // Uploads in parts know no condition: another writer of the same bytes is kept off by the lease of the line, and seen here
+                // unless both complete at the same moment.
+                if let Err(error) = self.repository.must_not_exist(&self.path).await {
+                    let _ = large.abort().await;
+                    return Err(error);
+                }
                 large.finish(record.raw_bytes()).await?;
                 Ok(record)
             }
             (Ok(record), None) => {
-                let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
                 let bytes = std::mem::take(&mut self.small);
-                let put = self.repository.store.put_opts(&self.path, bytes.into(), create).await;
-                put.map_err(|error| RepoError::new("write", &self.path, error))?;
+                self.repository.create(&self.path, bytes.into()).await?;
                 Ok(record)
             }
             (Err(error), large) => {

@@ -18,9 +18,11 @@ pub const WRITE_BUFFER_BYTES: usize = (PARTS_IN_FLIGHT + 1) * (8 << 20);
 /// An object that is being written. It is visible only once [`ObjectWriter::finish`] has returned; dropped or aborted, it leaves
 /// nothing that a reader could see.
 pub struct ObjectWriter {
+    repository: Repository,
     path: String,
     upload: WriteMultipart,
-    hasher: Hasher,
+    /// On the heap: it is large, and futures hold it.
+    hasher: Box<Hasher>,
     stored_bytes: u64,
 }
 
@@ -31,7 +33,13 @@ impl Repository {
         let upload =
             self.store.put_multipart(&object).await.map_err(|error| RepoError::new("write", &path, error))?;
         let upload = WriteMultipart::new_with_chunk_size(upload, self.part_bytes());
-        Ok(ObjectWriter { path, upload, hasher: Hasher::new(), stored_bytes: 0 })
+        Ok(ObjectWriter {
+            repository: self.clone(),
+            path,
+            upload,
+            hasher: Box::new(Hasher::new()),
+            stored_bytes: 0,
+        })
     }
 }
 
@@ -50,9 +58,16 @@ impl ObjectWriter {
 
     /// Completes the object, durable when this returns; `raw_bytes` is the length of what it holds before compression.
     pub async fn finish(self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
-        let Self { path, upload, hasher, stored_bytes } = self;
-        upload.finish().await.map_err(|error| RepoError::new("write", &path, error))?;
-        Ok(ObjectRecord { path, stored_bytes, raw_bytes, blake3: hasher.finalize().to_hex().to_string() })
+        let Self { repository, path, upload, hasher, stored_bytes } = self;
+        let finished = upload.finish().await;
+        let record =
+            ObjectRecord { path, stored_bytes, raw_bytes, blake3: hasher.finalize().to_hex().to_string() };
+        if let Err(error) = finished {
+            let error = RepoError::new("write", &record.path, error);
+            // The object may be complete although the answer never came: its own bytes tell.
+            repository.verify(&record, |_| ()).await.map_err(|_| error)?;
+        }
+        Ok(record)
     }
 
     /// Gives the object up and removes what the store has of it.

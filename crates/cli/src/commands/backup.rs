@@ -61,7 +61,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
     };
     let plan = plan(&context, discovery, prefer, arguments.allow_partial).await?;
     // Only now: a cluster that can't be backed up must leave no new repository behind.
-    let repository = session.open_or_create(&location).await?;
+    let repository = session.open_or_create(&location, &arguments.repo).await?;
     output.note(&announce(&plan, &location.to_string()));
     let options = BackupOptions {
         cluster: name,

@@ -26,9 +26,15 @@ struct Made {
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &InitArgs) -> Result<u8> {
     let (location, _) = session.location(&arguments.repo)?;
-    let repository = session.init(&location).await?;
+    let repository = session.init(&location, &arguments.repo).await?;
     let made =
         Made { repository: location.to_string(), repository_id: repository.file().repository_id.clone() };
+    if !repository.refuses_overwrite() {
+        output.warn(
+            "this store overwrites objects although requests forbid it (it ignores If-None-Match): Slotkeep looks before it \
+             writes and reads back afterwards, but let only one Slotkeep write here at a time",
+        );
+    }
     output.data(&made, |made| format!("Made a repository in {}.", made.repository))?;
     Ok(exit::OK)
 }
