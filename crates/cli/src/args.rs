@@ -29,6 +29,7 @@ pub(crate) enum Command {
     Diff(commands::diff::DiffArgs),
     List(commands::list::ListArgs),
     Show(commands::show::ShowArgs),
+    Key(commands::key::KeyCommandArgs),
     Demo(commands::demo::DemoArgs),
     Completions(commands::generate::CompletionsArgs),
     Man(commands::generate::ManArgs),
@@ -105,6 +106,43 @@ pub(crate) struct RepoArgs {
     /// Most bytes per second to and from the repository, such as 500K, 20M or 1G (multiples of 1024); no limit if not given
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, env = "SLOTKEEP_LIMIT_RATE")]
     pub(crate) limit_rate: Option<u64>,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+}
+
+/// What opens a repository, and what proves it.
+#[derive(Debug, Default, Clone, Args)]
+#[command(
+    next_help_heading = "Keys of an encrypted repository (a passphrase: SLOTKEEP_PASSPHRASE or --passphrase-file)"
+)]
+pub(crate) struct KeyArgs {
+    /// File with age identities that open the repository, as `age-keygen` writes it
+    #[arg(long, value_name = "FILE", value_delimiter = ',', env = "SLOTKEEP_IDENTITY")]
+    pub(crate) identity: Vec<PathBuf>,
+    /// Command that prints such a file, run by the shell: `pass show slotkeep`
+    #[arg(long, value_name = "COMMAND", env = "SLOTKEEP_IDENTITY_COMMAND")]
+    pub(crate) identity_command: Option<String>,
+    /// File that holds the passphrase, on its first line
+    #[arg(long, value_name = "FILE", env = "SLOTKEEP_PASSPHRASE_FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+    /// File with the key that signs backups, on a machine that did not make the repository
+    #[arg(long, value_name = "FILE", env = "SLOTKEEP_SIGNING_KEY")]
+    pub(crate) signing_key: Option<PathBuf>,
+    /// Fingerprint that the repository must have; `slotkeep init` prints it
+    #[arg(long, value_name = "FINGERPRINT", env = "SLOTKEEP_TRUST")]
+    pub(crate) trust: Option<String>,
+}
+
+/// Who may read a repository.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Who may read it")]
+pub(crate) struct RecipientArgs {
+    /// Encrypt for the owner of this public key, age1…; any number of them
+    #[arg(long, value_name = "KEY", value_delimiter = ',', env = "SLOTKEEP_RECIPIENT")]
+    pub(crate) recipient: Vec<String>,
+    /// Encrypt for whoever knows a passphrase, too: that of --passphrase-file, or of the environment
+    #[arg(long)]
+    pub(crate) passphrase: bool,
 }
 
 /// A number of bytes, with K, M or G behind it for multiples of 1024.

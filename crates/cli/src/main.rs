@@ -5,6 +5,7 @@
 mod args;
 mod commands;
 mod exit;
+mod keys;
 mod output;
 mod progress;
 mod session;
@@ -51,6 +52,7 @@ async fn dispatch(command: Command, session: &Session, output: &Output) -> slotk
         Command::Diff(command) => commands::diff::run(session, output, &command).await,
         Command::List(command) => commands::list::run(session, output, &command).await,
         Command::Show(command) => commands::show::run(session, output, &command).await,
+        Command::Key(command) => commands::key::run(session, output, &command).await,
         Command::Demo(command) => commands::demo::run(session, output, &command).await,
         Command::Completions(command) => commands::generate::completions(output, &command),
         Command::Man(command) => commands::generate::man(output, &command),

@@ -9,7 +9,7 @@ use slotkeep_jobs::ports::{SystemClock, SystemRng, random_hex};
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_model::NodeAddr;
 use slotkeep_repo::layout::is_cluster_name;
-use slotkeep_repo::{Location, OpenOptions, RateLimit, Repository};
+use slotkeep_repo::{Location, OpenOptions, RateLimit, Recipients, Repository};
 use slotkeep_wire::replica::Credentials;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +29,9 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 
 /// What a run has at hand.
 pub(crate) struct Session {
-    file: SettingsFile,
+    pub(crate) file: SettingsFile,
+    /// `SLOTKEEP_PASSPHRASE`.
+    pub(crate) passphrase: Option<String>,
     /// `SLOTKEEP_PASSWORD`.
     password: Option<String>,
     clock: Arc<SystemClock>,
@@ -41,6 +43,7 @@ impl Session {
     pub(crate) fn new(arguments: &Arguments) -> Result<Self> {
         Ok(Self {
             file: SettingsFile::read(arguments.config.as_deref())?,
+            passphrase: std::env::var("SLOTKEEP_PASSPHRASE").ok(),
             password: std::env::var("SLOTKEEP_PASSWORD").ok(),
             clock: Arc::new(SystemClock::new()),
             rng: Arc::new(SystemRng),
@@ -52,6 +55,7 @@ impl Session {
     pub(crate) fn without_settings(&self) -> Self {
         Self {
             file: SettingsFile::default(),
+            passphrase: None,
             password: None,
             clock: Arc::clone(&self.clock),
             rng: Arc::clone(&self.rng),
@@ -186,12 +190,18 @@ impl Session {
     /// Opens the repository, and gives the name of the cluster in it.
     pub(crate) async fn repository(&self, arguments: &RepoArgs) -> Result<(Repository, String)> {
         let (location, name) = self.location(arguments)?;
-        Ok((Repository::open_with(&location, &open_options(arguments)).await?, name))
+        Ok((Repository::open_with(&location, &self.open_options(arguments)?).await?, name))
     }
 
     /// Makes a repository.
-    pub(crate) async fn init(&self, location: &Location, arguments: &RepoArgs) -> Result<Repository> {
-        let (id, options) = (self.repository_id()?, open_options(arguments));
+    pub(crate) async fn init(
+        &self,
+        location: &Location,
+        arguments: &RepoArgs,
+        recipients: Recipients,
+    ) -> Result<Repository> {
+        let id = self.repository_id()?;
+        let options = OpenOptions { recipients, ..self.open_options(arguments)? };
         Ok(Repository::init_with(location, id, self.now(), &options).await?)
     }
 
@@ -201,8 +211,15 @@ impl Session {
         location: &Location,
         arguments: &RepoArgs,
     ) -> Result<Repository> {
-        let (id, options) = (self.repository_id()?, open_options(arguments));
+        let (id, options) = (self.repository_id()?, self.open_options(arguments)?);
         Ok(Repository::open_or_create_with(location, id, self.now(), &options).await?)
+    }
+
+    /// How the user wants the repository to be used.
+    fn open_options(&self, arguments: &RepoArgs) -> Result<OpenOptions> {
+        let mut options = self.key_options(&arguments.keys)?;
+        options.limit = arguments.limit_rate.and_then(RateLimit::new);
+        Ok(options)
     }
 
     /// The time of day.
@@ -213,11 +230,6 @@ impl Session {
     fn repository_id(&self) -> Result<String> {
         random_hex(&*self.rng, 32)
     }
-}
-
-/// How the user wants the repository to be used.
-fn open_options(arguments: &RepoArgs) -> OpenOptions {
-    OpenOptions { limit: arguments.limit_rate.and_then(RateLimit::new) }
 }
 
 /// An address as the user typed it.

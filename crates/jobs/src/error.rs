@@ -34,6 +34,10 @@ pub enum ErrorKind {
     NotFound,
     /// Stored bytes are not what was written.
     Corrupt,
+    /// An identity, passphrase or signing key is missing or wrong.
+    Key,
+    /// The repository is not the one that it was, or holds what its key did not sign.
+    Untrusted,
     /// The target is not empty.
     TargetNotEmpty,
     /// The target holds other data in the slots that are to be restored.
@@ -116,6 +120,21 @@ impl From<RepoError> for Error {
             Problem::Missing | Problem::Damaged(_) => (
                 ErrorKind::Corrupt,
                 "do not delete other backups: use another one (`slotkeep list`), and take a new one from the running cluster",
+            ),
+            Problem::Locked => {
+                (ErrorKind::Key, "give --identity FILE, or the passphrase in SLOTKEEP_PASSPHRASE")
+            }
+            Problem::NotEncrypted => (ErrorKind::Usage, "only an encrypted repository has keys"),
+            Problem::WrongKey(_) => {
+                (ErrorKind::Key, "check --identity, the passphrase, --recipient and --signing-key")
+            }
+            Problem::NoSigningKey => (
+                ErrorKind::Key,
+                "bring the key here from a machine that has it (`slotkeep key export-signing`), and give it with --signing-key FILE",
+            ),
+            Problem::Untrusted(_) => (
+                ErrorKind::Untrusted,
+                "find out who can write to the repository before you use it; docs/security.md says what is checked",
             ),
             Problem::Exists => {
                 (ErrorKind::Repository, "another Slotkeep may be writing to the same repository")

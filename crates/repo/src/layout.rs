@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! slotkeep.json                                             what makes it a repository
+//! slotkeep-key-<n>-<kind>.age                               its keys, encrypted to those who may read
 //! <cluster>/backups/<id>.json                               a backup's manifest
 //! <cluster>/history/<replid>/base/<offset>-<id>/rdb.zst     the RDB, framed
 //! <cluster>/history/<replid>/base/<offset>-<id>/index.zst   its index, framed
@@ -21,6 +22,19 @@ use slotkeep_model::{ReplId, ReplOffset};
 
 /// The file that makes a place a repository.
 pub const REPOSITORY_FILE: &str = "slotkeep.json";
+
+const KEY_FILE_PREFIX: &str = "slotkeep-key-";
+
+/// A key file. They lie beside [`REPOSITORY_FILE`], where no cluster's name can be in the way.
+pub(crate) fn key_file(number: u32, kind: &str) -> Path {
+    Path::from(format!("{KEY_FILE_PREFIX}{number:04}-{kind}.age"))
+}
+
+/// The number of a key file of that name; `None` if it is none.
+pub(crate) fn key_file_number(name: &str) -> Option<u32> {
+    let (number, _) = name.strip_prefix(KEY_FILE_PREFIX)?.strip_suffix(".age")?.split_once('-')?;
+    number.parse().ok()
+}
 
 /// The longest name of a cluster.
 pub const MAX_CLUSTER_NAME: usize = 64;

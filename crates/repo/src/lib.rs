@@ -4,7 +4,10 @@
 //! create that fails if it exists, so nothing is listed before it is whole.
 
 mod catalog;
+mod crypt;
 mod error;
+mod keys;
+mod known;
 pub mod layout;
 mod lineage;
 mod location;
@@ -16,7 +19,9 @@ mod store;
 mod write;
 
 pub use catalog::{BackupSelector, Listing, UnreadableBackup};
+pub use crypt::{Recipients, SigningKey, Unlock, fingerprint};
 pub use error::{Problem, RepoError};
+pub use known::StateFolder;
 pub use location::Location;
 pub use probe::Probe;
 pub use read::{FramedObject, ObjectStream};

@@ -38,9 +38,13 @@ pub(crate) struct BackupArgs {
     /// Back up what there is if slots are uncovered or a shard can't be reached
     #[arg(long)]
     allow_partial: bool,
-    /// Store passwords of the configuration and password hashes of ACL users too, unencrypted
+    /// Store passwords of the configuration and password hashes of ACL users too, unencrypted if the repository is not encrypted;
+    /// in an encrypted one they always are, unless --no-secrets
     #[arg(long)]
     include_secrets: bool,
+    /// Leave passwords and password hashes out
+    #[arg(long, conflicts_with = "include_secrets")]
+    no_secrets: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -67,7 +71,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
         cluster: name,
         jobs: arguments.jobs,
         jobs_per_host: arguments.jobs_per_host,
-        include_secrets: arguments.include_secrets,
+        include_secrets: !arguments.no_secrets && (arguments.include_secrets || repository.is_encrypted()),
     };
     let progress: Vec<Arc<ShardProgress>> =
         plan.shards.iter().map(|shard| ShardProgress::new(format!("slots {}", shard.shard.slots))).collect();

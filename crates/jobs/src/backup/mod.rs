@@ -68,6 +68,8 @@ pub async fn backup(
     options: &BackupOptions,
     progress: &[Arc<ShardProgress>],
 ) -> Result<Manifest> {
+    // Before hours are spent on what could not be signed.
+    repository.check_signs()?;
     let id = new_backup_id(context)?;
     let started_at = context.clock.now();
     let settings_options = SettingsOptions { include_secrets: options.include_secrets };

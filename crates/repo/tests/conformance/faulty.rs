@@ -154,7 +154,7 @@ async fn a_limit_holds_in_both_directions() {
     let (_folder, store) = folder();
     let place = Place::new(store, Protection::None);
     place.init().await.unwrap();
-    let options = OpenOptions { limit: RateLimit::new(4 << 20) };
+    let options = OpenOptions { limit: RateLimit::new(4 << 20), ..place.options() };
     let repository = Repository::open_in(Arc::clone(&place.store), &place.location, &options).await.unwrap();
     let raw = noise(2 << 20);
     let began = std::time::Instant::now();

@@ -1,8 +1,10 @@
 //! What every store must do.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use age::secrecy::ExposeSecret;
 use bytes::Bytes;
 use jiff::Timestamp;
 use object_store::ObjectStore;
@@ -10,7 +12,7 @@ use slotkeep_format::FrameWriter;
 use slotkeep_format::frames::FRAME_RAW_BYTES;
 use slotkeep_format::lineage::HISTORY_VERSION;
 use slotkeep_format::manifest::{
-    BackupKind, FORMAT_VERSION, Manifest, ObjectRecord, ProductRecord, ServerRecord,
+    BackupKind, FORMAT_VERSION, Manifest, ObjectRecord, ProductRecord, ServerRecord, SettingsRecord,
 };
 use slotkeep_format::{HistoryRecord, TimeSample, Timeline};
 use slotkeep_model::{ReplId, SlotDigest, SlotSet};
@@ -20,10 +22,12 @@ use slotkeep_repo::{Location, OpenOptions, Problem, RepoError, Repository, Segme
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protection {
     None,
+    /// Encrypted and signed.
+    Encrypted,
 }
 
 impl Protection {
-    pub(crate) const ALL: [Self; 1] = [Self::None];
+    pub(crate) const ALL: [Self; 2] = [Self::None, Self::Encrypted];
 }
 
 /// Where a repository is made.
@@ -31,11 +35,13 @@ pub(crate) struct Place {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) protection: Protection,
     pub(crate) location: Location,
+    pub(crate) identity: age::x25519::Identity,
 }
 
 impl Place {
     pub(crate) fn new(store: Arc<dyn ObjectStore>, protection: Protection) -> Self {
-        Self { store, protection, location: Location::Folder(PathBuf::from("conformance")) }
+        let location = Location::Folder(PathBuf::from("conformance"));
+        Self { store, protection, location, identity: age::x25519::Identity::generate() }
     }
 
     pub(crate) fn in_bucket(store: Arc<dyn ObjectStore>, protection: Protection) -> Self {
@@ -44,16 +50,26 @@ impl Place {
     }
 
     pub(crate) async fn init(&self) -> Result<Repository, RepoError> {
-        let options = match self.protection {
-            Protection::None => OpenOptions::default(),
-        };
+        let mut options = OpenOptions::default();
+        if self.protection == Protection::Encrypted {
+            options.recipients.add_key(&self.identity.to_public().to_string()).unwrap();
+        }
         let store = Arc::clone(&self.store);
         let id = "0123456789abcdef".to_owned();
-        Repository::init_in(store, &self.location, id, Timestamp::UNIX_EPOCH, &options).await
+        Repository::init_in(store, &self.location, id, Timestamp::UNIX_EPOCH, &options).await?;
+        self.open().await
+    }
+
+    pub(crate) fn options(&self) -> OpenOptions {
+        let mut options = OpenOptions::default();
+        if self.protection == Protection::Encrypted {
+            options.unlock.add_identity_file(self.identity.to_string().expose_secret()).unwrap();
+        }
+        options
     }
 
     pub(crate) async fn open(&self) -> Result<Repository, RepoError> {
-        Repository::open_in(Arc::clone(&self.store), &self.location, &OpenOptions::default()).await
+        Repository::open_in(Arc::clone(&self.store), &self.location, &self.options()).await
     }
 }
 
@@ -78,6 +94,17 @@ pub(crate) fn manifest(id: &str) -> Manifest {
         settings: vec![],
         cut: None,
         digest: Some(SlotDigest::default()),
+    }
+}
+
+pub(crate) fn settings() -> SettingsRecord {
+    SettingsRecord {
+        nodes: vec!["127.0.0.1:7000".to_owned()],
+        config: [("requirepass".to_owned(), "hunter2-secret".to_owned())].into(),
+        acl: vec![],
+        secrets: true,
+        modules: BTreeMap::default(),
+        unreadable: vec![],
     }
 }
 
@@ -205,8 +232,11 @@ async fn manifests(repository: &Repository) {
     let second = manifest("20260102T000000.000Z-bbbb");
     repository.commit(&second).await.unwrap();
     assert_eq!(repository.find("main", &"latest".parse().unwrap()).await.unwrap(), second);
+    let third = Manifest { settings: vec![settings()], ..manifest("20260103T000000.000Z-cccc") };
+    repository.commit(&third).await.unwrap();
+    assert_eq!(repository.find("main", &"latest".parse().unwrap()).await.unwrap(), third);
     let listing = repository.backups("main").await.unwrap();
-    assert_eq!(listing.backups, [first, second]);
+    assert_eq!(listing.backups, [first, second, third]);
     assert!(listing.unreadable.is_empty());
     let record = HistoryRecord {
         format_version: HISTORY_VERSION,
