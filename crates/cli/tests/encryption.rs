@@ -20,7 +20,7 @@ impl Reader {
     fn new(folder: &Path, name: &str) -> Self {
         let file = folder.join(name);
         let output = std::process::Command::new("age-keygen").arg("-o").arg(&file).output();
-        assert!(output.expect("`age-keygen` is installed").status.success());
+        assert!(output.unwrap().status.success(), "age-keygen");
         let text = std::fs::read_to_string(&file).unwrap();
         let public = text.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
         Self { file, public }
@@ -62,7 +62,7 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     let shown = on("host", &["show"]).expect_code(0).json();
     assert_eq!(shown["settings"].as_array().unwrap().len(), 0);
     let target = path("target");
-    let restore = ["restore", "--to-dir", &target, "--hosts", "127.0.0.1"];
+    let restore = ["restore", "--to-dir", &target, "--nodes", "127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003"];
     let locked = on("host", &restore).expect_code(24);
     assert!(locked.stderr.contains("--identity"), "{}", locked.stderr);
     assert!(!Path::new(&target).exists());

@@ -124,6 +124,10 @@ impl From<RepoError> for Error {
             Problem::Locked => {
                 (ErrorKind::Key, "give --identity FILE, or the passphrase in SLOTKEEP_PASSPHRASE")
             }
+            Problem::NoConditions => (
+                ErrorKind::Unsupported,
+                "let one Slotkeep alone write to this repository, or use a store that honours conditional writes",
+            ),
             Problem::NotEncrypted => (ErrorKind::Usage, "only an encrypted repository has keys"),
             Problem::WrongKey(_) => {
                 (ErrorKind::Key, "check --identity, the passphrase, --recipient and --signing-key")

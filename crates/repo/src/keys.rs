@@ -106,6 +106,14 @@ impl Repository {
         }
     }
 
+    /// Refuses if the data is encrypted and nothing was given to open it with.
+    pub fn check_reads(&self) -> Result<(), RepoError> {
+        if self.is_readable() {
+            return Ok(());
+        }
+        Err(RepoError::new("read", self.location(), Problem::Locked))
+    }
+
     /// Whether the data can be read: it is not encrypted, or an identity was given that opens it.
     pub fn is_readable(&self) -> bool {
         !self.is_encrypted() || self.keyring.identity.is_some()

@@ -9,6 +9,7 @@
 //! <cluster>/history/<replid>/base/<offset>-<id>/digest      its digest
 //! <cluster>/history/<replid>/history.json                   where the history comes from
 //! <cluster>/history/<replid>/log/<start>-<end>.zst          a segment of its stream: the bytes from start on, before end
+//! <cluster>/lease/<name>/<number>.json                      who may write to a line of the log
 //! <cluster>/topology/<id>.json                              how the cluster looked from then on
 //! ```
 //!
@@ -95,6 +96,23 @@ pub(crate) fn topologies(cluster: &str) -> Path {
 /// How a cluster looked from some moment on.
 pub(crate) fn topology(cluster: &str, id: &str) -> Path {
     topologies(cluster).join(format!("{id}.json"))
+}
+
+/// Where the records of a lease lie.
+pub(crate) fn lease(cluster: &str, name: &str) -> Path {
+    Path::from_iter([cluster, "lease", name])
+}
+
+/// A record of a lease.
+pub(crate) fn lease_record(folder: &Path, number: u64) -> Path {
+    folder.clone().join(format!("{number:020}.json"))
+}
+
+/// The number of a lease's record of that name; `None` if it is none.
+pub(crate) fn lease_number(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".json")?;
+    let written_so = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    written_so.then(|| digits.parse().ok()).flatten()
 }
 
 /// The objects of a base.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use object_store::ObjectStoreExt;
-use slotkeep_repo::{OpenOptions, Problem, RateLimit, RepoError, Repository};
+use slotkeep_repo::{OpenOptions, Problem, RateLimit, RepoError, Repository, Standing};
 
 use crate::faults::{FateOnce, Faulty};
 use crate::folder;
@@ -94,6 +94,30 @@ async fn a_store_that_goes_away_leaves_nothing_half() {
             // The same work succeeds once the store is back, whatever the failure left.
             if listing.backups.is_empty() {
                 work(&repository, &raw).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lease_whose_answer_is_lost_is_held_by_one_all_the_same() {
+    for fate in [FateOnce::LosesAnswer, FateOnce::Fails] {
+        for number in 0..8 {
+            let (_folder, store) = folder();
+            let faulty = Faulty::new(store);
+            let repository = Place::new(Arc::new(faulty.clone()), Protection::None).init().await.unwrap();
+            let lease = |holder: &str| repository.lease("main", "line", holder.to_owned(), 10_000).unwrap();
+            let (mut first, mut second) = (lease("a"), lease("b"));
+            faulty.faults.set(number, 1, fate);
+            // What the first one believes after a fault, whatever it is, must leave no room for the second.
+            let _ = first.step(&|| 0).await;
+            faulty.faults.clear();
+            let other = second.step(&|| 1).await.unwrap();
+            let believes = [first.epoch(1).is_some(), matches!(other, Standing::Held { .. })];
+            assert!(!(believes[0] && believes[1]), "{fate:?} of request {number}");
+            if let Standing::Waiting { .. } = other {
+                // It can be had in the end, by one.
+                assert!(matches!(first.step(&|| 2).await.unwrap(), Standing::Held { .. }));
             }
         }
     }

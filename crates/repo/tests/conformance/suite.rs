@@ -16,7 +16,9 @@ use slotkeep_format::manifest::{
 };
 use slotkeep_format::{HistoryRecord, TimeSample, Timeline};
 use slotkeep_model::{ReplId, SlotDigest, SlotSet};
-use slotkeep_repo::{Location, OpenOptions, Problem, RepoError, Repository, SegmentEntry, SegmentMeta};
+use slotkeep_repo::{
+    Location, OpenOptions, Problem, RepoError, Repository, SegmentEntry, SegmentMeta, Standing,
+};
 
 /// How a repository is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +189,7 @@ pub(crate) async fn run(place: &Place) -> Repository {
     objects(&repository).await;
     manifests(&repository).await;
     segments(&repository).await;
+    leases(&repository).await;
     repository
 }
 
@@ -248,6 +251,34 @@ async fn manifests(repository: &Repository) {
     };
     repository.put_history("main", &record).await.unwrap();
     assert_eq!(repository.history("main", &history()).await.unwrap(), Some(record));
+}
+
+async fn leases(repository: &Repository) {
+    let lease = |holder: &str| repository.lease("main", "line", holder.to_owned(), 10_000);
+    if !repository.refuses_overwrite() {
+        assert!(matches!(lease("a").map(drop).unwrap_err().problem, Problem::NoConditions));
+        return;
+    }
+    let (mut first, mut second) = (lease("a").unwrap(), lease("b").unwrap());
+    let held = |standing| match standing {
+        Standing::Held { epoch, .. } => Some(epoch),
+        Standing::Waiting { .. } => None,
+    };
+    assert_eq!(held(first.step(&|| 0).await.unwrap()), Some(1));
+    assert_eq!(held(second.step(&|| 0).await.unwrap()), None);
+    // Renewed in time, under the same epoch; the other one counts anew.
+    assert_eq!(held(first.step(&|| 5000).await.unwrap()), Some(1));
+    assert_eq!(held(second.step(&|| 11_000).await.unwrap()), None);
+    assert!(first.confirm(1).await.unwrap());
+    // The first one sleeps, and wakes when the second has taken over.
+    assert_eq!(held(second.step(&|| 23_000).await.unwrap()), Some(2));
+    assert_eq!(first.epoch(5001), Some(1));
+    assert!(!first.confirm(1).await.unwrap());
+    assert_eq!(first.epoch(5001), None);
+    assert_eq!(held(first.step(&|| 24_000).await.unwrap()), None);
+    // Given up, it is free at once.
+    second.release().await.unwrap();
+    assert_eq!(held(first.step(&|| 24_001).await.unwrap()), Some(3));
 }
 
 async fn segments(repository: &Repository) {

@@ -36,6 +36,8 @@ pub(crate) struct RestoreArgs {
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &RestoreArgs) -> Result<u8> {
     let (repository, name) = session.repository(&arguments.repo).await?;
+    // Before anything is planned: without an identity not even the users are known.
+    repository.check_reads()?;
     let Ok(selector) = arguments.backup.parse::<BackupSelector>();
     let manifest = repository.find(&name, &selector).await?;
     match &arguments.files.to_dir {
