@@ -152,10 +152,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn problem<T>(outcome: Result<T, RepoError>) -> Problem {
-    match outcome {
-        Ok(_) => panic!("it succeeded"),
-        Err(error) => error.problem,
-    }
+    outcome.map(drop).unwrap_err().problem
 }
 
 #[tokio::test]
@@ -320,9 +317,9 @@ async fn a_forged_segment_is_refused() {
     std::fs::write(forger.path().join("slotkeep.json"), json.replace(&ours, &forgers_key.public())).unwrap();
     let options =
         OpenOptions { signing_key: Some(std::sync::Arc::new(forgers_key)), ..OpenOptions::default() };
-    let mut forged = SECRET.to_owned().into_bytes();
-    forged[0] ^= 1;
-    store_segment(&forger.open(&options).await.unwrap(), 1, &forged).await.unwrap();
+    let mut other = SECRET.to_owned().into_bytes();
+    other[0] ^= 1;
+    store_segment(&forger.open(&options).await.unwrap(), 1, &other).await.unwrap();
     let entry = reader.segments("main", &history()).await.unwrap().remove(0);
     std::fs::copy(forger.path().join(entry.path()), world.path().join(entry.path())).unwrap();
     assert!(matches!(problem(read_segment(&reader).await), Problem::Untrusted(_)));

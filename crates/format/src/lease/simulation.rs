@@ -7,7 +7,7 @@ use super::*;
 
 const DURATION_MS: u64 = 10_000;
 
-/// SplitMix64.
+/// A small generator of random numbers.
 struct Dice(u64);
 
 impl Dice {

@@ -10,7 +10,6 @@ mod pause;
 mod rate;
 mod resume;
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
@@ -33,9 +32,4 @@ pub(crate) fn stack(store: Arc<dyn ObjectStore>, limit: Option<RateLimit>) -> Ar
         Some(limit) => Arc::new(rate::Limited::new(store, limit)),
         None => store,
     }
-}
-
-/// Bytes per second as a limit; at most 4 GiB/s are counted.
-pub(crate) fn per_second(bytes: u64) -> Option<NonZeroU32> {
-    NonZeroU32::new(u32::try_from(bytes).unwrap_or(u32::MAX))
 }

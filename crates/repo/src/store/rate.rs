@@ -4,55 +4,52 @@
 //! is queued here.
 
 use std::fmt;
-use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use governor::clock::DefaultClock;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
+use tokio::time::Instant;
 
-/// A budget of bytes per second, shared by everything that it is given to. What was not used within a second is lost.
-#[derive(Clone)]
+use super::pause;
+
+/// What may pass at once after a pause. A longer burst would fill the line that was to be spared.
+const BURST: Duration = Duration::from_millis(100);
+
+/// A budget of bytes per second, shared by everything that it is given to.
+#[derive(Clone, Debug)]
 pub struct RateLimit {
-    most_at_once: NonZeroU32,
-    limiter: Arc<RateLimiter<NotKeyed, InMemoryState, DefaultClock>>,
-}
-
-impl fmt::Debug for RateLimit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RateLimit").field("bytes_per_s", &self.most_at_once).finish_non_exhaustive()
-    }
+    bytes_per_s: NonZeroU64,
+    /// When all that has been let pass will have passed at that rate.
+    passed_at: Arc<Mutex<Instant>>,
 }
 
 impl RateLimit {
-    /// A limit of that many bytes per second, or none for 0; more than 4 GiB/s counts as 4 GiB/s.
+    /// A limit of that many bytes per second, or none for 0.
     pub fn new(bytes_per_s: u64) -> Option<Self> {
-        let rate = super::per_second(bytes_per_s)?;
-        // A tenth of a second at once: a longer burst would fill the line that was to be spared.
-        let most_at_once = NonZeroU32::new(rate.get() / 10).unwrap_or(NonZeroU32::MIN);
-        let limiter = RateLimiter::direct(Quota::per_second(rate).allow_burst(most_at_once));
-        Some(Self { most_at_once, limiter: Arc::new(limiter) })
+        let bytes_per_s = NonZeroU64::new(bytes_per_s)?;
+        Some(Self { bytes_per_s, passed_at: Arc::new(Mutex::new(pause::now())) })
     }
 
-    /// Waits until that many bytes may pass.
+    /// Waits until that many bytes may have passed.
     async fn pass(&self, bytes: usize) {
-        let mut left = bytes;
-        while left > 0 {
-            let now = u32::try_from(left).unwrap_or(u32::MAX).min(self.most_at_once.get());
-            if let Some(now) = NonZeroU32::new(now) {
-                // It fails only for more than the burst.
-                let _ = self.limiter.until_n_ready(now).await;
-            }
-            left = left.saturating_sub(now as usize);
-        }
+        let takes_ns = (bytes as u128).saturating_mul(1_000_000_000) / u128::from(self.bytes_per_s.get());
+        let takes = Duration::from_nanos(u64::try_from(takes_ns).unwrap_or(u64::MAX));
+        let until = {
+            let mut passed_at = self.passed_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = pause::now();
+            let begins = passed_at.max(now.checked_sub(BURST).unwrap_or(now));
+            *passed_at = begins.checked_add(takes).unwrap_or(begins);
+            *passed_at
+        };
+        pause::until(until).await;
     }
 }
 
