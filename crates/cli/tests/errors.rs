@@ -505,7 +505,7 @@ fn a_format_that_is_newer() {
     let (repo, open) = (repo.to_str().unwrap(), seed(&OPEN));
     let newer = |path: &Path| {
         let whole = fs::read_to_string(path).unwrap();
-        let changed = whole.replacen("\"format_version\": 1", "\"format_version\": 99", 1);
+        let changed = whole.replacen("\"format_version\": ", "\"format_version\": 99", 1);
         assert_ne!(changed, whole);
         fs::write(path, changed).unwrap();
         whole

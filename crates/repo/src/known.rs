@@ -156,10 +156,19 @@ impl Known {
                 remembered.clone()
             })
         };
-        match changed {
-            Some(remembered) => save(&self.path, &remembered).await,
-            None => Ok(()),
+        let Some(mut remembered) = changed else { return Ok(()) };
+        // Another process may have seen newer ones meanwhile.
+        if let Some(others) =
+            read(&self.path).await?.and_then(|json| serde_json::from_slice::<Remembered>(&json).ok())
+        {
+            for (cluster, id) in others.newest {
+                let newest = remembered.newest.entry(cluster).or_default();
+                if *newest < id {
+                    *newest = id;
+                }
+            }
         }
+        save(&self.path, &remembered).await
     }
 }
 
