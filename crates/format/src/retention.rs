@@ -78,9 +78,9 @@ pub fn plan_retention(
     newest_first.sort_by(|a, b| b.id.cmp(&a.id));
     let mut plan = RetentionPlan::default();
     choose(&newest_first, policy, now, &mut plan);
-    let is_kept = |manifest: &&&Manifest| plan.keep.contains_key(&manifest.id);
+    let is_kept = |manifest: &&Manifest| plan.keep.contains_key(&manifest.id);
     let (kept, gone): (Vec<&Manifest>, Vec<&Manifest>) =
-        newest_first.iter().partition(|manifest| is_kept(&manifest));
+        newest_first.iter().partition(|manifest| is_kept(manifest));
     plan.remove = gone.iter().rev().map(|manifest| manifest.id.clone()).collect();
     if all_readable {
         let named = |manifests: &[&Manifest]| -> BTreeSet<String> {

@@ -79,7 +79,7 @@ fn hours() -> Vec<Manifest> {
 }
 
 fn kept_days(plan: &RetentionPlan) -> Vec<&str> {
-    plan.keep.keys().map(|id| &id[..11]).collect()
+    plan.keep.keys().filter_map(|id| id.get(..11)).collect()
 }
 
 #[test]
