@@ -41,6 +41,7 @@ prepare() {
   want 'python3 python3-pip' python3 -m pip --version
   want 'python3 python3-venv' python3 -c 'import ensurepip, venv'
   want zstd type -P zstd
+  want age type -P age-keygen
   want procps type -P kill
   want util-linux type -P unshare
   if may_install; then

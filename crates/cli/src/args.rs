@@ -38,6 +38,7 @@ pub(crate) enum Command {
     Inspect(Box<commands::inspect::InspectArgs>),
     Get(commands::get::GetArgs),
     Export(Box<commands::export::ExportArgs>),
+    Key(commands::key::KeyCommandArgs),
     Demo(commands::demo::DemoArgs),
     Completions(commands::generate::CompletionsArgs),
     Man(commands::generate::ManArgs),
@@ -111,6 +112,74 @@ pub(crate) struct RepoArgs {
     /// Name under which the repository keeps this cluster's backups
     #[arg(long, value_name = "NAME", env = "SLOTKEEP_NAME")]
     pub(crate) name: Option<String>,
+    /// Most bytes per second to and from the repository, such as 500K, 20M or 1G (multiples of 1024); no limit if not given
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, env = "SLOTKEEP_LIMIT_RATE")]
+    pub(crate) limit_rate: Option<u64>,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+}
+
+/// What opens a repository, and what proves it.
+#[derive(Debug, Default, Clone, Args)]
+#[command(
+    next_help_heading = "Keys of an encrypted repository (a passphrase: SLOTKEEP_PASSPHRASE or --passphrase-file)"
+)]
+pub(crate) struct KeyArgs {
+    /// File with age identities that open the repository, as `age-keygen` writes it
+    #[arg(long, value_name = "FILE", value_delimiter = ',', env = "SLOTKEEP_IDENTITY")]
+    pub(crate) identity: Vec<PathBuf>,
+    /// Command that prints such a file, run by the shell: `pass show slotkeep`
+    #[arg(long, value_name = "COMMAND", env = "SLOTKEEP_IDENTITY_COMMAND")]
+    pub(crate) identity_command: Option<String>,
+    /// File that holds the passphrase, on its first line
+    #[arg(long, value_name = "FILE", env = "SLOTKEEP_PASSPHRASE_FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+    /// File with the key that signs backups, on a machine that did not make the repository
+    #[arg(long, value_name = "FILE", env = "SLOTKEEP_SIGNING_KEY")]
+    pub(crate) signing_key: Option<PathBuf>,
+    /// Fingerprint that the repository must have; `slotkeep init` prints it
+    #[arg(long, value_name = "FINGERPRINT", env = "SLOTKEEP_TRUST")]
+    pub(crate) trust: Option<String>,
+}
+
+/// Who may read a repository.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Who may read it")]
+pub(crate) struct RecipientArgs {
+    /// Encrypt for the owner of this public key, age1…; any number of them
+    #[arg(long, value_name = "KEY", value_delimiter = ',', env = "SLOTKEEP_RECIPIENT")]
+    pub(crate) recipient: Vec<String>,
+    /// Encrypt for whoever knows a passphrase, too: that of --passphrase-file, or of the environment
+    #[arg(long)]
+    pub(crate) passphrase: bool,
+}
+
+/// A number of bytes, with K, M or G behind it for multiples of 1024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no number of bytes: write it as 500K, 20M or 1G");
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (text.get(..at), 10),
+        Some((at, 'm' | 'M')) => (text.get(..at), 20),
+        Some((at, 'g' | 'G')) => (text.get(..at), 30),
+        _ => (Some(text), 0),
+    };
+    let number: u64 = digits.and_then(|digits| digits.parse().ok()).ok_or_else(wrong)?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn bytes_are_read_with_and_without_a_letter() {
+        assert_eq!(parse_bytes("123"), Ok(123));
+        assert_eq!(parse_bytes("20M"), Ok(20 << 20));
+        assert_eq!(parse_bytes("1g"), Ok(1 << 30));
+        for wrong in ["", "K", "0", "1.5M", "-1", "99999999999G", "5Q"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
 }
 
 /// How the shards' cut is made.

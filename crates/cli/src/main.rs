@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod dataset_args;
 mod exit;
+mod keys;
 mod output;
 mod progress;
 mod session;
@@ -58,6 +59,7 @@ async fn dispatch(command: Command, session: &Session, output: &Output) -> slotk
         Command::Inspect(command) => commands::inspect::run(session, output, &command).await,
         Command::Get(command) => commands::get::run(session, output, &command).await,
         Command::Export(command) => commands::export::run(session, output, &command).await,
+        Command::Key(command) => commands::key::run(session, output, &command).await,
         Command::Demo(command) => commands::demo::run(session, output, &command).await,
         Command::Completions(command) => commands::generate::completions(output, &command),
         Command::Man(command) => commands::generate::man(output, &command),

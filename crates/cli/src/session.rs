@@ -9,7 +9,7 @@ use slotkeep_jobs::ports::{SystemClock, SystemRng, random_hex};
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_model::NodeAddr;
 use slotkeep_repo::layout::is_cluster_name;
-use slotkeep_repo::{Location, Repository};
+use slotkeep_repo::{Location, OpenOptions, RateLimit, Recipients, Repository};
 use slotkeep_wire::replica::Credentials;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +29,9 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 
 /// What a run has at hand.
 pub(crate) struct Session {
-    file: SettingsFile,
+    pub(crate) file: SettingsFile,
+    /// `SLOTKEEP_PASSPHRASE`.
+    pub(crate) passphrase: Option<String>,
     /// `SLOTKEEP_PASSWORD`.
     password: Option<String>,
     clock: Arc<SystemClock>,
@@ -41,6 +43,7 @@ impl Session {
     pub(crate) fn new(arguments: &Arguments) -> Result<Self> {
         Ok(Self {
             file: SettingsFile::read(arguments.config.as_deref())?,
+            passphrase: std::env::var("SLOTKEEP_PASSPHRASE").ok(),
             password: std::env::var("SLOTKEEP_PASSWORD").ok(),
             clock: Arc::new(SystemClock::new()),
             rng: Arc::new(SystemRng),
@@ -52,6 +55,7 @@ impl Session {
     pub(crate) fn without_settings(&self) -> Self {
         Self {
             file: SettingsFile::default(),
+            passphrase: None,
             password: None,
             clock: Arc::clone(&self.clock),
             rng: Arc::clone(&self.rng),
@@ -187,17 +191,42 @@ impl Session {
     /// Opens the repository, and gives the name of the cluster in it.
     pub(crate) async fn repository(&self, arguments: &RepoArgs) -> Result<(Repository, String)> {
         let (location, name) = self.location(arguments)?;
-        Ok((Repository::open(&location).await?, name))
+        Ok((Repository::open_with(&location, &self.open_options(arguments)?).await?, name))
     }
 
     /// Makes a repository.
-    pub(crate) async fn init(&self, location: &Location) -> Result<Repository> {
-        Ok(Repository::init(location, self.repository_id()?, self.now()).await?)
+    pub(crate) async fn init(
+        &self,
+        location: &Location,
+        arguments: &RepoArgs,
+        recipients: Recipients,
+    ) -> Result<Repository> {
+        let id = self.repository_id()?;
+        let options = OpenOptions { recipients, ..self.open_options(arguments)? };
+        Ok(Repository::init_with(location, id, self.now(), &options).await?)
+    }
+
+    /// Makes a repository in a temporary folder of our own: nobody else's settings apply.
+    pub(crate) async fn temporary_repository(&self, folder: &std::path::Path) -> Result<Repository> {
+        let location = Location::Folder(folder.to_owned());
+        Ok(Repository::init(&location, self.repository_id()?, self.now()).await?)
     }
 
     /// Opens the repository, or makes it in a new local folder.
-    pub(crate) async fn open_or_create(&self, location: &Location) -> Result<Repository> {
-        Ok(Repository::open_or_create(location, self.repository_id()?, self.now()).await?)
+    pub(crate) async fn open_or_create(
+        &self,
+        location: &Location,
+        arguments: &RepoArgs,
+    ) -> Result<Repository> {
+        let (id, options) = (self.repository_id()?, self.open_options(arguments)?);
+        Ok(Repository::open_or_create_with(location, id, self.now(), &options).await?)
+    }
+
+    /// How the user wants the repository to be used.
+    fn open_options(&self, arguments: &RepoArgs) -> Result<OpenOptions> {
+        let mut options = self.key_options(&arguments.keys)?;
+        options.limit = arguments.limit_rate.and_then(RateLimit::new);
+        Ok(options)
     }
 
     /// Cancelled when the user wants to stop.

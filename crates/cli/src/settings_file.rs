@@ -9,6 +9,8 @@
 //! password_file = "/etc/slotkeep/password"
 //! tls = true
 //! tls_ca = "/etc/slotkeep/ca.pem"
+//! identity = ["/etc/slotkeep/identity.txt"]
+//! trust = "00112233445566778899aabbccddeeff00112233"
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -36,6 +38,12 @@ pub(crate) struct SettingsFile {
     pub(crate) tls_server_name: Option<String>,
     #[serde(default)]
     pub(crate) address_map: Vec<String>,
+    #[serde(default)]
+    pub(crate) identity: Vec<PathBuf>,
+    pub(crate) identity_command: Option<String>,
+    pub(crate) passphrase_file: Option<PathBuf>,
+    pub(crate) signing_key: Option<PathBuf>,
+    pub(crate) trust: Option<String>,
 }
 
 impl SettingsFile {

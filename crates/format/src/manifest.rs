@@ -15,8 +15,10 @@ use crate::json::{optional_text, parse_versioned, render, text};
 
 /// The newest format of manifests that this code writes and reads. Version 2 added cuts behind the bases.
 pub const FORMAT_VERSION: u32 = 2;
-/// The newest format of `slotkeep.json` that this code writes and reads.
-pub const REPOSITORY_VERSION: u32 = 1;
+/// The newest format of `slotkeep.json` that this code reads. Version 2 added encryption and signatures.
+pub const REPOSITORY_VERSION: u32 = 2;
+/// The format of a `slotkeep.json` without keys, which every version reads.
+pub const REPOSITORY_VERSION_WITHOUT_KEYS: u32 = 1;
 
 /// What is wrong with a manifest or a repository file.
 #[derive(Debug, Error)]
@@ -46,9 +48,15 @@ pub struct RepositoryFile {
     pub repository_id: String,
     /// When the repository was made, by the clock of the machine that made it.
     pub created_at: Timestamp,
-    /// Public keys that objects are encrypted to; none in a repository that is not encrypted.
+    /// Whether the store refused to create an object that existed when the repository was made; absent if nobody looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditional_create: Option<bool>,
+    /// The age recipient that objects are encrypted to, the repository's own; none in a repository that is not encrypted.
     #[serde(default)]
     pub recipients: Vec<String>,
+    /// The public half of the Ed25519 key that signs manifests and the log, in hex; absent if nothing is signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_key: Option<String>,
 }
 
 /// How a backup was made.
@@ -313,6 +321,18 @@ pub struct ObjectRecord {
     pub raw_bytes: u64,
     /// BLAKE3 of the stored bytes, in hex.
     pub blake3: String,
+    /// The header of an encrypted object: it fixes the key of all that follows, so that a part can be proved without the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<HeaderRecord>,
+}
+
+/// The header of an age file, with the nonce behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderRecord {
+    /// Its length.
+    pub bytes: u64,
+    /// Its BLAKE3, in hex.
+    pub blake3: String,
 }
 
 /// Settings that one or more nodes share.
@@ -345,6 +365,39 @@ impl Manifest {
     /// The manifest as JSON.
     pub fn render(&self) -> Result<Vec<u8>, ManifestError> {
         render(self)
+    }
+
+    /// The manifest as JSON with its settings encrypted: `sealed` is an armoured age file that holds [`Manifest::settings`] as
+    /// JSON. They are left out of the rest.
+    pub fn render_sealed(&self, sealed: &str) -> Result<Vec<u8>, ManifestError> {
+        #[derive(Serialize)]
+        struct Sealed<'a> {
+            #[serde(flatten)]
+            manifest: &'a Manifest,
+            sealed_settings: &'a str,
+        }
+        let manifest = Self { settings: vec![], ..self.clone() };
+        render(&Sealed { manifest: &manifest, sealed_settings: sealed })
+    }
+
+    /// The encrypted settings of a manifest's JSON, if it has some.
+    pub fn sealed_settings(json: &[u8]) -> Result<Option<String>, ManifestError> {
+        #[derive(Deserialize)]
+        struct Sealed {
+            #[serde(default)]
+            sealed_settings: Option<String>,
+        }
+        Ok(serde_json::from_slice::<Sealed>(json)?.sealed_settings)
+    }
+
+    /// [`Manifest::settings`] as JSON, to be encrypted.
+    pub fn render_settings(&self) -> Result<Vec<u8>, ManifestError> {
+        render(&self.settings)
+    }
+
+    /// Reads what [`Manifest::render_settings`] wrote.
+    pub fn parse_settings(json: &[u8]) -> Result<Vec<SettingsRecord>, ManifestError> {
+        Ok(serde_json::from_slice(json)?)
     }
 
     /// The cluster's shape at the time of the backup.
@@ -460,6 +513,7 @@ mod tests {
             stored_bytes: 10,
             raw_bytes: 20,
             blake3: "00".repeat(32),
+            header: None,
         };
         let shard = ShardRecord {
             slots: "0-100".parse().unwrap(),

@@ -88,15 +88,24 @@ impl SegmentRecord {
 
     /// The bytes that complete the segment's object, behind its frames and seek table.
     pub fn render(&self) -> Result<Vec<u8>, ManifestError> {
-        let json = serde_json::to_vec(self)?;
+        Self::render_json(&self.to_json()?)
+    }
+
+    /// The record alone.
+    pub fn to_json(&self) -> Result<Vec<u8>, ManifestError> {
+        Ok(serde_json::to_vec(self)?)
+    }
+
+    /// The bytes that complete a segment whose record is `json`: [`SegmentRecord::to_json`], to which a signature may have been added.
+    pub fn render_json(json: &[u8]) -> Result<Vec<u8>, ManifestError> {
         let too_long = || ManifestError::Contradiction("the record is too long".to_owned());
         let length = u32::try_from(json.len()).map_err(|_| too_long())?;
         let content = u32::try_from(json.len() as u64 + HASH_BYTES + SEGMENT_FOOTER_BYTES);
         let mut out = Vec::new();
         out.extend(SKIPPABLE_MAGIC.to_le_bytes());
         out.extend(content.map_err(|_| too_long())?.to_le_bytes());
-        out.extend(&json);
-        out.extend(blake3::hash(&json).as_bytes());
+        out.extend(json);
+        out.extend(blake3::hash(json).as_bytes());
         out.extend(length.to_le_bytes());
         out.extend(MARK);
         Ok(out)
@@ -121,6 +130,13 @@ impl SegmentRecord {
     /// Reads and checks the record from `tail`, the last bytes of an object of `object_bytes`, as many as
     /// [`SegmentRecord::stored_tail_bytes`] says.
     pub fn parse(tail: &[u8], object_bytes: u64) -> Result<Self, SegmentError> {
+        let record: Self = parse_versioned(Self::json(tail)?, SEGMENT_VERSION)?;
+        record.check(object_bytes.saturating_sub(tail.len() as u64))?;
+        Ok(record)
+    }
+
+    /// The record's JSON as it was written, from the same bytes.
+    pub fn json(tail: &[u8]) -> Result<&[u8], SegmentError> {
         let wrong = SegmentError::Footer;
         let (magic, rest) = tail.split_first_chunk::<4>().ok_or(wrong("it is cut short"))?;
         let (content, rest) = rest.split_first_chunk::<4>().ok_or(wrong("it is cut short"))?;
@@ -136,9 +152,7 @@ impl SegmentRecord {
         if after.first_chunk::<32>() != Some(blake3::hash(json).as_bytes()) {
             return Err(wrong("its record is not what was written"));
         }
-        let record: Self = parse_versioned(json, SEGMENT_VERSION)?;
-        record.check(object_bytes.saturating_sub(tail.len() as u64))?;
-        Ok(record)
+        Ok(json)
     }
 
     fn check(&self, before: u64) -> Result<(), SegmentError> {

@@ -36,6 +36,10 @@ pub enum ErrorKind {
     Corrupt,
     /// The log does not lead there, or can't be continued from there: a gap, or a moment before its beginning or after its end.
     Gap,
+    /// An identity, passphrase or signing key is missing or wrong.
+    Key,
+    /// The repository is not the one that it was, or holds what its key did not sign.
+    Untrusted,
     /// The target is not empty.
     TargetNotEmpty,
     /// The target holds other data in the slots that are to be restored.
@@ -118,6 +122,25 @@ impl From<RepoError> for Error {
             Problem::Missing | Problem::Damaged(_) => (
                 ErrorKind::Corrupt,
                 "do not delete other backups: use another one (`slotkeep list`), and take a new one from the running cluster",
+            ),
+            Problem::Locked => {
+                (ErrorKind::Key, "give --identity FILE, or the passphrase in SLOTKEEP_PASSPHRASE")
+            }
+            Problem::NoConditions => (
+                ErrorKind::Unsupported,
+                "let one Slotkeep alone write to this repository, or use a store that honours conditional writes",
+            ),
+            Problem::NotEncrypted => (ErrorKind::Usage, "only an encrypted repository has keys"),
+            Problem::WrongKey(_) => {
+                (ErrorKind::Key, "check --identity, the passphrase, --recipient and --signing-key")
+            }
+            Problem::NoSigningKey => (
+                ErrorKind::Key,
+                "bring the key here from a machine that has it (`slotkeep key export-signing`), and give it with --signing-key FILE",
+            ),
+            Problem::Untrusted(_) => (
+                ErrorKind::Untrusted,
+                "find out who can write to the repository before you use it; docs/security.md says what is checked",
             ),
             Problem::Exists => {
                 (ErrorKind::Repository, "another Slotkeep may be writing to the same repository")

@@ -5,9 +5,9 @@
 use std::str::FromStr;
 
 use futures::{StreamExt, TryStreamExt};
-use object_store::ObjectStoreExt;
 use slotkeep_format::Manifest;
 
+use crate::crypt::{open_armored, seal_armored};
 use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::repository::Repository;
@@ -72,19 +72,30 @@ impl Repository {
         let mut ids: Vec<String> =
             names.iter().filter_map(|name| Some(name.strip_suffix(".json")?.to_owned())).collect();
         ids.sort();
+        if let Some(known) = &self.known {
+            known.check_newest(cluster, &ids).map_err(|problem| RepoError::new("trust", &folder, problem))?;
+        }
         Ok(ids)
     }
 
-    /// The manifest of one backup.
+    /// The manifest of one backup. Its settings are there only if the repository can be read.
     pub async fn manifest(&self, cluster: &str, id: &str) -> Result<Manifest, RepoError> {
         let path = layout::manifest(cluster, id);
         let failed = |problem| RepoError::new("read", &path, problem);
-        let found = self.store.get(&path).await.map_err(|error| failed(error.into()))?;
-        let bytes = found.bytes().await.map_err(|error| failed(error.into()))?;
-        let manifest = Manifest::parse(&bytes).map_err(|error| failed(error.into()))?;
+        let bytes = self.get_json(&path).await?;
+        let mut manifest = Manifest::parse(&bytes).map_err(|error| failed(error.into()))?;
         if manifest.id != id || manifest.cluster != cluster {
             let what = format!("it says it is backup {} of {}", manifest.id, manifest.cluster);
             return Err(failed(Problem::Damaged(what)));
+        }
+        if let Some(identity) = &self.keyring.identity
+            && let Some(sealed) = Manifest::sealed_settings(&bytes).map_err(|error| failed(error.into()))?
+        {
+            let json = open_armored(identity, &sealed).map_err(failed)?;
+            manifest.settings = Manifest::parse_settings(&json).map_err(|error| failed(error.into()))?;
+        }
+        if let Some(known) = &self.known {
+            known.saw(cluster, id).await?;
         }
         Ok(manifest)
     }
@@ -143,8 +154,19 @@ impl Repository {
     /// Makes a backup visible. Everything it names must be complete; nothing may be written for it afterwards.
     pub async fn commit(&self, manifest: &Manifest) -> Result<(), RepoError> {
         let path = layout::manifest(&manifest.cluster, &manifest.id);
-        let json = manifest.render().map_err(|error| RepoError::new("write", &path, error))?;
-        self.put_new(path.as_ref(), json).await
+        let failed = |problem| RepoError::new("write", &path, problem);
+        let json = match &self.keyring.recipient {
+            Some(recipient) if !manifest.settings.is_empty() => {
+                let settings = manifest.render_settings().map_err(|error| failed(error.into()))?;
+                manifest.render_sealed(&seal_armored(recipient, &settings).map_err(failed)?)
+            }
+            _ => manifest.render(),
+        };
+        self.put_json(&path, json.map_err(|error| failed(error.into()))?).await?;
+        match &self.known {
+            Some(known) => known.saw(&manifest.cluster, &manifest.id).await,
+            None => Ok(()),
+        }
     }
 }
 

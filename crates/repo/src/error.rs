@@ -55,6 +55,24 @@ pub enum Problem {
     /// The object's bytes are not those that were written.
     #[error("it is damaged: {0}")]
     Damaged(String),
+    /// It is encrypted, and nothing was given to open it with.
+    #[error("it is encrypted, and no identity was given")]
+    Locked,
+    /// There is nothing to open: the repository is not encrypted.
+    #[error("the repository is not encrypted")]
+    NotEncrypted,
+    /// A key, an identity or a passphrase is wrong.
+    #[error("{0}")]
+    WrongKey(String),
+    /// What is written here must be signed, and this machine has no key for it.
+    #[error("this repository's backups are signed, and its signing key is not here")]
+    NoSigningKey,
+    /// It is not what this repository's key signed, or not the repository that was here before.
+    #[error("it is not to be trusted: {0}")]
+    Untrusted(String),
+    /// The store ignores conditions, and what was asked for can't be safe without them.
+    #[error("the store overwrites objects although requests forbid it")]
+    NoConditions,
     /// It was written in a newer format.
     #[error("{0}: use a newer Slotkeep")]
     Newer(String),

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! slotkeep.json                                             what makes it a repository
+//! slotkeep-key-<n>-<kind>.age                               its keys, encrypted to those who may read
 //! <cluster>/backups/<id>.json                               a backup's manifest
 //! <cluster>/history/<replid>/base/<offset>-<id>/rdb.zst     the RDB, framed
 //! <cluster>/history/<replid>/base/<offset>-<id>/index.zst   its index, framed
 //! <cluster>/history/<replid>/base/<offset>-<id>/digest      its digest
 //! <cluster>/history/<replid>/history.json                   where the history comes from
 //! <cluster>/history/<replid>/log/<start>-<end>.zst          a segment of its stream: the bytes from start on, before end
+//! <cluster>/lease/<name>/<number>.json                      who may write to a line of the log
 //! <cluster>/topology/<id>.json                              how the cluster looked from then on
 //! ```
 //!
@@ -21,6 +23,19 @@ use slotkeep_model::{ReplId, ReplOffset};
 
 /// The file that makes a place a repository.
 pub const REPOSITORY_FILE: &str = "slotkeep.json";
+
+const KEY_FILE_PREFIX: &str = "slotkeep-key-";
+
+/// A key file. They lie beside [`REPOSITORY_FILE`], where no cluster's name can be in the way.
+pub(crate) fn key_file(number: u32, kind: &str) -> Path {
+    Path::from(format!("{KEY_FILE_PREFIX}{number:04}-{kind}.age"))
+}
+
+/// The number of a key file of that name; `None` if it is none.
+pub(crate) fn key_file_number(name: &str) -> Option<u32> {
+    let (number, _) = name.strip_prefix(KEY_FILE_PREFIX)?.strip_suffix(".age")?.split_once('-')?;
+    number.parse().ok()
+}
 
 /// The longest name of a cluster.
 pub const MAX_CLUSTER_NAME: usize = 64;
@@ -81,6 +96,23 @@ pub(crate) fn topologies(cluster: &str) -> Path {
 /// How a cluster looked from some moment on.
 pub(crate) fn topology(cluster: &str, id: &str) -> Path {
     topologies(cluster).join(format!("{id}.json"))
+}
+
+/// Where the records of a lease lie.
+pub(crate) fn lease(cluster: &str, name: &str) -> Path {
+    Path::from_iter([cluster, "lease", name])
+}
+
+/// A record of a lease.
+pub(crate) fn lease_record(folder: &Path, number: u64) -> Path {
+    folder.clone().join(format!("{number:020}.json"))
+}
+
+/// The number of a lease's record of that name; `None` if it is none.
+pub(crate) fn lease_number(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".json")?;
+    let written_so = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    written_so.then(|| digits.parse().ok()).flatten()
 }
 
 /// The objects of a base.

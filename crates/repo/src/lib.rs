@@ -4,21 +4,30 @@
 //! create that fails if it exists, so nothing is listed before it is whole.
 
 mod catalog;
+mod crypt;
 mod error;
+mod keys;
+mod known;
 pub mod layout;
+mod lease;
 mod lineage;
 mod location;
 mod probe;
 mod read;
 mod repository;
 mod segments;
+mod store;
 mod write;
 
 pub use catalog::{BackupSelector, Listing, UnreadableBackup};
+pub use crypt::{Recipients, SigningKey, Unlock, fingerprint};
 pub use error::{Problem, RepoError};
+pub use known::StateFolder;
+pub use lease::{Lease, Standing};
 pub use location::Location;
 pub use probe::Probe;
 pub use read::{FramedObject, ObjectStream};
-pub use repository::Repository;
+pub use repository::{OpenOptions, Repository};
 pub use segments::{SegmentEntry, SegmentMeta, SegmentReader, SegmentWriter};
+pub use store::RateLimit;
 pub use write::{ObjectWriter, WRITE_BUFFER_BYTES};

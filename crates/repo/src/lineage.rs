@@ -1,7 +1,6 @@
 //! What a repository knows of a cluster's past: its histories, and how it looked from when on.
 
 use futures::{StreamExt, TryStreamExt};
-use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use slotkeep_format::{HistoryRecord, ManifestError, TopologyRecord};
 use slotkeep_model::ReplId;
@@ -42,7 +41,7 @@ impl Repository {
     pub async fn put_history(&self, cluster: &str, record: &HistoryRecord) -> Result<(), RepoError> {
         let path = layout::history(cluster, &record.history);
         let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
-        match self.put_new(path.as_ref(), json).await {
+        match self.put_json(&path, json).await {
             Err(RepoError { problem: Problem::Exists, .. }) => Ok(()),
             outcome => outcome,
         }
@@ -67,7 +66,7 @@ impl Repository {
     pub async fn put_topology(&self, cluster: &str, record: &TopologyRecord) -> Result<(), RepoError> {
         let path = layout::topology(cluster, &record.id);
         let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
-        self.put_new(path.as_ref(), json).await
+        self.put_json(&path, json).await
     }
 
     async fn read_small<T>(
@@ -76,8 +75,7 @@ impl Repository {
         parse: impl FnOnce(&[u8]) -> Result<T, ManifestError>,
     ) -> Result<T, RepoError> {
         let failed = |problem: Problem| RepoError::new("read", path, problem);
-        let found = self.store.get(path).await.map_err(|error| failed(error.into()))?;
-        let bytes = found.bytes().await.map_err(|error| failed(error.into()))?;
+        let bytes = self.get_json(path).await?;
         parse(&bytes).map_err(|error| failed(error.into()))
     }
 }

@@ -11,6 +11,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, parse_url_opts};
 
 use crate::error::{Problem, RepoError};
+use crate::store::{CONNECT_LIMIT, REQUEST_LIMIT, SILENCE_LIMIT};
 
 /// A folder, or a URL such as `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
 ///
@@ -68,12 +69,20 @@ impl Location {
         match self {
             Self::Folder(path) => Ok(Arc::new(local(path).map_err(failed)?)),
             Self::Url(url) => {
-                let options = std::env::vars_os()
+                let limits = [
+                    ("timeout", REQUEST_LIMIT),
+                    ("read_timeout", SILENCE_LIMIT),
+                    ("connect_timeout", CONNECT_LIMIT),
+                ];
+                let limits = limits.map(|(name, value)| (name.to_owned(), value.to_owned()));
+                let from_environment = std::env::vars_os()
                     .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
                     .filter(|(name, _)| {
                         ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix))
                     })
                     .map(|(name, value)| (name.to_ascii_lowercase(), value));
+                // What comes later goes before.
+                let options = limits.into_iter().chain(from_environment);
                 let (store, prefix) = parse_url_opts(url, options).map_err(failed)?;
                 Ok(Arc::new(PrefixStore::new(store, prefix)))
             }

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use crate::error::{Problem, RepoError};
 use crate::location::{Location, io_problem};
@@ -34,16 +34,7 @@ impl Location {
             Self::Folder(path) => Self::Folder(nearest_folder(path).await),
             Self::Url(_) => self.clone(),
         };
-        let store = place.store()?;
-        let path = ObjectPath::from(format!("slotkeep-probe-{nonce}"));
-        let on = format!("{place}/{path}");
-        let probed = write_twice(&*store, &path, &on).await;
-        let deleted = store.delete(&path).await.map_err(|error| RepoError::new("delete", &on, error));
-        match (probed, deleted) {
-            (Ok(probe), Ok(())) => Ok(probe),
-            // What failed first says more than what failed of the cleaning up.
-            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
-        }
+        probe(&*place.store()?, nonce, &place).await
     }
 
     /// How many bytes a local folder's file system has left for this user; unknown for an object store.
@@ -58,24 +49,51 @@ impl Location {
     }
 }
 
+/// Probes a store.
+pub(crate) async fn probe(
+    store: &dyn ObjectStore,
+    nonce: &str,
+    place: &Location,
+) -> Result<Probe, RepoError> {
+    let path = ObjectPath::from(format!("slotkeep-probe-{nonce}"));
+    let on = format!("{place}/{path}");
+    let probed = write_twice(store, &path, &on).await;
+    let deleted = store.delete(&path).await.map_err(|error| RepoError::new("delete", &on, error));
+    match (probed, deleted) {
+        (Ok(probe), Ok(())) => Ok(probe),
+        // What failed first says more than what failed of the cleaning up.
+        (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+    }
+}
+
 async fn write_twice(store: &dyn ObjectStore, path: &ObjectPath, on: &str) -> Result<Probe, RepoError> {
     let create = || PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-    store
-        .put_opts(path, PROBE_BYTES.into(), create())
-        .await
-        .map_err(|error| RepoError::new("write", on, error))?;
+    let failed = |error| RepoError::new("write", on, error);
+    let mut conditional = true;
+    match store.put_opts(path, PROBE_BYTES.into(), create()).await {
+        Ok(_) => {}
+        // A store that knows no conditions may say so.
+        Err(Error::NotSupported { .. } | Error::NotImplemented { .. }) => {
+            conditional = false;
+            store.put(path, PROBE_BYTES.into()).await.map_err(failed)?;
+        }
+        Err(error) => return Err(failed(error)),
+    }
     let read = async { store.get(path).await?.bytes().await };
     let found = read.await.map_err(|error| RepoError::new("read", on, error))?;
     if found != PROBE_BYTES {
         let problem = Problem::Damaged("it does not hold what was written a moment ago".to_owned());
         return Err(RepoError::new("read", on, problem));
     }
+    if !conditional {
+        return Ok(Probe { refuses_overwrite: false });
+    }
     match store.put_opts(path, PROBE_BYTES.into(), create()).await {
         Ok(_) => Ok(Probe { refuses_overwrite: false }),
-        Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
             Ok(Probe { refuses_overwrite: true })
         }
-        Err(error) => Err(RepoError::new("write", on, error)),
+        Err(error) => Err(failed(error)),
     }
 }
 

@@ -1,26 +1,35 @@
 //! Reading objects back: whole and verified, or a frame at a time.
 //!
-//! Invariant: an object that is read to its end has the length and the BLAKE3 that the manifest names, or the reading fails.
+//! Invariant: an object that is read to its end has the length and the BLAKE3 that the manifest names, or the reading fails. A part of an
+//! encrypted object is proved by the header that the manifest names: it fixes the key that each part is sealed with, at its place.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use blake3::Hasher;
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use slotkeep_format::frames::{Frame, SEEK_FOOTER_BYTES, SeekTable};
-use slotkeep_format::manifest::ObjectRecord;
+use slotkeep_format::manifest::{HeaderRecord, ObjectRecord};
 use zstd::bulk::Decompressor;
 
+use crate::crypt::{Layer, MOST_HEADER_BYTES, Opened, SealedObject};
 use crate::error::{Problem, RepoError};
 use crate::location::object_path;
 use crate::repository::Repository;
 
-/// The bytes of one object in order, checked against its record when they end.
+/// The bytes of one object in order, decrypted, and checked against its record when they end.
 pub struct ObjectStream {
-    repository: Repository,
     record: ObjectRecord,
-    stream: BoxStream<'static, Result<Bytes, object_store::Error>>,
+    source: Opened,
+    stored: Arc<Mutex<Stored>>,
+}
+
+/// What came from the store so far.
+#[derive(Default)]
+struct Stored {
     hasher: Hasher,
     bytes: u64,
 }
@@ -28,27 +37,23 @@ pub struct ObjectStream {
 impl ObjectStream {
     /// The next piece, or `None` after the last one, once length and BLAKE3 have been found right.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RepoError> {
-        match self.stream.next().await {
-            Some(Ok(piece)) => {
-                self.repository.note_read(piece.len());
-                self.hasher.update(&piece);
-                self.bytes = self.bytes.saturating_add(piece.len() as u64);
-                Ok(Some(piece))
-            }
-            Some(Err(error)) => Err(RepoError::new("read", &self.record.path, error)),
-            None => self.check().map(|()| None),
+        match self.source.next().await {
+            Ok(Some(piece)) => Ok(Some(piece)),
+            Ok(None) => self.check().map(|()| None),
+            Err(problem) => Err(RepoError::new("read", &self.record.path, problem)),
         }
     }
 
     fn check(&self) -> Result<(), RepoError> {
         let damaged = |what: String| Err(RepoError::new("read", &self.record.path, Problem::Damaged(what)));
-        if self.bytes != self.record.stored_bytes {
+        let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        if stored.bytes != self.record.stored_bytes {
             return damaged(format!(
                 "it has {} bytes, the manifest says {}",
-                self.bytes, self.record.stored_bytes
+                stored.bytes, self.record.stored_bytes
             ));
         }
-        let found = self.hasher.finalize().to_hex();
+        let found = stored.hasher.finalize().to_hex();
         if *found != *self.record.blake3 {
             return damaged(format!("its BLAKE3 is {found}, the manifest says {}", self.record.blake3));
         }
@@ -59,16 +64,85 @@ impl ObjectStream {
 impl Repository {
     /// Reads an object from its beginning to its end.
     pub async fn stream(&self, record: &ObjectRecord) -> Result<ObjectStream, RepoError> {
+        if !self.is_encrypted() {
+            return self.stored_stream(record).await;
+        }
+        let failed = |problem| RepoError::new("read", &record.path, problem);
+        let identity = self.identity().map_err(failed)?;
+        let mut stream = self.stored_stream(record).await?;
+        if let Opened::Plain(stored) = stream.source {
+            stream.source = Opened::sealed(stored, identity).await.map_err(failed)?;
+        }
+        Ok(stream)
+    }
+
+    /// The same, not decrypted.
+    async fn stored_stream(&self, record: &ObjectRecord) -> Result<ObjectStream, RepoError> {
         let path = object_path(&record.path)?;
-        let found =
-            self.store.get(&path).await.map_err(|error| RepoError::new("read", &record.path, error))?;
-        Ok(ObjectStream {
-            repository: self.clone(),
-            record: record.clone(),
-            stream: found.into_stream(),
-            hasher: Hasher::new(),
-            bytes: 0,
-        })
+        let failed = |problem| RepoError::new("read", &record.path, problem);
+        let found = self.store.get(&path).await.map_err(|error| failed(error.into()))?;
+        if found.meta.size != record.stored_bytes {
+            let what = format!("it has {} bytes, the manifest says {}", found.meta.size, record.stored_bytes);
+            return Err(failed(Problem::Damaged(what)));
+        }
+        let stored = Arc::<Mutex<Stored>>::default();
+        let seen = Arc::clone(&stored);
+        let counted = self.clone();
+        let stream = found.into_stream().inspect_ok(move |piece| {
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.hasher.update(piece);
+            seen.bytes = seen.bytes.saturating_add(piece.len() as u64);
+            counted.note_read(piece.len());
+        });
+        Ok(ObjectStream { record: record.clone(), source: Opened::Plain(stream.boxed()), stored })
+    }
+
+    /// The layer over an object of so many stored bytes; reads what every reading of an encrypted one needs.
+    pub(crate) async fn layer(
+        &self,
+        path: &Path,
+        stored_bytes: u64,
+        header: Option<&HeaderRecord>,
+    ) -> Result<Layer, Problem> {
+        if !self.is_encrypted() {
+            return Ok(Layer::Plain(stored_bytes));
+        }
+        self.identity()?;
+        let most = header.map_or(MOST_HEADER_BYTES, |header| header.bytes.min(MOST_HEADER_BYTES));
+        let beginning = self.store.get_range(path, 0..most.min(stored_bytes)).await?;
+        if header.is_some_and(|header| *blake3::hash(&beginning).to_hex() != *header.blake3) {
+            return Err(Problem::Damaged("its header is not the one that the manifest names".to_owned()));
+        }
+        let header_bytes = SealedObject::header_bytes(&beginning)
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .ok_or_else(|| Problem::Damaged("it does not begin as an age file does".to_owned()))?;
+        let header = beginning.slice(..header_bytes);
+        let (last, _) = SealedObject::last_chunk(header.len() as u64, stored_bytes)?;
+        let tail = self.store.get_range(path, last).await?;
+        Ok(Layer::Sealed(SealedObject::new(stored_bytes, header, tail)?))
+    }
+
+    /// A part of an object, by a ranged read.
+    pub(crate) async fn part(&self, path: &Path, layer: &Layer, range: Range<u64>) -> Result<Bytes, Problem> {
+        let wanted = range.end.saturating_sub(range.start);
+        let bytes = match layer {
+            Layer::Plain(_) => {
+                let stored = self.store.get_range(path, range).await?;
+                self.note_read(stored.len());
+                stored
+            }
+            Layer::Sealed(_) if wanted == 0 => Bytes::new(),
+            Layer::Sealed(object) => {
+                let stored = self.store.get_range(path, object.stored_range(&range)).await?;
+                self.note_read(stored.len());
+                object.open(self.identity()?, &range, &stored)?
+            }
+        };
+        if bytes.len() as u64 != wanted {
+            let what = format!("{} bytes came where {wanted} were asked for", bytes.len());
+            return Err(Problem::Damaged(what));
+        }
+        Ok(bytes)
     }
 
     /// Reads an object that fits into memory, at most `most_bytes` long.
@@ -91,7 +165,7 @@ impl Repository {
         record: &ObjectRecord,
         mut progress: impl FnMut(u64),
     ) -> Result<(), RepoError> {
-        let mut stream = self.stream(record).await?;
+        let mut stream = self.stored_stream(record).await?;
         while let Some(piece) = stream.next().await? {
             progress(piece.len() as u64);
         }
@@ -107,18 +181,13 @@ impl Repository {
             let what = format!("it has {} bytes, the manifest says {}", meta.size, record.stored_bytes);
             return Err(failed(Problem::Damaged(what)));
         }
-        let tail = async |bytes: u64| {
-            let start = meta.size.saturating_sub(bytes);
-            let range = start..meta.size;
-            let bytes = self.store.get_range(&path, range).await.map_err(|error| failed(error.into()))?;
-            self.note_read(bytes.len());
-            Ok::<_, RepoError>(bytes)
-        };
+        let layer = self.layer(&path, meta.size, record.header.as_ref()).await.map_err(failed)?;
+        let end = layer.bytes();
+        let tail =
+            async |bytes: u64| self.part(&path, &layer, end.saturating_sub(bytes)..end).await.map_err(failed);
         let footer = tail(SEEK_FOOTER_BYTES).await?;
-        let table_bytes =
-            SeekTable::stored_bytes(&footer, meta.size).map_err(|error| failed(error.into()))?;
-        let table =
-            SeekTable::parse(&tail(table_bytes).await?, meta.size).map_err(|error| failed(error.into()))?;
+        let table_bytes = SeekTable::stored_bytes(&footer, end).map_err(|error| failed(error.into()))?;
+        let table = SeekTable::parse(&tail(table_bytes).await?, end).map_err(|error| failed(error.into()))?;
         if table.raw_bytes() != record.raw_bytes {
             let what =
                 format!("it holds {} bytes, the manifest says {}", table.raw_bytes(), record.raw_bytes);
@@ -129,6 +198,7 @@ impl Repository {
             repository: self.clone(),
             record: record.clone(),
             path,
+            layer,
             table,
             decompressor,
             sequence: None,
@@ -141,6 +211,7 @@ pub struct FramedObject {
     repository: Repository,
     record: ObjectRecord,
     path: Path,
+    layer: Layer,
     table: SeekTable,
     decompressor: Decompressor<'static>,
     sequence: Option<Sequence>,
@@ -166,9 +237,7 @@ impl FramedObject {
             return Err(failed(Problem::Damaged(format!("it has no frame {number}"))));
         };
         let range = frame.stored_start..frame.stored_end();
-        let stored =
-            self.repository.store.get_range(&self.path, range).await.map_err(|error| failed(error.into()))?;
-        self.repository.note_read(stored.len());
+        let stored = self.repository.part(&self.path, &self.layer, range).await.map_err(failed)?;
         frame.decompress(&mut self.decompressor, &stored).map_err(|error| failed(error.into()))
     }
 

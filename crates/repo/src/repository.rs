@@ -3,16 +3,39 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use futures::TryStreamExt;
 use jiff::Timestamp;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore, ObjectStoreExt};
 use slotkeep_format::RepositoryFile;
-use slotkeep_format::manifest::REPOSITORY_VERSION;
+use slotkeep_format::manifest::{REPOSITORY_VERSION, REPOSITORY_VERSION_WITHOUT_KEYS};
 
+use crate::crypt::{Keyring, NewKeys, Recipients, SigningKey, Unlock, fingerprint, sign, unsigned};
 use crate::error::{Problem, RepoError};
+use crate::keys::{keyring, write_key_files};
+use crate::known::{Known, StateFolder};
 use crate::layout::REPOSITORY_FILE;
 use crate::location::{Location, object_path};
+use crate::probe::probe;
+use crate::store::{Creating, RateLimit, create_new, stack};
+
+/// How to use a repository.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// A limit on the bytes per second to and from the store.
+    pub limit: Option<RateLimit>,
+    /// What opens an encrypted repository for reading.
+    pub unlock: Unlock,
+    /// The key that signs, if it is neither in [`OpenOptions::state`] nor to be had with [`OpenOptions::unlock`].
+    pub signing_key: Option<Arc<SigningKey>>,
+    /// Where this machine remembers repositories and keeps their signing keys.
+    pub state: Option<StateFolder>,
+    /// The [`fingerprint`] that the repository must have.
+    pub trust: Option<String>,
+    /// Who may read a repository that is made; nobody: it is not encrypted.
+    pub recipients: Recipients,
+}
 
 /// An open repository.
 #[derive(Clone, Debug)]
@@ -22,13 +45,36 @@ pub struct Repository {
     file: RepositoryFile,
     /// Shared by all clones.
     bytes_read: Arc<AtomicU64>,
+    pub(crate) keyring: Keyring,
+    pub(crate) known: Option<Known>,
 }
 
 impl Repository {
     /// Makes a repository with that id. A local folder is created if there is none, and must be empty.
     pub async fn init(location: &Location, repository_id: String, now: Timestamp) -> Result<Self, RepoError> {
+        Self::init_with(location, repository_id, now, &OpenOptions::default()).await
+    }
+
+    /// The same, with options.
+    pub async fn init_with(
+        location: &Location,
+        repository_id: String,
+        now: Timestamp,
+        options: &OpenOptions,
+    ) -> Result<Self, RepoError> {
         location.create_folder().await?;
-        let store = location.store()?;
+        Self::init_in(location.store()?, location, repository_id, now, options).await
+    }
+
+    /// The same in a store that was opened already; `location` is what errors call it.
+    pub async fn init_in(
+        store: Arc<dyn ObjectStore>,
+        location: &Location,
+        repository_id: String,
+        now: Timestamp,
+        options: &OpenOptions,
+    ) -> Result<Self, RepoError> {
+        let store = stack(store, options.limit.clone());
         if read_repository_file(location, &store).await?.is_some() {
             return Err(RepoError::new("make a repository in", location, Problem::AlreadyRepository));
         }
@@ -37,29 +83,79 @@ impl Repository {
         if occupied.is_some() {
             return Err(RepoError::new("make a repository in", location, Problem::NotEmpty));
         }
-        let file = RepositoryFile {
-            format_version: REPOSITORY_VERSION,
+        let probed = probe(&*store, &repository_id, location).await?;
+        let mut file = RepositoryFile {
+            format_version: REPOSITORY_VERSION_WITHOUT_KEYS,
             repository_id,
             created_at: now,
+            conditional_create: Some(probed.refuses_overwrite),
             recipients: vec![],
+            signing_key: None,
         };
+        let mut keyring = Keyring::default();
+        if !options.recipients.is_empty() {
+            let keys =
+                NewKeys::generate().map_err(|problem| RepoError::new("make keys for", location, problem))?;
+            file.format_version = REPOSITORY_VERSION;
+            file.recipients = vec![keys.identity.to_public().to_string()];
+            file.signing_key = Some(keys.signing.public());
+            // Before anything can be encrypted to it, the key is where it can be got back from.
+            let (id, recipients) = (&file.repository_id, &options.recipients);
+            write_key_files(&*store, creating(&file), 1, &keys, id, recipients).await?;
+            if let Some(state) = &options.state {
+                state.keep_signing_key(id, &keys.signing).await?;
+            }
+            keyring.recipient = Some(keys.identity.to_public());
+            keyring.signing = Some(keys.signing);
+        }
         let json = file.render().map_err(|error| RepoError::new("write", REPOSITORY_FILE, error))?;
-        put_new(&store, &Path::from(REPOSITORY_FILE), json)
+        create_new(&*store, &Path::from(REPOSITORY_FILE), json.into(), creating(&file))
             .await
             .map_err(|problem| RepoError::new("write", format!("{location}/{REPOSITORY_FILE}"), problem))?;
-        Ok(Self::with(location, store, file))
+        let known = match &options.state {
+            Some(state) if file.signing_key.is_some() => Some(Known::made(state, location, &file).await?),
+            _ => None,
+        };
+        Ok(Self { location: location.clone(), store, file, keyring, known, bytes_read: Arc::default() })
     }
 
     /// Opens a repository that exists.
     pub async fn open(location: &Location) -> Result<Self, RepoError> {
+        Self::open_with(location, &OpenOptions::default()).await
+    }
+
+    /// The same, with options.
+    pub async fn open_with(location: &Location, options: &OpenOptions) -> Result<Self, RepoError> {
         if location.is_new_folder().await? {
             return Err(RepoError::new("open", location, Problem::NoRepository));
         }
-        let store = location.store()?;
-        match read_repository_file(location, &store).await? {
-            Some(file) => Ok(Self::with(location, store, file)),
-            None => Err(RepoError::new("open", location, Problem::NoRepository)),
+        Self::open_in(location.store()?, location, options).await
+    }
+
+    /// The same in a store that was opened already; `location` is what errors call it.
+    pub async fn open_in(
+        store: Arc<dyn ObjectStore>,
+        location: &Location,
+        options: &OpenOptions,
+    ) -> Result<Self, RepoError> {
+        let store = stack(store, options.limit.clone());
+        let Some(file) = read_repository_file(location, &store).await? else {
+            return Err(RepoError::new("open", location, Problem::NoRepository));
+        };
+        if let Some(trusted) = &options.trust {
+            let found = fingerprint(&file);
+            if found.as_ref() != Some(trusted) {
+                let found = found.unwrap_or_else(|| "none: nothing is signed".to_owned());
+                let what = format!("its fingerprint is {found}");
+                return Err(RepoError::new("trust", location, Problem::Untrusted(what)));
+            }
         }
+        let known = match &options.state {
+            Some(state) => Known::check(state, location, &file).await?,
+            None => None,
+        };
+        let keyring = keyring(&*store, &file, options).await?;
+        Ok(Self { location: location.clone(), store, file, keyring, known, bytes_read: Arc::default() })
     }
 
     /// Opens a repository, or makes one if the location is a local folder that does not exist or is empty.
@@ -68,14 +164,20 @@ impl Repository {
         repository_id: String,
         now: Timestamp,
     ) -> Result<Self, RepoError> {
-        if location.is_new_folder().await? {
-            return Self::init(location, repository_id, now).await;
-        }
-        Self::open(location).await
+        Self::open_or_create_with(location, repository_id, now, &OpenOptions::default()).await
     }
 
-    fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
-        Self { location: location.clone(), store, file, bytes_read: Arc::default() }
+    /// The same, with options.
+    pub async fn open_or_create_with(
+        location: &Location,
+        repository_id: String,
+        now: Timestamp,
+        options: &OpenOptions,
+    ) -> Result<Self, RepoError> {
+        if location.is_new_folder().await? {
+            return Self::init_with(location, repository_id, now, options).await;
+        }
+        Self::open_with(location, options).await
     }
 
     /// How many stored bytes of objects were read since it was opened; manifests are not counted.
@@ -106,10 +208,61 @@ impl Repository {
         }
     }
 
-    /// Writes a small object that must not exist yet.
+    /// Writes a small object that must not exist yet. If it exists with the same bytes it has been written: the answer to an earlier try was lost.
     pub async fn put_new(&self, path: &str, bytes: Vec<u8>) -> Result<(), RepoError> {
-        let object = object_path(path)?;
-        put_new(&self.store, &object, bytes).await.map_err(|problem| RepoError::new("write", path, problem))
+        self.create(&object_path(path)?, bytes.into()).await
+    }
+
+    /// Writes an object in one piece. It must not exist yet, unless it holds the same bytes.
+    pub(crate) async fn create(&self, path: &Path, bytes: Bytes) -> Result<(), RepoError> {
+        let created = create_new(&*self.store, path, bytes, creating(&self.file)).await;
+        created.map_err(|problem| RepoError::new("write", path, problem))
+    }
+
+    /// Writes a JSON file that must not exist yet; signs it if this repository's files are signed.
+    pub(crate) async fn put_json(&self, path: &Path, json: Vec<u8>) -> Result<(), RepoError> {
+        let signed = self.sign(path, json).map_err(|problem| RepoError::new("write", path, problem))?;
+        self.create(path, signed.into()).await
+    }
+
+    /// A JSON file's bytes, with its signature if this repository's files are signed.
+    pub(crate) fn sign(&self, path: &Path, json: Vec<u8>) -> Result<Vec<u8>, Problem> {
+        match (&self.file.signing_key, &self.keyring.signing) {
+            (None, _) => Ok(json),
+            (Some(_), None) => Err(Problem::NoSigningKey),
+            (Some(_), Some(key)) => sign(key, &self.file.repository_id, path.as_ref(), &json),
+        }
+    }
+
+    /// Reads a JSON file; its signature has been found right if this repository's files are signed.
+    pub(crate) async fn get_json(&self, path: &Path) -> Result<Bytes, RepoError> {
+        let failed = |problem| RepoError::new("read", path, problem);
+        let found = self.store.get(path).await.map_err(|error| failed(error.into()))?;
+        let bytes = found.bytes().await.map_err(|error| failed(error.into()))?;
+        self.check_signature(path, &bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    /// Checks the signature of a JSON file that was read from that path.
+    pub(crate) fn check_signature(&self, path: &Path, json: &[u8]) -> Result<(), Problem> {
+        match &self.file.signing_key {
+            Some(key) => unsigned(key, &self.file.repository_id, path.as_ref(), json),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn creating(&self) -> Creating {
+        creating(&self.file)
+    }
+
+    /// What opens objects.
+    pub(crate) fn identity(&self) -> Result<&age::x25519::Identity, Problem> {
+        self.keyring.identity.as_deref().ok_or(Problem::Locked)
+    }
+
+    /// Whether the store refuses to create what exists. Where it does not, two writers of one line can't be kept apart.
+    pub fn refuses_overwrite(&self) -> bool {
+        creating(&self.file) == Creating::Conditional
     }
 
     /// Deletes an object that this process wrote and that no manifest names.
@@ -131,7 +284,10 @@ async fn read_repository_file(
     RepositoryFile::parse(&bytes).map(Some).map_err(|error| RepoError::new("read", on(), error))
 }
 
-async fn put_new(store: &Arc<dyn ObjectStore>, path: &Path, bytes: Vec<u8>) -> Result<(), Problem> {
-    let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-    store.put_opts(path, bytes.into(), create).await.map(drop).map_err(Problem::from)
+/// How the repository's store creates, as `init` found it. Earlier versions did not look, and relied on the condition.
+const fn creating(file: &RepositoryFile) -> Creating {
+    match file.conditional_create {
+        Some(false) => Creating::LookingFirst,
+        Some(true) | None => Creating::Conditional,
+    }
 }

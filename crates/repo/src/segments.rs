@@ -8,8 +8,8 @@ use std::ops::Range;
 use blake3::Hasher;
 use bytes::Bytes;
 use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions};
 use slotkeep_format::frames::{FRAME_RAW_BYTES, SEEK_FOOTER_BYTES};
 use slotkeep_format::manifest::ServerRecord;
 use slotkeep_format::segment::{SEGMENT_FOOTER_BYTES, SEGMENT_VERSION};
@@ -17,13 +17,15 @@ use slotkeep_format::{FrameWriter, SeekTable, SegmentRecord, Timeline};
 use slotkeep_model::{NodeAddr, ReplId};
 use zstd::bulk::Decompressor;
 
+use crate::crypt::{Layer, Sealer};
 use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::repository::Repository;
-use crate::write::ObjectWriter;
+use crate::write::{ObjectWriter, WRITE_BUFFER_BYTES};
 
-/// A segment of at most so many stored bytes is written in one request, by a create that fails if it exists.
-const ONE_PUT_BYTES: usize = 4 << 20;
+/// A segment of at most so many stored bytes is written in one request, by a create that fails if it exists. As much as an upload in
+/// parts would hold in memory.
+const ONE_PUT_BYTES: usize = WRITE_BUFFER_BYTES;
 /// How much of a segment is read at a time; also the size up to which a segment is read in one request.
 const READ_BYTES: u64 = 4 << 20;
 
@@ -87,43 +89,43 @@ impl Repository {
         Ok(self.segment_tail(entry).await?.0)
     }
 
-    /// The record, and the whole object if it is small.
-    async fn segment_tail(&self, entry: &SegmentEntry) -> Result<(SegmentRecord, Fetched), RepoError> {
+    /// The record, how the object is layered, and what has been read of it: all if it is small.
+    async fn segment_tail(&self, entry: &SegmentEntry) -> Result<(SegmentRecord, Layer, Fetched), RepoError> {
         let failed = |problem: Problem| RepoError::new("read", &entry.path, problem);
-        let mut fetched = Fetched { start: entry.object_bytes, bytes: Bytes::new() };
-        let guess = entry.object_bytes.saturating_sub(READ_BYTES)..entry.object_bytes;
-        self.fetch(entry, guess, &mut fetched).await?;
+        let layer = self.layer(&entry.path, entry.object_bytes, None).await.map_err(failed)?;
+        let object_bytes = layer.bytes();
+        let mut fetched = Fetched { start: object_bytes, bytes: Bytes::new() };
+        let guess = object_bytes.saturating_sub(READ_BYTES)..object_bytes;
+        self.fetch(entry, &layer, guess, &mut fetched).await?;
         let footer = fetched.tail(SEGMENT_FOOTER_BYTES).unwrap_or_default();
-        let tail_bytes = SegmentRecord::stored_tail_bytes(footer, entry.object_bytes)
-            .map_err(|error| failed(error.into()))?;
+        let tail_bytes =
+            SegmentRecord::stored_tail_bytes(footer, object_bytes).map_err(|error| failed(error.into()))?;
         if tail_bytes > fetched.bytes.len() as u64 {
-            let whole = entry.object_bytes.saturating_sub(tail_bytes)..entry.object_bytes;
-            self.fetch(entry, whole, &mut fetched).await?;
+            let whole = object_bytes.saturating_sub(tail_bytes)..object_bytes;
+            self.fetch(entry, &layer, whole, &mut fetched).await?;
         }
         let tail = fetched.tail(tail_bytes).unwrap_or_default();
-        let record = SegmentRecord::parse(tail, entry.object_bytes).map_err(|error| failed(error.into()))?;
+        let record = SegmentRecord::parse(tail, object_bytes).map_err(|error| failed(error.into()))?;
+        let json = SegmentRecord::json(tail).map_err(|error| failed(error.into()))?;
+        self.check_signature(&entry.path, json).map_err(failed)?;
         if (record.start, record.end) != (entry.start, entry.end) || record.history != entry.history {
             let what =
                 format!("its record says it holds {}..{} of {}", record.start, record.end, record.history);
             return Err(failed(Problem::Damaged(what)));
         }
-        Ok((record, fetched))
+        Ok((record, layer, fetched))
     }
 
     async fn fetch(
         &self,
         entry: &SegmentEntry,
+        layer: &Layer,
         range: Range<u64>,
         into: &mut Fetched,
     ) -> Result<(), RepoError> {
         let start = range.start;
-        let wanted = range.end.saturating_sub(start);
-        let bytes = self.store.get_range(&entry.path, range).await;
-        let bytes = bytes.map_err(|error| RepoError::new("read", &entry.path, error))?;
-        if bytes.len() as u64 != wanted {
-            let what = format!("{} bytes came where {wanted} were asked for", bytes.len());
-            return Err(RepoError::new("read", &entry.path, Problem::Damaged(what)));
-        }
+        let bytes = self.part(&entry.path, layer, range).await;
+        let bytes = bytes.map_err(|problem| RepoError::new("read", &entry.path, problem))?;
         *into = Fetched { start, bytes };
         Ok(())
     }
@@ -131,12 +133,12 @@ impl Repository {
     /// Opens a segment to read all of it.
     pub async fn read_segment(&self, entry: &SegmentEntry) -> Result<SegmentReader, RepoError> {
         let failed = |problem: Problem| RepoError::new("read", &entry.path, problem);
-        let (record, mut fetched) = self.segment_tail(entry).await?;
+        let (record, layer, mut fetched) = self.segment_tail(entry).await?;
         let frames_and_table = record.stored_bytes;
         let table = async |bytes: u64, fetched: &mut Fetched| {
             let range = frames_and_table.saturating_sub(bytes)..frames_and_table;
             if fetched.slice(&range).is_none() {
-                self.fetch(entry, range.clone(), fetched).await?;
+                self.fetch(entry, &layer, range.clone(), fetched).await?;
             }
             fetched
                 .slice(&range)
@@ -155,6 +157,7 @@ impl Repository {
         Ok(SegmentReader {
             repository: self.clone(),
             entry: entry.clone(),
+            layer,
             record,
             table,
             seek_table,
@@ -163,6 +166,14 @@ impl Repository {
             hasher: Box::new(Hasher::new()),
             next_frame: 0,
         })
+    }
+
+    async fn must_not_exist(&self, path: &Path) -> Result<(), RepoError> {
+        match self.store.head(path).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(RepoError::new("write", path, error)),
+            Ok(_) => Err(RepoError::new("write", path, Problem::Exists)),
+        }
     }
 
     /// Begins a segment that holds the bytes `start..end` of a history. Fails if it is there already.
@@ -174,11 +185,7 @@ impl Repository {
     ) -> Result<SegmentWriter, RepoError> {
         let path = layout::segment(cluster, history, &range);
         let failed = |problem: Problem| RepoError::new("write", &path, problem);
-        match self.store.head(&path).await {
-            Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(failed(error.into())),
-            Ok(_) => return Err(failed(Problem::Exists)),
-        }
+        self.must_not_exist(&path).await?;
         let frames = FrameWriter::new().map_err(|error| failed(error.into()))?;
         Ok(SegmentWriter {
             repository: self.clone(),
@@ -219,6 +226,7 @@ impl Fetched {
 pub struct SegmentReader {
     repository: Repository,
     entry: SegmentEntry,
+    layer: Layer,
     record: SegmentRecord,
     table: SeekTable,
     seek_table: Bytes,
@@ -252,7 +260,7 @@ impl SegmentReader {
         let range = frame.stored_start..frame.stored_end();
         if self.fetched.slice(&range).is_none() {
             let until = range.start.saturating_add(READ_BYTES).max(range.end).min(self.record.stored_bytes);
-            self.repository.fetch(&self.entry, range.start..until, &mut self.fetched).await?;
+            self.repository.fetch(&self.entry, &self.layer, range.start..until, &mut self.fetched).await?;
         }
         let stored = self.fetched.slice(&range);
         let stored = stored.ok_or_else(|| failed(Problem::Damaged("it is cut short".to_owned())))?;
@@ -327,14 +335,18 @@ impl SegmentWriter {
         let completed = self.complete(meta).await;
         match (completed, self.large.take()) {
             (Ok(record), Some(large)) => {
+                // Uploads in parts know no condition: another writer of the same bytes is kept off by the lease of the line, and seen here
+                // unless both complete at the same moment.
+                if let Err(error) = self.repository.must_not_exist(&self.path).await {
+                    let _ = large.abort().await;
+                    return Err(error);
+                }
                 large.finish(record.raw_bytes()).await?;
                 Ok(record)
             }
             (Ok(record), None) => {
-                let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-                let bytes = std::mem::take(&mut self.small);
-                let put = self.repository.store.put_opts(&self.path, bytes.into(), create).await;
-                put.map_err(|error| RepoError::new("write", &self.path, error))?;
+                let bytes = self.sealed_whole()?;
+                self.repository.create(&self.path, bytes.into()).await?;
                 Ok(record)
             }
             (Err(error), large) => {
@@ -345,6 +357,19 @@ impl SegmentWriter {
                 Err(error)
             }
         }
+    }
+
+    /// What is stored for a segment that is written in one request.
+    fn sealed_whole(&mut self) -> Result<Vec<u8>, RepoError> {
+        let bytes = std::mem::take(&mut self.small);
+        let Some(recipient) = &self.repository.keyring.recipient else { return Ok(bytes) };
+        let seal = || {
+            let (mut sealer, mut stored) = Sealer::start(recipient)?;
+            stored.extend(sealer.seal(&bytes)?);
+            stored.extend(sealer.finish()?);
+            Ok(stored)
+        };
+        seal().map_err(|problem: Problem| RepoError::new("encrypt", &self.path, problem))
     }
 
     async fn complete(&mut self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
@@ -375,7 +400,10 @@ impl SegmentWriter {
             stored_bytes: self.stored_bytes,
             blake3: self.hasher.finalize().to_hex().to_string(),
         };
-        let end = record.render().map_err(|error| RepoError::new("write", &self.path, error))?;
+        let failed = |problem: Problem| RepoError::new("write", &self.path, problem);
+        let json = record.to_json().map_err(|error| failed(error.into()))?;
+        let json = self.repository.sign(&self.path, json).map_err(failed)?;
+        let end = SegmentRecord::render_json(&json).map_err(|error| failed(error.into()))?;
         self.append(end).await?;
         Ok(record)
     }

@@ -3,8 +3,9 @@
 use blake3::Hasher;
 use bytes::Bytes;
 use object_store::{ObjectStoreExt, WriteMultipart};
-use slotkeep_format::manifest::ObjectRecord;
+use slotkeep_format::manifest::{HeaderRecord, ObjectRecord};
 
+use crate::crypt::Sealer;
 use crate::error::RepoError;
 use crate::location::object_path;
 use crate::repository::Repository;
@@ -18,10 +19,14 @@ pub const WRITE_BUFFER_BYTES: usize = (PARTS_IN_FLIGHT + 1) * (8 << 20);
 /// An object that is being written. It is visible only once [`ObjectWriter::finish`] has returned; dropped or aborted, it leaves
 /// nothing that a reader could see.
 pub struct ObjectWriter {
+    repository: Repository,
     path: String,
     upload: WriteMultipart,
-    hasher: Hasher,
+    /// On the heap: it is large, and futures hold it.
+    hasher: Box<Hasher>,
     stored_bytes: u64,
+    /// Of a repository that is encrypted.
+    sealed: Option<(Box<Sealer>, HeaderRecord)>,
 }
 
 impl Repository {
@@ -31,13 +36,36 @@ impl Repository {
         let upload =
             self.store.put_multipart(&object).await.map_err(|error| RepoError::new("write", &path, error))?;
         let upload = WriteMultipart::new_with_chunk_size(upload, self.part_bytes());
-        Ok(ObjectWriter { path, upload, hasher: Hasher::new(), stored_bytes: 0 })
+        let mut writer = ObjectWriter {
+            repository: self.clone(),
+            path,
+            upload,
+            hasher: Box::new(Hasher::new()),
+            stored_bytes: 0,
+            sealed: None,
+        };
+        if let Some(recipient) = &self.keyring.recipient {
+            let started = Sealer::start(recipient);
+            let (sealer, header) =
+                started.map_err(|problem| RepoError::new("encrypt", &writer.path, problem))?;
+            let blake3 = blake3::hash(&header).to_hex().to_string();
+            let record = HeaderRecord { bytes: header.len() as u64, blake3 };
+            writer.put(header.into()).await?;
+            writer.sealed = Some((Box::new(sealer), record));
+        }
+        Ok(writer)
     }
 }
 
 impl ObjectWriter {
     /// Appends bytes; waits while too many parts are on their way. Not cancel-safe: cancelled, the object must be aborted.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), RepoError> {
+        let Some((sealer, _)) = &mut self.sealed else { return self.put(bytes).await };
+        let stored = sealer.seal(&bytes).map_err(|problem| RepoError::new("encrypt", &self.path, problem))?;
+        self.put(stored.into()).await
+    }
+
+    async fn put(&mut self, bytes: Bytes) -> Result<(), RepoError> {
         self.upload
             .wait_for_capacity(PARTS_IN_FLIGHT)
             .await
@@ -49,10 +77,23 @@ impl ObjectWriter {
     }
 
     /// Completes the object, durable when this returns; `raw_bytes` is the length of what it holds before compression.
-    pub async fn finish(self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
-        let Self { path, upload, hasher, stored_bytes } = self;
-        upload.finish().await.map_err(|error| RepoError::new("write", &path, error))?;
-        Ok(ObjectRecord { path, stored_bytes, raw_bytes, blake3: hasher.finalize().to_hex().to_string() })
+    pub async fn finish(mut self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
+        let mut header = None;
+        if let Some((sealer, record)) = self.sealed.take() {
+            let rest = sealer.finish().map_err(|problem| RepoError::new("encrypt", &self.path, problem))?;
+            self.put(rest.into()).await?;
+            header = Some(record);
+        }
+        let Self { repository, path, upload, hasher, stored_bytes, .. } = self;
+        let finished = upload.finish().await;
+        let blake3 = hasher.finalize().to_hex().to_string();
+        let record = ObjectRecord { path, stored_bytes, raw_bytes, blake3, header };
+        if let Err(error) = finished {
+            let error = RepoError::new("write", &record.path, error);
+            // The object may be complete although the answer never came: its own bytes tell.
+            repository.verify(&record, |_| ()).await.map_err(|_| error)?;
+        }
+        Ok(record)
     }
 
     /// Gives the object up and removes what the store has of it.

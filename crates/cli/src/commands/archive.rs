@@ -86,7 +86,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     let (location, name) = session.location(&arguments.repo)?;
     // A cluster that can't be found must leave no new repository behind.
     discover(&context, &seeds).await?;
-    let repository = session.open_or_create(&location).await?;
+    let repository = session.open_or_create(&location, &arguments.repo).await?;
     let options = ArchiveOptions {
         cluster: name,
         spool: arguments.spool.folder(),

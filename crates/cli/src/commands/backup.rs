@@ -51,9 +51,13 @@ pub(crate) struct BackupArgs {
     /// Back up what there is if slots are uncovered or a shard can't be reached
     #[arg(long)]
     allow_partial: bool,
-    /// Store passwords of the configuration and password hashes of ACL users too, unencrypted
+    /// Store passwords of the configuration and password hashes of ACL users too, unencrypted if the repository is not encrypted;
+    /// in an encrypted one they always are, unless --no-secrets
     #[arg(long)]
     include_secrets: bool,
+    /// Leave passwords and password hashes out
+    #[arg(long, conflicts_with = "include_secrets")]
+    no_secrets: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -88,14 +92,14 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
     let prefer = Prefer::from(arguments.prefer);
     let plan = plan(&context, discovery, prefer, arguments.allow_partial).await?;
     // Only now: a cluster that can't be backed up must leave no new repository behind.
-    let repository = session.open_or_create(&location).await?;
+    let repository = session.open_or_create(&location, &arguments.repo).await?;
     output.note(&announce(&plan, &location.to_string()));
     let options = BackupOptions {
         cluster: name,
         jobs: arguments.jobs,
         jobs_per_host: arguments.jobs_per_host,
         prefer,
-        include_secrets: arguments.include_secrets,
+        include_secrets: !arguments.no_secrets && (arguments.include_secrets || repository.is_encrypted()),
         cut: Some(arguments.cut.options()),
         spool: arguments.spool.folder(),
         spool_limit_bytes: arguments.spool.spool_limit,

@@ -10,6 +10,7 @@ pub(crate) mod generate;
 pub(crate) mod get;
 pub(crate) mod init;
 pub(crate) mod inspect;
+pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod log;
 pub(crate) mod merge;

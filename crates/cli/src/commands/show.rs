@@ -27,6 +27,9 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ShowArgs
     let Ok(selector) = arguments.backup.parse::<BackupSelector>();
     let manifest = repository.find(&name, &selector).await?;
     output.data(&manifest, render)?;
+    if !repository.is_readable() {
+        output.note("Settings and users are encrypted: give --identity to see them.");
+    }
     Ok(exit::OK)
 }
 

@@ -86,6 +86,8 @@ pub async fn backup(
     options: &BackupOptions,
     progress: &[Arc<ShardProgress>],
 ) -> Result<Manifest> {
+    // Before hours are spent on what could not be signed.
+    repository.check_signs()?;
     let held = plan.shards.iter().map(|_| None).collect();
     Run::begin(context, repository, plan, options)?.take(BackupKind::Full, held, progress).await
 }

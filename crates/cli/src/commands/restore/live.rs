@@ -12,7 +12,7 @@ use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::live::{LiveOptions, LivePlan, LiveReport, OnConflict, plan, restore};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_model::NodeAddr;
-use slotkeep_repo::{Location, Repository};
+use slotkeep_repo::Repository;
 use tempfile::TempDir;
 
 use super::RestoreArgs;
@@ -163,7 +163,7 @@ impl Folded {
                 let what = format!("can't make a temporary folder in {}: {error}", spool.display());
                 Error::new(ErrorKind::Failed, what).hint("name a folder with enough space: --spool DIR")
             })?;
-        let temporary = session.init(&Location::Folder(folder.path().to_owned())).await?;
+        let temporary = session.temporary_repository(folder.path()).await?;
         output.note("Applying the log with a private server first…");
         let target = MergeTarget {
             repository: &temporary,

@@ -35,6 +35,8 @@ pub(crate) struct RestoreArgs {
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &RestoreArgs) -> Result<u8> {
     let (repository, name) = session.repository(&arguments.repo).await?;
+    // Before anything is planned: without an identity not even the users are known.
+    repository.check_reads()?;
     let context = session.context(&AccessArgs::default())?;
     let wanted = arguments.aim.resolve(output, &context, &repository, &name).await?;
     match &arguments.files.to_dir {

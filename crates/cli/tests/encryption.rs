@@ -1,0 +1,113 @@
+//! An encrypted repository from `init` to a restored cluster, and every way to get its keys wrong.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{Run, command, files, server};
+use slotkeep_testkit::ClusterBuilder;
+use slotkeep_testkit::data::Mix;
+
+/// An identity of age's own making, and its public key.
+struct Reader {
+    file: PathBuf,
+    public: String,
+}
+
+impl Reader {
+    fn new(folder: &Path, name: &str) -> Self {
+        let file = folder.join(name);
+        let output = std::process::Command::new("age-keygen").arg("-o").arg(&file).output();
+        assert!(output.unwrap().status.success(), "age-keygen");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let public = text.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
+        Self { file, public }
+    }
+
+    fn file(&self) -> &str {
+        self.file.to_str().unwrap()
+    }
+}
+
+#[test]
+fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let repo = path("repo");
+    let on = |machine: &str, arguments: &[&str]| {
+        let mut command = command();
+        command.args(arguments).args(["--json", "--repo", &repo]);
+        Run::of(&command.env("SLOTKEEP_STATE", path(machine)).output().unwrap())
+    };
+    let [reader, other, later] = ["reader", "other", "later"].map(|name| Reader::new(folder.path(), name));
+    let cluster = ClusterBuilder::new(server("valkey-9.1")).primaries(3).start().unwrap();
+    Mix::every_type().load(&cluster).unwrap();
+    let addr = cluster.nodes()[0].addr().to_string();
+    let backup = ["backup", "--jobs-per-host", "3", "--cluster", &addr];
+
+    let made = on("host", &["init", "--recipient", &reader.public]).expect_code(0).json();
+    let fingerprint = made["fingerprint"].as_str().unwrap().to_owned();
+    // Passwords are kept without being asked for, since they are encrypted.
+    let mut client = cluster.client().unwrap();
+    client.command_on(b"x", &["CONFIG", "SET", "maxmemory-policy", "allkeys-lfu"]).unwrap();
+    client.command_on(b"x", &["ACL", "SETUSER", "app", "on", ">hunter2", "~*", "+@all"]).unwrap();
+    let taken = on("host", &backup).expect_code(0).json();
+    assert_eq!(taken["settings"][0]["secrets"], true);
+
+    // The host lists and shows; it reads neither settings nor data, and a target stays as it was.
+    let list = on("host", &["list"]).expect_code(0).json();
+    assert_eq!(list["backups"][0]["keys"], taken["digest"]["keys"]);
+    let shown = on("host", &["show"]).expect_code(0).json();
+    assert_eq!(shown["settings"].as_array().unwrap().len(), 0);
+    let target = path("target");
+    let restore = ["restore", "--to-dir", &target, "--nodes", "127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003"];
+    let locked = on("host", &restore).expect_code(25);
+    assert!(locked.stderr.contains("--identity"), "{}", locked.stderr);
+    assert!(!Path::new(&target).exists());
+    on("host", &["diff", "latest", &addr]).expect_code(25);
+    on("host", &["key", "export"]).expect_code(25);
+    for (name, bytes) in files(Path::new(&repo)) {
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains("allkeys-lfu") && !text.contains("user app"), "{name}");
+    }
+
+    // Its reader compares and restores, also by a command that prints the identity.
+    let identity = ["--identity", reader.file()];
+    on("laptop", &[&["diff", "latest", &addr][..], &identity].concat()).expect_code(0);
+    let printed = format!("cat {}", reader.file());
+    let by_command = ["show", "--identity-command", &printed, "--trust", &fingerprint];
+    let shown = on("laptop", &by_command).expect_code(0).json();
+    // It was set on one node, which therefore has a row of its own.
+    let rows = shown["settings"].as_array().unwrap();
+    assert!(rows.iter().any(|row| row["config"]["maxmemory-policy"] == "allkeys-lfu"), "{rows:?}");
+    on("laptop", &[&restore[..], &identity].concat()).expect_code(0);
+    assert!(Path::new(&target).exists());
+
+    // Wrong keys, each for what it is.
+    let before = files(Path::new(&repo));
+    on("laptop", &["show", "--identity", other.file()]).expect_code(25);
+    on("laptop", &["show", "--identity", &path("nowhere")]).expect_code(25);
+    on("laptop", &["show", "--identity-command", "exit 3"]).expect_code(25);
+    on("laptop", &["show", "--trust", &"0".repeat(40)]).expect_code(26);
+    let unsigned = on("third", &backup).expect_code(25);
+    assert!(unsigned.stderr.contains("export-signing"), "{}", unsigned.stderr);
+    assert_eq!(files(Path::new(&repo)), before);
+    // What another machine needs to write here.
+    let key = on("host", &["key", "export-signing"]).expect_code(0).json();
+    let file = path("signing.key");
+    std::fs::write(&file, key["secret"].as_str().unwrap()).unwrap();
+    on("third", &[&backup[..], &["--signing-key", &file]].concat()).expect_code(0);
+
+    // Other readers, without a byte of a backup changed.
+    let rekey = ["key", "rekey", "--recipient", &later.public, "--identity", reader.file()];
+    on("laptop", &rekey).expect_code(0);
+    on("laptop", &[&["diff", "latest", &addr][..], &identity].concat()).expect_code(25);
+    on("laptop", &["diff", "latest", &addr, "--identity", later.file()]).expect_code(0);
+
+    // The newest backup disappears: nobody takes the older one for the latest.
+    let newest = on("host", &["list"]).expect_code(0).json()["backups"][1]["id"].as_str().unwrap().to_owned();
+    std::fs::remove_file(Path::new(&repo).join(format!("main/backups/{newest}.json"))).unwrap();
+    on("laptop", &["show", "--identity", later.file()]).expect_code(26);
+}

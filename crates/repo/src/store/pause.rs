@@ -1,0 +1,31 @@
+//! The time that passes, and waiting for it: before another try, and for a limit of bytes per second. The only code of this crate that knows
+//! time; it stands below the jobs' ports.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+const FIRST_MS: u64 = 100;
+const LONGEST_MS: u64 = 10_000;
+
+/// Waits before try number `failures`, counted from 1: twice as long each time, and by chance up to half as long again, so that
+/// many that failed together don't come back together.
+#[expect(clippy::disallowed_methods, reason = "the seam itself")]
+pub(super) async fn before_try(failures: u32) {
+    let doubled = FIRST_MS.saturating_mul(1_u64.checked_shl(failures.saturating_sub(1)).unwrap_or(u64::MAX));
+    let pause_ms = doubled.min(LONGEST_MS);
+    // The standard library seeds each of these at random.
+    let jitter_ms = RandomState::new().hash_one(failures) % (pause_ms / 2 + 1);
+    tokio::time::sleep(Duration::from_millis(pause_ms.saturating_add(jitter_ms))).await;
+}
+
+/// The time now.
+pub(super) fn now() -> Instant {
+    Instant::now()
+}
+
+/// Waits for that time.
+pub(super) async fn until(moment: Instant) {
+    tokio::time::sleep_until(moment).await;
+}

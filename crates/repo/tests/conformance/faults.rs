@@ -1,0 +1,212 @@
+//! A store that fails as stores do: refuses, loses its answer, breaks off a download, ignores conditions, lists late.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+};
+
+/// What happens to an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Succeeds,
+    /// Nothing is done.
+    Fails,
+    /// It is done, and the answer is an error.
+    LosesAnswer,
+}
+
+/// What goes wrong, and when. Operations are counted from 0: every request, each part of an upload, and its completion.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    count: AtomicUsize,
+    /// The operation of that number, and how many after it, meet this fate.
+    pub(crate) plan: Mutex<Option<(usize, usize, FateOnce)>>,
+    /// Creates overwrite.
+    pub(crate) ignores_conditions: AtomicBool,
+    /// Every download breaks after so many bytes, 0 for never.
+    pub(crate) download_bytes: AtomicUsize,
+    /// Listings show nothing written after now.
+    pub(crate) frozen: Mutex<Option<Vec<ObjectMeta>>>,
+}
+
+/// A fate other than success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FateOnce {
+    Fails,
+    LosesAnswer,
+}
+
+impl Faults {
+    /// `length` operations from number `first` on, counted from now, meet that fate.
+    pub(crate) fn set(&self, first: usize, length: usize, fate: FateOnce) {
+        self.count.store(0, Ordering::SeqCst);
+        *self.plan.lock().unwrap() = Some((first, length, fate));
+    }
+
+    pub(crate) fn clear(&self) -> usize {
+        *self.plan.lock().unwrap() = None;
+        self.count.swap(0, Ordering::SeqCst)
+    }
+
+    fn next(&self) -> Fate {
+        let number = self.count.fetch_add(1, Ordering::SeqCst);
+        match *self.plan.lock().unwrap() {
+            Some((first, length, fate)) if number >= first && number - first < length => match fate {
+                FateOnce::Fails => Fate::Fails,
+                FateOnce::LosesAnswer => Fate::LosesAnswer,
+            },
+            _ => Fate::Succeeds,
+        }
+    }
+}
+
+pub(crate) fn fault() -> Error {
+    Error::Generic { store: "faulty", source: "the connection broke".into() }
+}
+
+/// The store.
+#[derive(Clone, Debug)]
+pub(crate) struct Faulty {
+    pub(crate) inner: Arc<dyn ObjectStore>,
+    pub(crate) faults: Arc<Faults>,
+}
+
+impl Faulty {
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
+        Self { inner, faults: Arc::default() }
+    }
+
+    async fn meet<T>(&self, doing: impl Future<Output = Result<T>>) -> Result<T> {
+        meet(&self.faults, doing).await
+    }
+
+    /// From now on listings show only what there is now.
+    pub(crate) async fn freeze_listings(&self) {
+        let all: Vec<_> = self.inner.list(None).map(Result::unwrap).collect().await;
+        *self.faults.frozen.lock().unwrap() = Some(all);
+    }
+}
+
+async fn meet<T>(faults: &Faults, doing: impl Future<Output = Result<T>>) -> Result<T> {
+    match faults.next() {
+        Fate::Succeeds => doing.await,
+        Fate::Fails => Err(fault()),
+        Fate::LosesAnswer => match doing.await {
+            Ok(_) => Err(fault()),
+            failed => failed,
+        },
+    }
+}
+
+impl fmt::Display for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "faulty {}", self.inner)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Faulty {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        mut opts: PutOptions,
+    ) -> Result<PutResult> {
+        if self.faults.ignores_conditions.load(Ordering::SeqCst) {
+            opts.mode = PutMode::Overwrite;
+        }
+        self.meet(self.inner.put_opts(location, payload, opts)).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let inner = self.meet(self.inner.put_multipart_opts(location, opts)).await?;
+        Ok(Box::new(FaultyUpload { inner, faults: Arc::clone(&self.faults) }))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let head = options.head;
+        let mut found = self.meet(self.inner.get_opts(location, options)).await?;
+        let most = self.faults.download_bytes.load(Ordering::SeqCst);
+        if head || most == 0 {
+            return Ok(found);
+        }
+        let (meta, range) = (found.meta.clone(), found.range.clone());
+        let whole: Bytes = found.bytes().await?;
+        let mut pieces: Vec<Result<Bytes>> = vec![Ok(whole.slice(..most.min(whole.len())))];
+        if whole.len() > most {
+            pieces.push(Err(fault()));
+        }
+        found = GetResult {
+            payload: GetResultPayload::Stream(futures::stream::iter(pieces).boxed()),
+            meta,
+            range,
+            attributes: object_store::Attributes::default(),
+            extensions: object_store::Extensions::default(),
+        };
+        Ok(found)
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        if self.faults.next() == Fate::Fails {
+            return futures::stream::once(async { Err(fault()) }).boxed();
+        }
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        if self.faults.next() == Fate::Fails {
+            return futures::stream::once(async { Err(fault()) }).boxed();
+        }
+        if let Some(all) = &*self.faults.frozen.lock().unwrap() {
+            let prefix = prefix.cloned().unwrap_or_default();
+            let all: Vec<_> =
+                all.iter().filter(|meta| meta.location.prefix_matches(&prefix)).cloned().map(Ok).collect();
+            return futures::stream::iter(all).boxed();
+        }
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.meet(self.inner.list_with_delimiter(prefix)).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.meet(self.inner.copy_opts(from, to, options)).await
+    }
+}
+
+#[derive(Debug)]
+struct FaultyUpload {
+    inner: Box<dyn MultipartUpload>,
+    faults: Arc<Faults>,
+}
+
+#[async_trait]
+impl MultipartUpload for FaultyUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let (part, faults) = (self.inner.put_part(data), Arc::clone(&self.faults));
+        Box::pin(async move { meet(&faults, part).await })
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let faults = Arc::clone(&self.faults);
+        meet(&faults, self.inner.complete()).await
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.inner.abort().await
+    }
+}

@@ -1,0 +1,62 @@
+//! One suite for every store: a local folder, S3, a store that ignores conditions, and stores that fail.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+mod faults;
+mod faulty;
+mod suite;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use object_store::ObjectStore;
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::prefix::PrefixStore;
+use slotkeep_testkit::stores::S3Server;
+
+use faults::Faulty;
+use suite::{Place, Protection};
+
+fn folder() -> (tempfile::TempDir, Arc<dyn ObjectStore>) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = LocalFileSystem::new_with_prefix(folder.path()).unwrap();
+    (folder, Arc::new(store))
+}
+
+#[tokio::test]
+async fn a_local_folder() {
+    for protection in Protection::ALL {
+        let (_folder, store) = folder();
+        suite::run(&Place::new(store, protection)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s3() {
+    let server = tokio::task::spawn_blocking(|| {
+        let server = S3Server::start().unwrap();
+        server.make_bucket("conformance").unwrap();
+        server
+    });
+    let server = server.await.unwrap();
+    for (number, protection) in Protection::ALL.into_iter().enumerate() {
+        let mut builder = AmazonS3Builder::new().with_bucket_name("conformance");
+        for (name, value) in server.environment() {
+            builder = builder.with_config(name.to_ascii_lowercase().parse().unwrap(), value);
+        }
+        let store = PrefixStore::new(builder.build().unwrap(), format!("place/{number}"));
+        suite::run(&Place::in_bucket(Arc::new(store), protection)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_ignores_conditions_is_known_and_still_not_overwritten() {
+    for protection in Protection::ALL {
+        let (_folder, store) = folder();
+        let faulty = Faulty::new(store);
+        faulty.faults.ignores_conditions.store(true, Ordering::SeqCst);
+        let repository = suite::run(&Place::new(Arc::new(faulty), protection)).await;
+        assert!(!repository.refuses_overwrite());
+        assert_eq!(repository.file().conditional_create, Some(false));
+    }
+}

@@ -1,0 +1,415 @@
+//! What encryption and signatures promise (`docs/security.md`), each promise tried to be broken.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use age::secrecy::ExposeSecret;
+use age::x25519::Identity;
+use jiff::Timestamp;
+use slotkeep_format::FrameWriter;
+use slotkeep_format::frames::FRAME_RAW_BYTES;
+use slotkeep_format::manifest::{
+    BackupKind, FORMAT_VERSION, Manifest, ObjectRecord, ProductRecord, ServerRecord, SettingsRecord,
+};
+use slotkeep_format::{SegmentRecord, Timeline};
+use slotkeep_model::{ReplId, SlotSet};
+use slotkeep_repo::{
+    Location, OpenOptions, Problem, Recipients, RepoError, Repository, SegmentMeta, SigningKey, StateFolder,
+    fingerprint,
+};
+
+const SECRET: &str = "hunter2-is-no-password";
+
+/// A repository, a folder for each machine that uses it, and somebody who can read.
+struct World {
+    folder: tempfile::TempDir,
+    reader: Identity,
+}
+
+impl World {
+    async fn new() -> Self {
+        let world = Self { folder: tempfile::tempdir().unwrap(), reader: Identity::generate() };
+        world.init("host", &[&world.reader]).await;
+        world
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    fn location(&self) -> Location {
+        Location::Folder(self.path())
+    }
+
+    fn machine(&self, name: &str) -> OpenOptions {
+        let state = StateFolder::new(self.folder.path().join("machines").join(name));
+        OpenOptions { state: Some(state), ..OpenOptions::default() }
+    }
+
+    async fn init(&self, machine: &str, readers: &[&Identity]) -> Repository {
+        let mut options = self.machine(machine);
+        for reader in readers {
+            options.recipients.add_key(&reader.to_public().to_string()).unwrap();
+        }
+        let id = "00112233445566778899aabbccddeeff".to_owned();
+        Repository::init_with(&self.location(), id, Timestamp::UNIX_EPOCH, &options).await.unwrap()
+    }
+
+    async fn open(&self, options: &OpenOptions) -> Result<Repository, RepoError> {
+        Repository::open_with(&self.location(), options).await
+    }
+
+    /// The host that backs up: it has no identity.
+    async fn host(&self) -> Repository {
+        self.open(&self.machine("host")).await.unwrap()
+    }
+
+    async fn read_as(&self, machine: &str, identity: &Identity) -> Result<Repository, RepoError> {
+        let mut options = self.machine(machine);
+        options.unlock.add_identity_file(identity.to_string().expose_secret()).unwrap();
+        self.open(&options).await
+    }
+}
+
+fn manifest(id: &str) -> Manifest {
+    Manifest {
+        format_version: FORMAT_VERSION,
+        id: id.to_owned(),
+        cluster: "main".to_owned(),
+        kind: BackupKind::Full,
+        partial: true,
+        missing_slots: SlotSet::full(),
+        started_at: Timestamp::UNIX_EPOCH,
+        finished_at: Timestamp::UNIX_EPOCH,
+        slotkeep_version: "0".to_owned(),
+        cluster_mode: true,
+        current_epoch: 0,
+        shards: vec![],
+        settings: vec![SettingsRecord {
+            nodes: vec!["127.0.0.1:7000".to_owned()],
+            config: [("requirepass".to_owned(), SECRET.to_owned())].into(),
+            acl: vec![],
+            secrets: true,
+            modules: std::collections::BTreeMap::new(),
+            unreadable: vec![],
+        }],
+        cut: None,
+        digest: None,
+    }
+}
+
+/// Two frames and a bit that hold the secret all over.
+fn raw() -> Vec<u8> {
+    SECRET.bytes().cycle().take(2 * FRAME_RAW_BYTES + 99).collect()
+}
+
+async fn store_framed(repository: &Repository, path: &str, raw: &[u8]) -> ObjectRecord {
+    let mut frames = FrameWriter::new().unwrap();
+    let mut writer = repository.create_object(path.to_owned()).await.unwrap();
+    for piece in raw.chunks(FRAME_RAW_BYTES) {
+        writer.write(frames.frame(piece).unwrap().into()).await.unwrap();
+    }
+    writer.write(frames.finish().unwrap().into()).await.unwrap();
+    writer.finish(raw.len() as u64).await.unwrap()
+}
+
+fn history() -> ReplId {
+    "0123456789abcdef0123456789abcdef01234567".parse().unwrap()
+}
+
+async fn store_segment(repository: &Repository, start: u64, raw: &[u8]) -> Result<SegmentRecord, RepoError> {
+    let range = start..start + raw.len() as u64;
+    let mut writer = repository.create_segment("main", &history(), range).await?;
+    writer.write(raw).await?;
+    let meta = SegmentMeta {
+        database: None,
+        commands: 1,
+        source: "127.0.0.1:7000".parse().unwrap(),
+        server: ServerRecord { product: ProductRecord::Redis, version: "8.2.0".to_owned() },
+        times: Timeline::default(),
+    };
+    writer.finish(meta).await
+}
+
+async fn read_segment(repository: &Repository) -> Result<Vec<u8>, RepoError> {
+    let entry = repository.segments("main", &history()).await?.remove(0);
+    let mut reader = repository.read_segment(&entry).await?;
+    let mut raw = Vec::new();
+    while let Some(piece) = reader.next().await? {
+        raw.extend(piece);
+    }
+    Ok(raw)
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+fn problem<T>(outcome: Result<T, RepoError>) -> Problem {
+    outcome.map(drop).unwrap_err().problem
+}
+
+#[tokio::test]
+async fn a_host_without_an_identity_writes_lists_and_verifies_and_reads_nothing() {
+    let world = World::new().await;
+    let host = world.host().await;
+    let record = store_framed(&host, "main/rdb.zst", &raw()).await;
+    store_segment(&host, 1, SECRET.as_bytes()).await.unwrap();
+    host.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+
+    assert!(host.is_encrypted() && !host.is_readable());
+    let listed = host.find("main", &"latest".parse().unwrap()).await.unwrap();
+    assert!(listed.settings.is_empty());
+    host.verify(&record, |_| ()).await.unwrap();
+    assert_eq!(host.segments("main", &history()).await.unwrap().len(), 1);
+    assert!(matches!(problem(host.stream(&record).await), Problem::Locked));
+    assert!(matches!(problem(host.framed(&record).await), Problem::Locked));
+    assert!(matches!(problem(read_segment(&host).await), Problem::Locked));
+    assert!(matches!(problem(host.export_keys()), Problem::Locked));
+
+    // Nothing in the repository or on the host gives the data away.
+    for file in files(world.folder.path()) {
+        let bytes = std::fs::read(&file).unwrap();
+        let found = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
+        assert!(!found(SECRET.as_bytes()) && !found(b"AGE-SECRET-KEY"), "{}", file.display());
+    }
+
+    let reader = world.read_as("laptop", &world.reader).await.unwrap();
+    let read = reader.find("main", &"latest".parse().unwrap()).await.unwrap();
+    assert_eq!(read, manifest("20260101T000000.000Z-aaaa"));
+    let mut object = reader.framed(&record).await.unwrap();
+    assert_eq!(object.frame(2).await.unwrap(), raw()[2 * FRAME_RAW_BYTES..]);
+    assert_eq!(read_segment(&reader).await.unwrap(), SECRET.as_bytes());
+}
+
+#[tokio::test]
+async fn wrong_identities_and_passphrases_are_told_from_damage() {
+    let world = World::new().await;
+    let other = Identity::generate();
+    assert!(matches!(problem(world.read_as("laptop", &other).await), Problem::WrongKey(_)));
+    let mut options = OpenOptions::default();
+    assert!(matches!(options.unlock.add_identity_file("nonsense"), Err(Problem::WrongKey(_))));
+    assert!(matches!(options.unlock.add_identity_file("# nothing\n"), Err(Problem::WrongKey(_))));
+    assert!(matches!(Recipients::default().add_key("ssh-ed25519 AAAA"), Err(Problem::WrongKey(_))));
+    options.unlock.add_passphrase("guess".to_owned());
+    assert!(matches!(problem(world.open(&options).await), Problem::WrongKey(_)));
+    // The signing key of some other repository.
+    let stranger = World::new().await;
+    let text = stranger.host().await.export_signing_key().unwrap();
+    let options = OpenOptions {
+        signing_key: Some(std::sync::Arc::new(SigningKey::parse(&text).unwrap())),
+        ..OpenOptions::default()
+    };
+    assert!(matches!(problem(world.open(&options).await), Problem::WrongKey(_)));
+}
+
+#[tokio::test]
+async fn a_passphrase_opens_and_a_new_key_file_shuts_others_out_without_touching_objects() {
+    let world = World::new().await;
+    let host = world.host().await;
+    let record = store_framed(&host, "main/rdb.zst", &raw()).await;
+    let before = std::fs::read(world.path().join("main/rdb.zst")).unwrap();
+    let (alice, bob) = (Identity::generate(), Identity::generate());
+    let mut recipients = Recipients::default();
+    recipients.add_key(&alice.to_public().to_string()).unwrap();
+    recipients.add_key(&bob.to_public().to_string()).unwrap();
+    recipients.set_passphrase("correct horse".to_owned());
+    assert!(matches!(problem(host.rekey(&recipients).await), Problem::Locked));
+    world.read_as("laptop", &world.reader).await.unwrap().rekey(&recipients).await.unwrap();
+
+    assert!(matches!(problem(world.read_as("laptop", &world.reader).await), Problem::WrongKey(_)));
+    for identity in [&alice, &bob] {
+        let reader = world.read_as("laptop", identity).await.unwrap();
+        reader.framed(&record).await.unwrap().frame(0).await.unwrap();
+    }
+    let mut options = OpenOptions::default();
+    options.unlock.add_passphrase("correct horse".to_owned());
+    world.open(&options).await.unwrap().framed(&record).await.unwrap().frame(0).await.unwrap();
+    assert_eq!(std::fs::read(world.path().join("main/rdb.zst")).unwrap(), before);
+    // The host goes on as before.
+    world.host().await.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_written_unsigned() {
+    let world = World::new().await;
+    let other = world.open(&world.machine("other")).await.unwrap();
+    let before = files(&world.path());
+    let commit = other.commit(&manifest("20260101T000000.000Z-aaaa")).await;
+    assert!(matches!(problem(commit), Problem::NoSigningKey));
+    assert!(matches!(problem(store_segment(&other, 1, b"abc").await), Problem::NoSigningKey));
+    assert_eq!(files(&world.path()), before);
+    // With the key, which the first host can give, it may.
+    let key = SigningKey::parse(&world.host().await.export_signing_key().unwrap()).unwrap();
+    let options = OpenOptions { signing_key: Some(std::sync::Arc::new(key)), ..world.machine("other") };
+    let other = world.open(&options).await.unwrap();
+    other.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+    assert_eq!(world.host().await.backups("main").await.unwrap().backups.len(), 1);
+}
+
+#[tokio::test]
+async fn forged_and_moved_manifests_are_refused() {
+    let world = World::new().await;
+    let host = world.host().await;
+    host.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+    let folder = world.path().join("main/backups");
+    let file = folder.join("20260101T000000.000Z-aaaa.json");
+    let genuine = std::fs::read_to_string(&file).unwrap();
+    let refused = async || {
+        let listing = host.backups("main").await.unwrap();
+        assert_eq!(listing.backups.len(), 0);
+        assert!(matches!(listing.unreadable[0].error.problem, Problem::Untrusted(_)));
+    };
+    std::fs::write(&file, genuine.replace("\"current_epoch\": 0", "\"current_epoch\": 1")).unwrap();
+    refused().await;
+    std::fs::write(&file, manifest("20260101T000000.000Z-aaaa").render().unwrap()).unwrap();
+    refused().await;
+    // Signed by somebody, for the same place.
+    let stranger = World::new().await;
+    stranger.host().await.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+    let theirs = stranger.path().join("main/backups/20260101T000000.000Z-aaaa.json");
+    std::fs::copy(theirs, &file).unwrap();
+    refused().await;
+    // Genuine, at the place of a newer one.
+    std::fs::write(&file, &genuine).unwrap();
+    host.manifest("main", "20260101T000000.000Z-aaaa").await.unwrap();
+    std::fs::write(folder.join("20270101T000000.000Z-aaaa.json"), &genuine).unwrap();
+    let moved = host.manifest("main", "20270101T000000.000Z-aaaa").await;
+    assert!(matches!(problem(moved), Problem::Untrusted(_)));
+}
+
+#[tokio::test]
+async fn an_object_that_another_encrypted_to_the_same_key_is_found_even_in_part() {
+    let world = World::new().await;
+    let record = store_framed(&world.host().await, "main/rdb.zst", &raw()).await;
+    // Whoever can write to the bucket knows the public key, and can encrypt whatever they like to it, of the same length.
+    let mut other = raw();
+    other[5] ^= 1;
+    let forged = store_framed(&world.host().await, "main/forged.zst", &other).await;
+    std::fs::rename(world.path().join("main/forged.zst"), world.path().join("main/rdb.zst")).unwrap();
+    let reader = world.read_as("laptop", &world.reader).await.unwrap();
+    // Headers differ in length by chance: all else would give the forger away even without its hash.
+    let same_length = ObjectRecord { stored_bytes: forged.stored_bytes, ..record.clone() };
+    for record in [&record, &same_length] {
+        assert!(matches!(problem(reader.framed(record).await), Problem::Damaged(_)));
+    }
+    assert!(reader.verify(&record, |_| ()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_forged_segment_is_refused() {
+    let world = World::new().await;
+    let key = world.host().await.export_signing_key().unwrap();
+    store_segment(&world.host().await, 1, SECRET.as_bytes()).await.unwrap();
+    let reader = world.read_as("laptop", &world.reader).await.unwrap();
+    assert_eq!(read_segment(&reader).await.unwrap(), SECRET.as_bytes());
+    // A repository that says it has the same id and recipient, with a signing key of the forger's.
+    let json = std::fs::read_to_string(world.path().join("slotkeep.json")).unwrap();
+    let forger = World::new().await;
+    let forgers_key = SigningKey::parse(&forger.host().await.export_signing_key().unwrap()).unwrap();
+    let ours = SigningKey::parse(&key).unwrap().public();
+    std::fs::write(forger.path().join("slotkeep.json"), json.replace(&ours, &forgers_key.public())).unwrap();
+    let options =
+        OpenOptions { signing_key: Some(std::sync::Arc::new(forgers_key)), ..OpenOptions::default() };
+    let mut other = SECRET.to_owned().into_bytes();
+    other[0] ^= 1;
+    store_segment(&forger.open(&options).await.unwrap(), 1, &other).await.unwrap();
+    let entry = reader.segments("main", &history()).await.unwrap().remove(0);
+    std::fs::copy(forger.path().join(entry.path()), world.path().join(entry.path())).unwrap();
+    assert!(matches!(problem(read_segment(&reader).await), Problem::Untrusted(_)));
+}
+
+#[tokio::test]
+async fn a_repository_that_is_swapped_or_put_back_is_noticed() {
+    let world = World::new().await;
+    let trusted = fingerprint(world.host().await.file()).unwrap();
+    world.host().await.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+    let reader = world.read_as("laptop", &world.reader).await.unwrap();
+    reader.find("main", &"latest".parse().unwrap()).await.unwrap();
+    world.host().await.commit(&manifest("20260102T000000.000Z-bbbb")).await.unwrap();
+    reader.find("main", &"latest".parse().unwrap()).await.unwrap();
+
+    // The newest backup is taken away: an older one must not pass for the latest, neither here nor in a later run.
+    let newest = world.path().join("main/backups/20260102T000000.000Z-bbbb.json");
+    let genuine = std::fs::read(&newest).unwrap();
+    std::fs::remove_file(&newest).unwrap();
+    for repository in [reader, world.read_as("laptop", &world.reader).await.unwrap(), world.host().await] {
+        let found = repository.find("main", &"latest".parse().unwrap()).await;
+        assert!(matches!(problem(found), Problem::Untrusted(_)));
+    }
+    std::fs::write(&newest, genuine).unwrap();
+    world.host().await.backups("main").await.unwrap();
+
+    // Another repository in its place, with keys of the forger's, who knows our public key: not to be written to, not to be read.
+    std::fs::rename(world.path(), world.folder.path().join("aside")).unwrap();
+    world.init("forger", &[&world.reader]).await;
+    assert!(matches!(problem(world.open(&world.machine("host")).await), Problem::Untrusted(_)));
+    assert!(matches!(problem(world.read_as("laptop", &world.reader).await), Problem::Untrusted(_)));
+    // A machine that never saw it is told by the fingerprint.
+    let options = OpenOptions { trust: Some(trusted.clone()), ..world.machine("new") };
+    assert!(matches!(problem(world.open(&options).await), Problem::Untrusted(_)));
+    // One without keys.
+    std::fs::remove_dir_all(world.path()).unwrap();
+    world.init("forger", &[]).await;
+    for options in [world.machine("host"), options] {
+        assert!(matches!(problem(world.open(&options).await), Problem::Untrusted(_)));
+    }
+    // The genuine one again.
+    std::fs::remove_dir_all(world.path()).unwrap();
+    std::fs::rename(world.folder.path().join("aside"), world.path()).unwrap();
+    let options = OpenOptions { trust: Some(trusted), ..world.machine("new") };
+    world.open(&options).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_file_with_other_keys_is_refused() {
+    let world = World::new().await;
+    let forger = World { reader: world.reader.clone(), ..World::new().await };
+    std::fs::remove_dir_all(forger.path()).unwrap();
+    forger.init("forger", &[&world.reader]).await;
+    let name = "slotkeep-key-0001-recipients.age";
+    std::fs::copy(forger.path().join(name), world.path().join(name)).unwrap();
+    let opened = world.read_as("laptop", &world.reader).await;
+    assert!(matches!(problem(opened), Problem::Untrusted(_)));
+}
+
+#[tokio::test]
+async fn stock_age_and_zstd_get_the_data_out() {
+    let world = World::new().await;
+    let record = store_framed(&world.host().await, "main/rdb.zst", &raw()).await;
+    world.host().await.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+    let aside = world.folder.path().join("aside");
+    std::fs::create_dir(&aside).unwrap();
+    let reader = aside.join("reader.txt");
+    std::fs::write(&reader, world.reader.to_string().expose_secret()).unwrap();
+    let age = |identity: &Path, file: &Path| {
+        let output = Command::new("age").arg("-d").arg("-i").arg(identity).arg(file).output();
+        let output = output.expect("`age` is installed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    // The key file gives the repository's key, the key gives the object.
+    let keys = aside.join("keys.txt");
+    std::fs::write(&keys, age(&reader, &world.path().join("slotkeep-key-0001-recipients.age"))).unwrap();
+    let compressed = age(&keys, &world.path().join(&record.path));
+    let file = aside.join("rdb.zst");
+    std::fs::write(&file, compressed).unwrap();
+    let output = Command::new("zstd").arg("-dc").arg(&file).stderr(Stdio::inherit()).output().unwrap();
+    assert_eq!(output.stdout, raw());
+    // What `export_keys` gives is the same.
+    let exported = world.read_as("laptop", &world.reader).await.unwrap().export_keys().unwrap();
+    assert_eq!(exported, std::fs::read_to_string(&keys).unwrap());
+    // And the settings.
+    let json = std::fs::read(world.path().join("main/backups/20260101T000000.000Z-aaaa.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let sealed = aside.join("settings.age");
+    std::fs::write(&sealed, json["sealed_settings"].as_str().unwrap()).unwrap();
+    let settings: serde_json::Value = serde_json::from_slice(&age(&keys, &sealed)).unwrap();
+    assert_eq!(settings[0]["config"]["requirepass"], SECRET);
+}
