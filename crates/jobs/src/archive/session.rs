@@ -309,7 +309,9 @@ impl<'l> Session<'l> {
     /// Acknowledges, if it is time to or if the server waits for it.
     async fn acknowledge(&mut self, line: &Line, now: Duration) -> Result<()> {
         let value = self.acknowledged(line);
-        let due = self.last_ack_at.is_none_or(|last| now.saturating_sub(last) >= ACK_EVERY);
+        // A diskless primary begins its stream at an acknowledgement, and misses those that come before it has seen its child end.
+        let every = if self.stream_begun { ACK_EVERY } else { TICK };
+        let due = self.last_ack_at.is_none_or(|last| now.saturating_sub(last) >= every);
         let awaited = self.ack_wanted.is_some_and(|wanted| value >= wanted);
         if due || awaited {
             self.link.acknowledge(value).await?;
