@@ -146,6 +146,27 @@ fn failovers_are_followed() {
     dead.start().unwrap();
 }
 
+/// The node that is followed falls silent without closing anything, while the primary goes on.
+#[test]
+fn a_replica_that_hangs_is_left() {
+    let cluster = cluster("redis-7.0", 1, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let agent = Agent::start(&cluster, folder.path(), &[]);
+    agent.wait_ready();
+    let (primary, replica) = (&cluster.nodes()[0], &cluster.nodes()[1]);
+    assert_eq!(agent.status()["shards"][0]["source"], replica.addr().to_string());
+    replica.pause().unwrap();
+    primary.client().unwrap().command(&["SET", "key", "value"]).unwrap();
+    wait_held(&agent, &cluster);
+    agent.wait_status("the primary to be followed", |status| {
+        status["shards"][0]["source"] == primary.addr().to_string()
+    });
+    replica.resume().unwrap();
+    assert_eq!(agent.notices("gap"), Vec::<String>::new());
+    agent.stop();
+    assert_log_is_the_stream(&folder.path().join("repo"), &latest(&folder)["shards"][0], primary);
+}
+
 /// A primary that was ahead of its replica dies: what only it and the archive had is kept, and is not on the main line.
 #[test]
 fn a_divergent_tail_is_kept_and_a_new_base_begins() {

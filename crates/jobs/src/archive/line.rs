@@ -118,6 +118,8 @@ pub(crate) struct Line {
     pub(crate) state: watch::Sender<LineState>,
     pub(crate) sealer: SealerHandle,
     pub(crate) samples: mpsc::Receiver<Sampled>,
+    /// The primary's last byte, when it was asked last.
+    pub(crate) primary_offset: Arc<AtomicU64>,
     pub(crate) position: Option<Position>,
     pub(crate) progress: Arc<ShardProgress>,
     /// Nodes that failed since the line last got on, in order.
@@ -192,6 +194,7 @@ impl Line {
             state: state_sender,
             sealer,
             samples,
+            primary_offset: Arc::clone(&primary_offset),
             position: held.map(|(position, _)| position),
             progress,
             failed: Vec::new(),
@@ -414,8 +417,10 @@ impl Line {
 
     /// The last byte that both histories have in common.
     async fn fork_offset(&self, history: &ReplId, position: &Position, candidate: &Candidate) -> u64 {
-        let known = self.shared.repository.history(&self.shared.cluster, history).await;
-        let parent = known.ok().flatten().and_then(|record| record.parent);
+        // The link waits meanwhile: a repository that does not answer soon is done without.
+        let known = self.shared.repository.history(&self.shared.cluster, history);
+        let known = self.context.within(ANSWER_LIMIT, known).await.and_then(std::result::Result::ok);
+        let parent = known.flatten().and_then(|record| record.parent);
         if let Some(parent) = parent.filter(|parent| parent.history == position.history) {
             return parent.fork;
         }
@@ -534,8 +539,9 @@ impl Line {
         })?;
         let held = self.position.as_ref().is_some_and(|position| position.history == told.history);
         let known = async || {
-            let histories = self.shared.repository.histories(&self.shared.cluster).await;
-            histories.is_ok_and(|known| known.contains(&told.history))
+            let histories = self.shared.repository.histories(&self.shared.cluster);
+            let histories = self.context.within(ANSWER_LIMIT, histories).await;
+            histories.is_some_and(|known| known.is_ok_and(|known| known.contains(&told.history)))
         };
         (held || known().await).then_some(told)
     }

@@ -30,6 +30,8 @@ use crate::{Error, ErrorKind, Result};
 const TICK: Duration = Duration::from_millis(200);
 /// How often a replica acknowledges.
 const ACK_EVERY: Duration = Duration::from_secs(1);
+/// How long nothing may come from a node while the primary is known to have written more.
+const STALLED: Duration = Duration::from_secs(10);
 /// While so many files wait to be sealed, pieces are cut by size alone.
 const PATIENT_FROM: u64 = 4;
 
@@ -297,7 +299,9 @@ impl<'l> Session<'l> {
         self.apply(line, Vec::new()).await?;
         self.publish(line);
         let silence = now.saturating_sub(self.last_byte_at);
+        let ahead = line.primary_offset.load(Ordering::Relaxed) > self.intake.received();
         let timeout = line.context.connector.timeout();
+        let timeout = if ahead { timeout.min(STALLED) } else { timeout };
         if silence > timeout && self.storing.is_none() {
             return Err(self.link.silent(timeout));
         }
