@@ -79,6 +79,9 @@ fn an_agent_that_is_killed_goes_on_without_a_gap(server_name: &str) {
     assert!(agent.notices("gap").is_empty() && agent.notices("base").is_empty());
     let last = agent.stop();
     assert_eq!(last["spool_bytes"], 0, "{last}");
+    for shard in last["shards"].as_array().unwrap() {
+        assert_eq!((&shard["sealed"], &shard["unsealed_bytes"]), (&shard["received"], &0.into()), "{shard}");
+    }
     assert_logs_are_the_streams(&folder, &cluster);
     // Nothing but the first backup was needed.
     assert_eq!(latest(&folder)["id"], manifest["id"]);

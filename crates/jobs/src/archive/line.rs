@@ -23,7 +23,7 @@ use super::lineage::Lineage;
 use super::link::{Answer, Link};
 use super::sampler::{Sampled, sample};
 use super::sealer::{Patience, SealerHandle, wait};
-use super::session::{Fork, Session};
+use super::session::{Fork, Session, note_sealed};
 use super::spool::SpoolFolder;
 use super::status::{Board, LinePhase, NoticeKind};
 use crate::backup::base::TakenBase;
@@ -216,8 +216,11 @@ impl Line {
         if outcome.as_ref().is_err_and(|error| error.kind() != ErrorKind::Interrupted) {
             self.progress.enter(Phase::Failed);
         }
+        let seals = self.sealer.state.clone();
+        let sealed = self.sealer.finish().await;
+        note_sealed(&self.state, seals.borrow().last.clone());
         // That the repository took no more is the cause of whatever came after it.
-        self.sealer.finish().await.and(outcome)
+        sealed.and(outcome)
     }
 
     async fn run_until_stopped(&mut self) -> Result<()> {

@@ -405,7 +405,7 @@ impl<'l> Session<'l> {
                 state.bases = state.bases.saturating_add(1);
             });
             let sealed = line.sealer.state.borrow_and_update().clone();
-            note_sealed(line, sealed.last);
+            note_sealed(&line.state, sealed.last);
             line.gets_on();
         } else if line.state.borrow().base.is_some() {
             line.position = Some(reached);
@@ -417,7 +417,7 @@ impl<'l> Session<'l> {
 /// Takes notice of what the sealer has reached. In a job that does not wait for the repository, trouble there ends it.
 fn take_notice(line: &mut Line) -> Result<()> {
     let sealed = line.sealer.state.borrow_and_update().clone();
-    note_sealed(line, sealed.last);
+    note_sealed(&line.state, sealed.last);
     match sealed.trouble.filter(|_| line.shared.patience == Patience::None) {
         Some(trouble) => Err(Error::new(ErrorKind::Repository, trouble.to_string())),
         None => Ok(()),
@@ -425,9 +425,9 @@ fn take_notice(line: &mut Line) -> Result<()> {
 }
 
 /// Takes notice of a segment that was sealed.
-pub(crate) fn note_sealed(line: &Line, last: Option<(ReplId, u64)>) {
+pub(crate) fn note_sealed(line: &watch::Sender<LineState>, last: Option<(ReplId, u64)>) {
     let Some(last) = last else { return };
-    line.state.send_if_modified(|state| {
+    line.send_if_modified(|state| {
         let advances =
             state.complete.as_ref().is_some_and(|complete| state.lineage.advances(complete, &last));
         if advances {
