@@ -411,6 +411,36 @@ fn restarts_and_moved_slots_are_followed() {
     assert_log_is_the_stream(&folder.path().join("repo"), other, &cluster.nodes()[1]);
 }
 
+/// Backups on demand and the archive continue each other: none of them takes a base that is not needed.
+#[test]
+fn backups_and_the_archive_continue_each_other() {
+    let cluster = cluster("redis-8.2", 2, 0);
+    let folder = tempfile::tempdir().unwrap();
+    let backup = |more: &[&str]| {
+        let mut backup = command();
+        backup.args(["backup", "--json", "--cluster", &cluster.nodes()[0].addr().to_string(), "--repo"]);
+        backup.arg(folder.path().join("repo")).arg("--spool").arg(folder.path().join("spool")).args(more);
+        common::Run::of(&backup.output().unwrap()).expect_code(0).json()
+    };
+    let full = backup(&[]);
+    set(&cluster, "one", "1");
+    let agent = Agent::start(&cluster, folder.path(), &[]);
+    agent.wait_following();
+    set(&cluster, "two", "2");
+    // While the agent runs, too.
+    let beside = backup(&["--type", "incremental", "--no-fallback"]);
+    wait_held(&agent, &cluster);
+    assert_eq!(agent.notices("base"), Vec::<String>::new());
+    agent.stop();
+    set(&cluster, "three", "3");
+    let last = backup(&["--type", "incremental", "--no-fallback"]);
+    for (number, shard) in last["shards"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(shard["base"], full["shards"][number]["base"]);
+        assert!(shard["cut"]["offset"].as_u64() >= beside["shards"][number]["cut"]["offset"].as_u64());
+    }
+    assert_logs_are_the_streams(&folder, &cluster);
+}
+
 #[test]
 fn a_second_agent_for_the_same_cluster_is_refused() {
     let cluster = cluster("valkey-9.1", 1, 0);
