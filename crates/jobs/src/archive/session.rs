@@ -390,7 +390,12 @@ impl<'l> Session<'l> {
                 database: self.intake.database(),
             },
         };
-        line.state.send_modify(|state| state.source = None);
+        // What lies behind the last safe cut is asked for again.
+        line.state.send_modify(|state| {
+            state.source = None;
+            state.received = reached.offset;
+            state.durable = reached.offset;
+        });
         if let Some(storing) = self.storing.take() {
             let stored = storing.await.unwrap_or_else(|error| {
                 Err(Error::new(ErrorKind::Failed, format!("a worker ended: {error}")))
