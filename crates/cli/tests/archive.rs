@@ -79,6 +79,9 @@ fn an_agent_that_is_killed_goes_on_without_a_gap(server_name: &str) {
     assert!(agent.notices("gap").is_empty() && agent.notices("base").is_empty());
     let last = agent.stop();
     assert_eq!(last["spool_bytes"], 0, "{last}");
+    for shard in last["shards"].as_array().unwrap() {
+        assert_eq!((&shard["sealed"], &shard["unsealed_bytes"]), (&shard["received"], &0.into()), "{shard}");
+    }
     assert_logs_are_the_streams(&folder, &cluster);
     // Nothing but the first backup was needed.
     assert_eq!(latest(&folder)["id"], manifest["id"]);
@@ -144,6 +147,27 @@ fn failovers_are_followed() {
         assert_eq!(line.histories.len(), 2, "{slots}: {:?}", line.histories);
     }
     dead.start().unwrap();
+}
+
+/// The node that is followed falls silent without closing anything, while the primary goes on.
+#[test]
+fn a_replica_that_hangs_is_left() {
+    let cluster = cluster("redis-7.0", 1, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let agent = Agent::start(&cluster, folder.path(), &[]);
+    agent.wait_ready();
+    let (primary, replica) = (&cluster.nodes()[0], &cluster.nodes()[1]);
+    assert_eq!(agent.status()["shards"][0]["source"], replica.addr().to_string());
+    replica.pause().unwrap();
+    primary.client().unwrap().command(&["SET", "key", "value"]).unwrap();
+    wait_held(&agent, &cluster);
+    agent.wait_status("the primary to be followed", |status| {
+        status["shards"][0]["source"] == primary.addr().to_string()
+    });
+    replica.resume().unwrap();
+    assert_eq!(agent.notices("gap"), Vec::<String>::new());
+    agent.stop();
+    assert_log_is_the_stream(&folder.path().join("repo"), &latest(&folder)["shards"][0], primary);
 }
 
 /// A primary that was ahead of its replica dies: what only it and the archive had is kept, and is not on the main line.
@@ -385,6 +409,36 @@ fn restarts_and_moved_slots_are_followed() {
     // The other shard holds its whole stream still.
     let other = &manifest["shards"].as_array().unwrap()[1];
     assert_log_is_the_stream(&folder.path().join("repo"), other, &cluster.nodes()[1]);
+}
+
+/// Backups on demand and the archive continue each other: none of them takes a base that is not needed.
+#[test]
+fn backups_and_the_archive_continue_each_other() {
+    let cluster = cluster("redis-8.2", 2, 0);
+    let folder = tempfile::tempdir().unwrap();
+    let backup = |more: &[&str]| {
+        let mut backup = command();
+        backup.args(["backup", "--json", "--cluster", &cluster.nodes()[0].addr().to_string(), "--repo"]);
+        backup.arg(folder.path().join("repo")).arg("--spool").arg(folder.path().join("spool")).args(more);
+        common::Run::of(&backup.output().unwrap()).expect_code(0).json()
+    };
+    let full = backup(&[]);
+    set(&cluster, "one", "1");
+    let agent = Agent::start(&cluster, folder.path(), &[]);
+    agent.wait_following();
+    set(&cluster, "two", "2");
+    // While the agent runs, too.
+    let beside = backup(&["--type", "incremental", "--no-fallback"]);
+    wait_held(&agent, &cluster);
+    assert_eq!(agent.notices("base"), Vec::<String>::new());
+    agent.stop();
+    set(&cluster, "three", "3");
+    let last = backup(&["--type", "incremental", "--no-fallback"]);
+    for (number, shard) in last["shards"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(shard["base"], full["shards"][number]["base"]);
+        assert!(shard["cut"]["offset"].as_u64() >= beside["shards"][number]["cut"]["offset"].as_u64());
+    }
+    assert_logs_are_the_streams(&folder, &cluster);
 }
 
 #[test]

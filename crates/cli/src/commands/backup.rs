@@ -215,21 +215,16 @@ pub(crate) fn summary(manifest: &Manifest) -> String {
     let log: u64 = manifest.shards.iter().map(|shard| shard.cut().offset.saturating_sub(shard.offset)).sum();
     let took = manifest.finished_at.duration_since(manifest.started_at).unsigned_abs();
     let keys = manifest.digest.map_or_else(|| "an unknown number of".to_owned(), |digest| count(digest.keys));
-    let what = match manifest.kind {
-        BackupKind::Full => "",
-        BackupKind::Incremental => "incremental, the bases of an earlier one and the log since, ",
-        BackupKind::Merged => "merged, ",
-    };
     let cut = manifest.cut.as_ref().map(|cut| format!("\nCut: {}.", cut_text(cut))).unwrap_or_default();
-    format!(
-        "{}\n{cut}\nBackup {}: {what}{keys} keys in the bases, {} in, {} stored, {} of log up to the cut, {}.",
-        table_text(&rows),
-        manifest.id,
-        bytes(raw),
-        bytes(all),
-        bytes(log),
-        seconds(took),
-    )
+    let (all, log, took) = (bytes(all), bytes(log), seconds(took));
+    let what = match manifest.kind {
+        BackupKind::Full => {
+            format!(": {keys} keys, {} in, {all} stored, {log} of log behind them, {took}", bytes(raw))
+        }
+        BackupKind::Incremental => format!(", incremental: {log} of log behind bases of {keys} keys, {took}"),
+        BackupKind::Merged => format!(", merged: {keys} keys, {all} stored, {took}"),
+    };
+    format!("{}\n{cut}\nBackup {}{what}.", table_text(&rows), manifest.id)
 }
 
 /// How a cut was made, in words.

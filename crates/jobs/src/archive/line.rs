@@ -5,30 +5,29 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use slotkeep_format::Parent;
 use slotkeep_model::{NodeAddr, ReplId, ReplOffset, Shard};
 use slotkeep_repo::Repository;
-use slotkeep_repo::layout::BaseLayout;
 use slotkeep_wire::info::Replication;
 use slotkeep_wire::replica::Request;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::decide::{Decision, Position, Refusal, decide};
-use super::gates::{Gates, Turn};
+use super::gates::Gates;
 use super::intake::SealPolicy;
 use super::lineage::Lineage;
 use super::link::{Answer, Link};
 use super::sampler::{Sampled, sample};
 use super::sealer::{Patience, SealerHandle, wait};
-use super::session::{Fork, Session};
+use super::session::{Fork, Session, note_sealed};
 use super::spool::SpoolFolder;
 use super::status::{Board, LinePhase, NoticeKind};
-use crate::backup::base::{Announced, TakenBase, receive};
-use crate::backup::{Candidate, Prefer, new_backup_id, plan_shard};
+use crate::backup::base::TakenBase;
+use crate::backup::{Candidate, Prefer, plan_shard};
 use crate::discover::replication_at;
 use crate::progress::{Phase, ShardProgress};
 use crate::{Context, Error, ErrorKind, Result};
@@ -42,9 +41,6 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// How often a full spool is looked at.
 const SPOOL_LOOK: Duration = Duration::from_millis(200);
-/// How long a replica may take to receive what its primary had written.
-const CATCH_UP_LIMIT: Duration = Duration::from_secs(10);
-const CATCH_UP_LOOK: Duration = Duration::from_millis(50);
 
 /// What the server is told to have been received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,6 +114,8 @@ pub(crate) struct Line {
     pub(crate) state: watch::Sender<LineState>,
     pub(crate) sealer: SealerHandle,
     pub(crate) samples: mpsc::Receiver<Sampled>,
+    /// The primary's last byte, when it was asked last.
+    pub(crate) primary_offset: Arc<AtomicU64>,
     pub(crate) position: Option<Position>,
     pub(crate) progress: Arc<ShardProgress>,
     /// Nodes that failed since the line last got on, in order.
@@ -192,6 +190,7 @@ impl Line {
             state: state_sender,
             sealer,
             samples,
+            primary_offset: Arc::clone(&primary_offset),
             position: held.map(|(position, _)| position),
             progress,
             failed: Vec::new(),
@@ -217,8 +216,11 @@ impl Line {
         if outcome.as_ref().is_err_and(|error| error.kind() != ErrorKind::Interrupted) {
             self.progress.enter(Phase::Failed);
         }
+        let seals = self.sealer.state.clone();
+        let sealed = self.sealer.finish().await;
+        note_sealed(&self.state, seals.borrow().last.clone());
         // That the repository took no more is the cause of whatever came after it.
-        self.sealer.finish().await.and(outcome)
+        sealed.and(outcome)
     }
 
     async fn run_until_stopped(&mut self) -> Result<()> {
@@ -414,8 +416,10 @@ impl Line {
 
     /// The last byte that both histories have in common.
     async fn fork_offset(&self, history: &ReplId, position: &Position, candidate: &Candidate) -> u64 {
-        let known = self.shared.repository.history(&self.shared.cluster, history).await;
-        let parent = known.ok().flatten().and_then(|record| record.parent);
+        // The link waits meanwhile: a repository that does not answer soon is done without.
+        let known = self.shared.repository.history(&self.shared.cluster, history);
+        let known = self.context.within(ANSWER_LIMIT, known).await.and_then(std::result::Result::ok);
+        let parent = known.flatten().and_then(|record| record.parent);
         if let Some(parent) = parent.filter(|parent| parent.history == position.history) {
             return parent.fork;
         }
@@ -428,121 +432,10 @@ impl Line {
         }
         position.offset
     }
-
-    /// Takes a base on that node, and follows the stream behind it.
-    async fn rebase(
-        &mut self,
-        candidate: &Candidate,
-        written_to: Option<u64>,
-        refusal: Option<&Refusal>,
-        candidates: &[Candidate],
-    ) -> Result<End> {
-        let (context, shared) = (self.context.clone(), Arc::clone(&self.shared));
-        self.set_phase(LinePhase::Queued);
-        let turn = tokio::select! {
-            turn = shared.gates.enter(candidate.addr.host()) => turn,
-            () = self.stop.cancelled() => return Ok(End::Stopped),
-        };
-        self.progress.restart();
-        self.progress.expected_keys.store(candidate.keys, Ordering::Relaxed);
-        self.set_phase(LinePhase::Base);
-        // No server is to fork for a repository that takes nothing.
-        context.unless_stopped(async { Ok(shared.repository.clusters().await?) }).await?;
-        catch_up(&context, candidate, written_to).await?;
-        let mut link = context.unless_stopped(Link::open(&context, &candidate.addr)).await?;
-        let answer = context.unless_stopped(link.begin(Request::Full)).await?;
-        self.capture(link, answer, candidate, turn, refusal, candidates).await
-    }
-
-    async fn capture(
-        &mut self,
-        mut link: Link<'_>,
-        answer: Answer,
-        candidate: &Candidate,
-        turn: Turn,
-        refusal: Option<&Refusal>,
-        candidates: &[Candidate],
-    ) -> Result<End> {
-        let Answer::Snapshot { history, offset, header, server_time } = answer else {
-            return Err(link.senseless("+CONTINUE where a full resynchronisation was asked for".to_owned()));
-        };
-        let (context, shared) = (self.context.clone(), Arc::clone(&self.shared));
-        self.set_phase(LinePhase::Base);
-        let id = match &shared.backup_id {
-            Some(id) => id.clone(),
-            None => new_backup_id(&context)?,
-        };
-        let announced = Announced {
-            source: candidate.addr.clone(),
-            source_role: candidate.role.into(),
-            server: candidate.server.into(),
-            history: history.clone(),
-            offset: offset.0,
-            server_time,
-            layout: BaseLayout::new(&shared.cluster, &history, offset, &id),
-        };
-        let received =
-            receive(&context, &shared.repository, &mut link, header, announced, &self.progress).await?;
-        if !shared.follows {
-            drop(link);
-            let base = received.store(&shared.repository).await?;
-            self.progress.enter(Phase::Done);
-            self.state.send_modify(|state| state.base = Some(Arc::new(base)));
-            return Ok(End::Stopped);
-        }
-        let parent = self.parent_of(&history, candidates).await;
-        self.announce_break(&history, offset.0, refusal);
-        let repository = shared.repository.clone();
-        let storing = tokio::spawn(async move {
-            let stored = received.store(&repository).await;
-            drop(turn);
-            stored
-        });
-        if let Some(parent) = parent {
-            self.state.send_modify(|state| state.lineage.add(&history, &parent));
-        }
-        let position = Position { history, offset: offset.0, database: None };
-        let session = Session::begin(self, link, candidate, position, Some(storing), None).await?;
-        session.run(self).await
-    }
-
-    /// Says that the line is broken, if there was one.
-    fn announce_break(&self, history: &ReplId, offset: u64, refusal: Option<&Refusal>) {
-        let Some(held) = &self.position else { return };
-        let slots = self.shard.borrow().slots.clone();
-        let why =
-            refusal.map_or_else(|| "the server answered with a snapshot".to_owned(), ToString::to_string);
-        let (kind, what) = if refusal.is_some_and(Refusal::is_divergence) {
-            (NoticeKind::Diverged, "a divergent tail is kept, and a new base begins a new line")
-        } else {
-            (NoticeKind::Gap, "a gap: what was written between is in no segment, and a new base begins")
-        };
-        let words = format!(
-            "{why}; {what}: held up to {} of {}, from {offset} of {history} on",
-            held.offset, held.history
-        );
-        self.state.send_modify(|state| state.gaps = state.gaps.saturating_add(1));
-        self.shared.board.pin(kind, Some(&slots), words);
-    }
-
-    /// Where a history that began with a snapshot comes from, if the servers tell and the repository knows that one.
-    async fn parent_of(&self, history: &ReplId, candidates: &[Candidate]) -> Option<Parent> {
-        let told = candidates.iter().find_map(|candidate| {
-            let replication = &candidate.replication;
-            let before = replication.previous_replid.as_ref()?;
-            Some(Parent { history: before.clone(), fork: fork_of(replication, history, before)? })
-        })?;
-        let held = self.position.as_ref().is_some_and(|position| position.history == told.history);
-        let known = async || {
-            let histories = self.shared.repository.histories(&self.shared.cluster).await;
-            histories.is_ok_and(|known| known.contains(&told.history))
-        };
-        (held || known().await).then_some(told)
-    }
 }
 
 /// The last common byte, if the node follows `history` and came to it from `before`.
-fn fork_of(replication: &Replication, history: &ReplId, before: &ReplId) -> Option<u64> {
+pub(crate) fn fork_of(replication: &Replication, history: &ReplId, before: &ReplId) -> Option<u64> {
     let told = replication.replid == *history && replication.previous_replid.as_ref() == Some(before);
     told.then_some(replication.previous_valid_to)??.0.checked_sub(1)
 }
@@ -554,29 +447,6 @@ fn cannot_continue(refusal: Option<&Refusal>) -> Error {
     );
     Error::new(ErrorKind::Gap, why)
         .hint("take a full backup (--type full), give the servers a larger repl-backlog-size, or run `slotkeep archive`")
-}
-
-/// Waits until a replica has received what its primary had written when it was asked. A replica that has just attached says that its
-/// link is up a second before the stream flows (the primary waits for its first acknowledgement).
-async fn catch_up(context: &Context, candidate: &Candidate, written_to: Option<u64>) -> Result<()> {
-    let Some(wanted) = written_to.filter(|offset| candidate.offset < *offset) else { return Ok(()) };
-    let wait = async {
-        let began = context.clock.elapsed();
-        loop {
-            let offset = replication_at(context, &candidate.addr).await?.offset.0;
-            if offset >= wanted {
-                return Ok(());
-            }
-            if context.clock.elapsed().saturating_sub(began) > CATCH_UP_LIMIT {
-                let behind = wanted.saturating_sub(offset);
-                let words = format!("{}: it is still {behind} bytes behind its primary", candidate.addr);
-                return Err(Error::new(ErrorKind::Unreachable, words)
-                    .hint("find out why the replica lags, or take the primary: --prefer primary"));
-            }
-            context.clock.sleep(CATCH_UP_LOOK).await;
-        }
-    };
-    context.unless_stopped(wait).await
 }
 
 /// Where files wait by default when no folder is named: the user's state folder.

@@ -30,6 +30,8 @@ use crate::{Error, ErrorKind, Result};
 const TICK: Duration = Duration::from_millis(200);
 /// How often a replica acknowledges.
 const ACK_EVERY: Duration = Duration::from_secs(1);
+/// How long nothing may come from a node while the primary is known to have written more.
+const STALLED: Duration = Duration::from_secs(10);
 /// While so many files wait to be sealed, pieces are cut by size alone.
 const PATIENT_FROM: u64 = 4;
 
@@ -297,7 +299,9 @@ impl<'l> Session<'l> {
         self.apply(line, Vec::new()).await?;
         self.publish(line);
         let silence = now.saturating_sub(self.last_byte_at);
+        let ahead = line.primary_offset.load(Ordering::Relaxed) > self.intake.received();
         let timeout = line.context.connector.timeout();
+        let timeout = if ahead { timeout.min(STALLED) } else { timeout };
         if silence > timeout && self.storing.is_none() {
             return Err(self.link.silent(timeout));
         }
@@ -309,7 +313,9 @@ impl<'l> Session<'l> {
     /// Acknowledges, if it is time to or if the server waits for it.
     async fn acknowledge(&mut self, line: &Line, now: Duration) -> Result<()> {
         let value = self.acknowledged(line);
-        let due = self.last_ack_at.is_none_or(|last| now.saturating_sub(last) >= ACK_EVERY);
+        // A diskless primary begins its stream at an acknowledgement, and misses those that come before it has seen its child end.
+        let every = if self.stream_begun { ACK_EVERY } else { TICK };
+        let due = self.last_ack_at.is_none_or(|last| now.saturating_sub(last) >= every);
         let awaited = self.ack_wanted.is_some_and(|wanted| value >= wanted);
         if due || awaited {
             self.link.acknowledge(value).await?;
@@ -384,7 +390,12 @@ impl<'l> Session<'l> {
                 database: self.intake.database(),
             },
         };
-        line.state.send_modify(|state| state.source = None);
+        // What lies behind the last safe cut is asked for again.
+        line.state.send_modify(|state| {
+            state.source = None;
+            state.received = reached.offset;
+            state.durable = reached.offset;
+        });
         if let Some(storing) = self.storing.take() {
             let stored = storing.await.unwrap_or_else(|error| {
                 Err(Error::new(ErrorKind::Failed, format!("a worker ended: {error}")))
@@ -399,7 +410,7 @@ impl<'l> Session<'l> {
                 state.bases = state.bases.saturating_add(1);
             });
             let sealed = line.sealer.state.borrow_and_update().clone();
-            note_sealed(line, sealed.last);
+            note_sealed(&line.state, sealed.last);
             line.gets_on();
         } else if line.state.borrow().base.is_some() {
             line.position = Some(reached);
@@ -411,7 +422,7 @@ impl<'l> Session<'l> {
 /// Takes notice of what the sealer has reached. In a job that does not wait for the repository, trouble there ends it.
 fn take_notice(line: &mut Line) -> Result<()> {
     let sealed = line.sealer.state.borrow_and_update().clone();
-    note_sealed(line, sealed.last);
+    note_sealed(&line.state, sealed.last);
     match sealed.trouble.filter(|_| line.shared.patience == Patience::None) {
         Some(trouble) => Err(Error::new(ErrorKind::Repository, trouble.to_string())),
         None => Ok(()),
@@ -419,9 +430,9 @@ fn take_notice(line: &mut Line) -> Result<()> {
 }
 
 /// Takes notice of a segment that was sealed.
-pub(crate) fn note_sealed(line: &Line, last: Option<(ReplId, u64)>) {
+pub(crate) fn note_sealed(line: &watch::Sender<LineState>, last: Option<(ReplId, u64)>) {
     let Some(last) = last else { return };
-    line.state.send_if_modified(|state| {
+    line.send_if_modified(|state| {
         let advances =
             state.complete.as_ref().is_some_and(|complete| state.lineage.advances(complete, &last));
         if advances {

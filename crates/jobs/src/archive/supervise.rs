@@ -39,6 +39,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(500);
 /// How often the lines are looked at.
 const TURN: Duration = Duration::from_millis(200);
+/// The pause after a backup that could not be written.
+const BACKUP_PAUSE: Duration = Duration::from_secs(10);
 /// How long the primaries may take to tell their offsets for a cut.
 const CUT_ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a cut may wait to be reached before another one is made.
@@ -130,6 +132,8 @@ pub async fn archive(
         topology: None,
         listed: HashSet::new(),
         pending: None,
+        next_backup_at: Duration::ZERO,
+        last_trouble: None,
         started_at: context.clock.now(),
     };
     let outcome = context.unless_stopped(Box::pin(supervisor.run())).await;
@@ -187,6 +191,9 @@ struct Supervisor<'a> {
     /// RDBs of bases that backups list.
     listed: HashSet<String>,
     pending: Option<Pending>,
+    /// No backup is tried before, after one that failed.
+    next_backup_at: Duration,
+    last_trouble: Option<String>,
     started_at: jiff::Timestamp,
 }
 
@@ -214,15 +221,26 @@ impl Supervisor<'_> {
                     return Err(error);
                 }
                 self.trouble("no backup could be written yet", &error);
-                self.pending = None;
+                self.give_backup_up();
             }
             self.publish();
         }
     }
 
-    fn trouble(&self, doing: &str, error: &Error) {
+    /// Says what failed, once in a row.
+    fn trouble(&mut self, doing: &str, error: &Error) {
         tracing::info!(%error, "{doing}");
-        self.watch.board.pin(NoticeKind::Trouble, None, format!("{doing}: {error}"));
+        let words = format!("{doing}: {error}");
+        if self.last_trouble.as_ref() != Some(&words) {
+            self.watch.board.pin(NoticeKind::Trouble, None, words.clone());
+        }
+        self.last_trouble = Some(words);
+    }
+
+    /// Tries the backup again a little later: each try may pause writes.
+    fn give_backup_up(&mut self) {
+        self.pending = None;
+        self.next_backup_at = self.context.clock.elapsed().saturating_add(BACKUP_PAUSE);
     }
 
     /// Looks at the cluster, and has a line for each shard.
@@ -341,7 +359,7 @@ impl Supervisor<'_> {
                 return self.commit().await;
             }
             if reached.contains(&Reach::Never) || now.saturating_sub(pending.since) > CUT_LIMIT {
-                self.pending = None;
+                self.give_backup_up();
             }
             return Ok(());
         }
@@ -351,7 +369,8 @@ impl Supervisor<'_> {
             .is_some_and(|bases| bases.iter().any(|base| !self.listed.contains(&base.base.rdb.path)));
         let following = self.fleet.lines.iter().all(|line| line.state.borrow().source.is_some());
         let moving = self.seen.iter().any(SeenShard::is_moving_slots);
-        if !unlisted || !following || moving {
+        let early = self.context.clock.elapsed() < self.next_backup_at;
+        if !unlisted || !following || moving || early {
             return Ok(());
         }
         let shards: Vec<Shard> = self.fleet.lines.iter().map(LineHandle::shard).collect();

@@ -232,8 +232,7 @@ async fn destroy(
         left.join("; ")
     ))?;
     tell.say(&format!(
-        "All {} writes after the backup had ended are lost: this version takes full backups. To keep every write needs\n\
-         the continuous archive, which it does not have yet.",
+        "All {} writes after the backup had ended are lost: nothing kept them. `slotkeep archive` would have.",
         count(writes.in_all.saturating_sub(writes.after_backup))
     ))
 }
