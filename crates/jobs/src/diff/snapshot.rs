@@ -39,6 +39,11 @@ impl Snapshot {
         Self { name: format!("backup {}", manifest.id), repository, manifest, _folder: None }
     }
 
+    /// A backup whose log has been applied to its bases, in a repository in a temporary folder.
+    pub fn of_folded(id: &str, repository: Repository, manifest: Manifest, folder: TempDir) -> Self {
+        Self { name: format!("backup {id}"), repository, manifest, _folder: Some(folder) }
+    }
+
     /// Looks at a running cluster, to be captured.
     pub async fn plan(context: &Context, seeds: &[NodeAddr]) -> Result<Capture> {
         let discovery = discover(context, seeds).await?;
