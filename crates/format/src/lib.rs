@@ -12,11 +12,14 @@ pub mod manifest;
 pub mod segment;
 pub mod timeline;
 mod varint;
+pub mod verify;
 
 pub use digest_file::{DigestFileError, decode_digest, encode_digest};
 pub use frames::{FrameError, FrameWriter, SeekTable};
 pub use index::{IndexEntry, IndexError, IndexReader, IndexWriter};
+pub use json::{Seal, check_seal};
 pub use lineage::{HistoryRecord, Parent, ShardState, TopologyRecord};
 pub use manifest::{Manifest, ManifestError, RepositoryFile};
 pub use segment::{SegmentError, SegmentRecord};
 pub use timeline::{TimeSample, Timeline};
+pub use verify::{Depth, Proof, Proofs, Severity, VerifyFinding, VerifyRecord};

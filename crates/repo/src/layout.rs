@@ -9,6 +9,8 @@
 //! <cluster>/history/<replid>/history.json                   where the history comes from
 //! <cluster>/history/<replid>/log/<start>-<end>.zst          a segment of its stream: the bytes from start on, before end
 //! <cluster>/topology/<id>.json                              how the cluster looked from then on
+//! <cluster>/verify/<id>.json                                what a verification came to
+//! <cluster>/verify/<id>/<part>.json                         what it has proved
 //! ```
 //!
 //! An offset is written with twenty digits, so that names sort by it. The id of the backup stands beside it because two backups of
@@ -81,6 +83,21 @@ pub(crate) fn topologies(cluster: &str) -> Path {
 /// How a cluster looked from some moment on.
 pub(crate) fn topology(cluster: &str, id: &str) -> Path {
     topologies(cluster).join(format!("{id}.json"))
+}
+
+/// Where the records of verifications lie.
+pub(crate) fn verifications(cluster: &str) -> Path {
+    Path::from_iter([cluster, "verify"])
+}
+
+/// What a verification came to.
+pub(crate) fn verification(cluster: &str, id: &str) -> Path {
+    verifications(cluster).join(format!("{id}.json"))
+}
+
+/// Some of what a verification has proved.
+pub(crate) fn proofs(cluster: &str, id: &str, part: u32) -> Path {
+    verifications(cluster).join(id).join(format!("{part:06}.json"))
 }
 
 /// The objects of a base.

@@ -12,6 +12,7 @@ mod probe;
 mod read;
 mod repository;
 mod segments;
+mod verify;
 mod write;
 
 pub use catalog::{BackupSelector, Listing, UnreadableBackup};
@@ -21,4 +22,5 @@ pub use probe::Probe;
 pub use read::{FramedObject, ObjectStream};
 pub use repository::Repository;
 pub use segments::{SegmentEntry, SegmentMeta, SegmentReader, SegmentWriter};
+pub use verify::{Area, StoredObject};
 pub use write::{ObjectWriter, WRITE_BUFFER_BYTES};

@@ -57,7 +57,14 @@ impl Repository {
         paths.retain(|path| path.filename().is_some_and(|name| name.strip_suffix(".json").is_some()));
         paths.sort();
         futures::stream::iter(paths)
-            .map(async |path| self.read_small(&path, TopologyRecord::parse).await)
+            .map(async |path| {
+                let record = self.read_small(&path, TopologyRecord::parse).await?;
+                if layout::topology(cluster, &record.id) == path {
+                    return Ok(record);
+                }
+                let what = format!("it says it is {}", record.id);
+                Err(RepoError::new("read", &path, Problem::Damaged(what)))
+            })
             .buffered(READS_IN_FLIGHT)
             .try_collect()
             .await

@@ -42,6 +42,10 @@ pub struct SegmentEntry {
 }
 
 impl SegmentEntry {
+    pub(crate) const fn new(history: ReplId, range: Range<u64>, object_bytes: u64, path: Path) -> Self {
+        Self { history, start: range.start, end: range.end, object_bytes, path }
+    }
+
     /// Its path in the repository.
     pub fn path(&self) -> &str {
         self.path.as_ref()
@@ -73,9 +77,8 @@ impl Repository {
         let mut segments: Vec<SegmentEntry> = listed
             .into_iter()
             .filter_map(|object| {
-                let Range { start, end } = layout::segment_range(object.location.filename()?)?;
-                let history = history.clone();
-                Some(SegmentEntry { history, start, end, object_bytes: object.size, path: object.location })
+                let range = layout::segment_range(object.location.filename()?)?;
+                Some(SegmentEntry::new(history.clone(), range, object.size, object.location))
             })
             .collect();
         segments.sort_by_key(|segment| (segment.start, std::cmp::Reverse(segment.end)));
