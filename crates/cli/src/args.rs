@@ -27,6 +27,7 @@ pub(crate) enum Command {
     Restore(Box<commands::restore::RestoreArgs>),
     Check(commands::check::CheckArgs),
     Diff(commands::diff::DiffArgs),
+    Verify(commands::verify::VerifyArgs),
     List(commands::list::ListArgs),
     Show(commands::show::ShowArgs),
     Demo(commands::demo::DemoArgs),

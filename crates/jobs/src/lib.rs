@@ -14,6 +14,7 @@ pub mod ports;
 pub mod progress;
 pub mod restore;
 pub mod settings;
+pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};
 

@@ -24,6 +24,12 @@ use slotkeep_model::{ReplId, ReplOffset};
 /// The file that makes a place a repository.
 pub const REPOSITORY_FILE: &str = "slotkeep.json";
 
+/// The file that says where a history comes from.
+pub const HISTORY_FILE: &str = "history.json";
+
+/// The RDB of a base.
+pub const RDB_FILE: &str = "rdb.zst";
+
 /// The longest name of a cluster.
 pub const MAX_CLUSTER_NAME: usize = 64;
 
@@ -51,7 +57,12 @@ pub(crate) fn histories(cluster: &str) -> Path {
 
 /// Where a history comes from.
 pub(crate) fn history(cluster: &str, history: &ReplId) -> Path {
-    Path::from_iter([cluster, "history", history.as_str(), "history.json"])
+    Path::from_iter([cluster, "history", history.as_str(), HISTORY_FILE])
+}
+
+/// The path of the file that says where a history comes from.
+pub fn history_file(cluster: &str, id: &ReplId) -> String {
+    history(cluster, id).to_string()
 }
 
 /// Where the segments of a history lie.
@@ -115,7 +126,7 @@ impl BaseLayout {
 
     /// The RDB, framed.
     pub fn rdb(&self) -> String {
-        self.object("rdb.zst")
+        self.object(RDB_FILE)
     }
 
     /// The index, framed.

@@ -149,5 +149,5 @@ impl Repository {
 
 /// Whether the path is `<cluster>/verify/<id>/<part>.json`.
 fn is_proofs(path: &str) -> bool {
-    path.split('/').count() == 4 && path.ends_with(".json")
+    path.split('/').count() == 4 && path.strip_suffix(".json").is_some()
 }

@@ -9,3 +9,4 @@ pub(crate) mod init;
 pub(crate) mod list;
 pub(crate) mod restore;
 pub(crate) mod show;
+pub(crate) mod verify;

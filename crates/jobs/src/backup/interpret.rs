@@ -10,12 +10,31 @@ pub(crate) const HASH_VERSION: u32 = 1;
 
 /// What an RDB was found to hold.
 #[derive(Debug)]
-pub(super) struct Interpretation {
-    pub(super) digest: DatasetDigest,
+pub(crate) struct Interpretation {
+    pub(crate) digest: DatasetDigest,
+}
+
+/// Why an RDB can't be understood, and at which of its bytes, if that is known.
+#[derive(Debug)]
+pub(crate) struct NotUnderstood {
+    pub(crate) reason: String,
+    pub(crate) offset: Option<u64>,
+}
+
+impl From<slotkeep_rdb::Error> for NotUnderstood {
+    fn from(error: slotkeep_rdb::Error) -> Self {
+        Self { reason: error.to_string(), offset: Some(error.offset) }
+    }
+}
+
+impl From<NotUnderstood> for String {
+    fn from(why: NotUnderstood) -> Self {
+        why.reason
+    }
 }
 
 /// Reads an RDB piece by piece.
-pub(super) struct Interpreter {
+pub(crate) struct Interpreter {
     parser: Parser,
     digester: Digester,
     digest: DatasetDigest,
@@ -37,10 +56,11 @@ impl Default for Interpreter {
 
 impl Interpreter {
     /// Reads on; the reason if the RDB can't be understood.
-    pub(super) fn feed(&mut self, mut piece: &[u8]) -> Result<(), String> {
-        while let Some(event) = self.parser.next(&mut piece).map_err(|error| error.to_string())? {
+    pub(crate) fn feed(&mut self, mut piece: &[u8]) -> Result<(), NotUnderstood> {
+        while let Some(event) = self.parser.next(&mut piece)? {
             if let Event::SlotImport { .. } = event {
-                return Err("it holds slots that the shard was importing (CLUSTER MIGRATESLOTS)".to_owned());
+                let reason = "it holds slots that the shard was importing (CLUSTER MIGRATESLOTS)".to_owned();
+                return Err(NotUnderstood { reason, offset: None });
             }
             let Some(key) = self.digester.event(&event) else { continue };
             self.keys += 1;
@@ -53,24 +73,25 @@ impl Interpreter {
                 fingerprint: key.fingerprint,
                 expiry,
             };
-            self.index.push(&entry).map_err(|error| error.to_string())?;
+            let pushed = self.index.push(&entry);
+            pushed.map_err(|error| NotUnderstood { reason: error.to_string(), offset: Some(key.offset) })?;
         }
         Ok(())
     }
 
     /// Keys seen so far.
-    pub(super) const fn keys(&self) -> u64 {
+    pub(crate) const fn keys(&self) -> u64 {
         self.keys
     }
 
     /// The index as far as it has been written.
-    pub(super) const fn index(&mut self) -> &mut IndexWriter {
+    pub(crate) const fn index(&mut self) -> &mut IndexWriter {
         &mut self.index
     }
 
     /// Ends the reading; the reason if the RDB is not complete.
-    pub(super) fn finish(self) -> Result<Interpretation, String> {
-        self.parser.finish().map_err(|error| error.to_string())?;
+    pub(crate) fn finish(self) -> Result<Interpretation, NotUnderstood> {
+        self.parser.finish()?;
         let mut digest = self.digest;
         digest.functions = self.digester.functions();
         Ok(Interpretation { digest })

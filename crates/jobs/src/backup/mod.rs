@@ -24,7 +24,7 @@ use slotkeep_rdb::Crc;
 use slotkeep_repo::Repository;
 use tokio::sync::Semaphore;
 
-pub(crate) use interpret::HASH_VERSION;
+pub(crate) use interpret::{HASH_VERSION, Interpreter, NotUnderstood};
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
 
 use crate::discover::{discover, node_report, nodes_moving_slots};

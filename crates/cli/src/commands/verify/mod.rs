@@ -1,0 +1,187 @@
+//! `slotkeep verify`
+
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use slotkeep_format::{Depth, Severity, VerifyRecord};
+use slotkeep_jobs::verify::{VerifyOptions, VerifyProgress, verify};
+use slotkeep_jobs::{Error, ErrorKind, Result};
+use slotkeep_repo::Repository;
+
+use crate::args::{AccessArgs, RepoArgs};
+use crate::exit;
+use crate::output::Output;
+use crate::progress::VerifyDisplay;
+use crate::session::Session;
+
+/// Prove that a repository holds what it says
+///
+/// Each depth includes those above it. What was proved before and has not changed is not proved again, unless --again is given. Ctrl-C
+/// keeps what was proved: run it again to go on. The record stays in the repository and shows in `slotkeep list`. Exits with 0 if nothing
+/// worse than notes was found, with 43 after warnings, with 42 after problems.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    repo: RepoArgs,
+    /// How deep to look
+    #[arg(long, value_enum, default_value_t = DepthArg::Structure)]
+    depth: DepthArg,
+    /// Prove again what was proved before: finds bytes that have rotted on the disk since
+    #[arg(long)]
+    again: bool,
+    /// Look into so many per cent of the objects, chosen at random
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    sample: Option<u8>,
+    /// Read at most so much a second, for example 50MiB
+    #[arg(long, value_name = "BYTES", value_parser = rate)]
+    limit_rate: Option<u64>,
+    /// Most objects at a time
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    jobs: usize,
+    /// Write a report too: FILE.md, FILE.html or FILE.json
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Show the record of an earlier run (its id, or `latest`) and verify nothing
+    #[arg(long, value_name = "ID", conflicts_with_all = ["again", "sample", "limit_rate"])]
+    show: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DepthArg {
+    /// Every object is there and has its length and BLAKE3
+    Objects,
+    /// Every RDB and every command parses, checksums and digests computed again are equal, the log has no holes
+    Structure,
+}
+
+impl From<DepthArg> for Depth {
+    fn from(depth: DepthArg) -> Self {
+        match depth {
+            DepthArg::Objects => Self::Objects,
+            DepthArg::Structure => Self::Structure,
+        }
+    }
+}
+
+pub(crate) async fn run(session: &Session, output: &Output, arguments: &VerifyArgs) -> Result<u8> {
+    let format = arguments.report.as_deref().map(format_of).transpose()?;
+    let (repository, cluster) = session.repository(&arguments.repo).await?;
+    let record = match &arguments.show {
+        Some(id) => kept(&repository, &cluster, id).await?,
+        None => verified(session, output, arguments, &repository, &cluster).await?,
+    };
+    let place = repository.location().to_string();
+    if let (Some(path), Some(format)) = (&arguments.report, format) {
+        write_report(path, &report::file(&record, &place, format)?)?;
+        output.note(&format!("Report: {}", path.display()));
+    }
+    output.data(&record, |record| report::text(record, &place))?;
+    Ok(match record.worst() {
+        Severity::Ok | Severity::Note => exit::OK,
+        Severity::Warning => exit::DOUBTFUL,
+        Severity::Problem => exit::UNSOUND,
+    })
+}
+
+async fn verified(
+    session: &Session,
+    output: &Output,
+    arguments: &VerifyArgs,
+    repository: &Repository,
+    cluster: &str,
+) -> Result<VerifyRecord> {
+    if !repository.clusters().await?.iter().any(|name| name == cluster) {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("{} holds nothing of a cluster named `{cluster}`", repository.location()),
+        )
+        .hint("`slotkeep list --repo …` shows what there is; --name names another cluster"));
+    }
+    let context = session.context(&AccessArgs::default())?;
+    let options = VerifyOptions {
+        cluster: cluster.to_owned(),
+        depth: arguments.depth.into(),
+        again: arguments.again,
+        sample_percent: arguments.sample,
+        limit_bytes_per_s: arguments.limit_rate,
+        jobs: arguments.jobs,
+    };
+    let progress = Arc::new(VerifyProgress::default());
+    let display = VerifyDisplay::start(output, &progress);
+    let outcome = verify(&context, repository, &options, &progress).await;
+    display.finish().await;
+    outcome
+}
+
+/// The record of an earlier run.
+async fn kept(repository: &Repository, cluster: &str, id: &str) -> Result<VerifyRecord> {
+    let ids = repository.verification_ids(cluster).await?;
+    let found = if id == "latest" { ids.last() } else { ids.iter().find(|one| *one == id) };
+    match found {
+        Some(id) => Ok(repository.verification(cluster, id).await?),
+        None => {
+            let newest: Vec<&str> = ids.iter().rev().take(5).map(String::as_str).collect();
+            let error =
+                Error::new(ErrorKind::NotFound, format!("there is no verification `{id}` of {cluster}"));
+            Err(error.hint(if newest.is_empty() {
+                "none was made yet: slotkeep verify --repo …".to_owned()
+            } else {
+                format!("the newest: {}", newest.join(", "))
+            }))
+        }
+    }
+}
+
+fn format_of(path: &Path) -> Result<report::Format> {
+    match path.extension().and_then(std::ffi::OsStr::to_str) {
+        Some("md") => Ok(report::Format::Markdown),
+        Some("html") => Ok(report::Format::Html),
+        Some("json") => Ok(report::Format::Json),
+        _ => Err(Error::new(ErrorKind::Usage, format!("{}: what kind of report?", path.display()))
+            .hint("end the name with .md, .html or .json")),
+    }
+}
+
+fn write_report(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|error| {
+        Error::new(ErrorKind::Failed, format!("can't write the report {}: {error}", path.display()))
+            .hint("the record is in the repository: slotkeep verify --show latest --report FILE")
+    })
+}
+
+/// Bytes a second: a number with an optional unit.
+fn rate(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at_checked(digits).unwrap_or((text, ""));
+    let factor: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "k" | "kB" | "KB" => 1_000,
+        "K" | "KiB" => 1 << 10,
+        "MB" => 1_000_000,
+        "M" | "MiB" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "G" | "GiB" => 1 << 30,
+        other => return Err(format!("`{other}` is no unit: use KiB, MiB or GiB")),
+    };
+    let number: u64 = number.parse().map_err(|_| "give a number, for example 50MiB".to_owned())?;
+    number.checked_mul(factor).filter(|rate| *rate > 0).ok_or_else(|| "that is no rate".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read_with_their_units() {
+        assert_eq!(
+            ["1", "50MiB", "2GB", "8K"].map(rate),
+            [Ok(1), Ok(50 << 20), Ok(2_000_000_000), Ok(8 << 10)]
+        );
+        for wrong in ["", "MiB", "0", "5 apples", "99999999999GiB"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
+}
