@@ -28,6 +28,7 @@ pub(crate) enum Command {
     Check(commands::check::CheckArgs),
     Diff(commands::diff::DiffArgs),
     Verify(commands::verify::VerifyArgs),
+    Fence(commands::fence::FenceArgs),
     List(commands::list::ListArgs),
     Show(commands::show::ShowArgs),
     Demo(commands::demo::DemoArgs),

@@ -12,6 +12,8 @@ pub(crate) const NOT_READY: u8 = 41;
 pub(crate) const UNSOUND: u8 = 42;
 /// `verify` found nothing worse than warnings.
 pub(crate) const DOUBTFUL: u8 = 43;
+/// `fence` leaves nodes that may take writes, or with `--undo`: nodes that still refuse them.
+pub(crate) const NOT_FENCED: u8 = 44;
 
 /// The exit code of a failure.
 pub(crate) const fn code(kind: ErrorKind) -> u8 {

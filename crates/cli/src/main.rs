@@ -50,6 +50,7 @@ async fn dispatch(command: Command, session: &Session, output: &Output) -> slotk
         Command::Check(command) => commands::check::run(session, output, &command).await,
         Command::Diff(command) => commands::diff::run(session, output, &command).await,
         Command::Verify(command) => commands::verify::run(session, output, &command).await,
+        Command::Fence(command) => commands::fence::run(session, output, &command).await,
         Command::List(command) => commands::list::run(session, output, &command).await,
         Command::Show(command) => commands::show::run(session, output, &command).await,
         Command::Demo(command) => commands::demo::run(session, output, &command).await,

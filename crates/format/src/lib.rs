@@ -4,6 +4,7 @@
 //! reads may have been damaged or forged, so nothing here trusts a length.
 
 pub mod digest_file;
+pub mod fence;
 pub mod frames;
 pub mod index;
 mod json;
@@ -15,6 +16,7 @@ mod varint;
 pub mod verify;
 
 pub use digest_file::{DigestFileError, decode_digest, encode_digest};
+pub use fence::{FenceRecord, FencedNode};
 pub use frames::{FrameError, FrameWriter, SeekTable};
 pub use index::{IndexEntry, IndexError, IndexReader, IndexWriter};
 pub use json::{Seal, check_seal};

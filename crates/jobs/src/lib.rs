@@ -9,6 +9,7 @@ pub mod check;
 pub mod diff;
 pub mod discover;
 mod error;
+pub mod fence;
 pub mod net;
 pub mod ports;
 pub mod progress;

@@ -11,6 +11,7 @@
 //! <cluster>/topology/<id>.json                              how the cluster looked from then on
 //! <cluster>/verify/<id>.json                                what a verification came to
 //! <cluster>/verify/<id>/<part>.json                         what it has proved
+//! <cluster>/fence/<id>.json                                 which nodes were kept from taking writes
 //! ```
 //!
 //! An offset is written with twenty digits, so that names sort by it. The id of the backup stands beside it because two backups of
@@ -104,6 +105,16 @@ pub(crate) fn verifications(cluster: &str) -> Path {
 /// What a verification came to.
 pub(crate) fn verification(cluster: &str, id: &str) -> Path {
     verifications(cluster).join(format!("{id}.json"))
+}
+
+/// Where the records of fences lie.
+pub(crate) fn fences(cluster: &str) -> Path {
+    Path::from_iter([cluster, "fence"])
+}
+
+/// Which nodes were kept from taking writes, from then on.
+pub(crate) fn fence(cluster: &str, id: &str) -> Path {
+    fences(cluster).join(format!("{id}.json"))
 }
 
 /// Some of what a verification has proved.

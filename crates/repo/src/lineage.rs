@@ -3,7 +3,7 @@
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use slotkeep_format::{HistoryRecord, ManifestError, TopologyRecord};
+use slotkeep_format::{FenceRecord, HistoryRecord, ManifestError, TopologyRecord};
 use slotkeep_model::ReplId;
 
 use crate::error::{Problem, RepoError};
@@ -73,6 +73,25 @@ impl Repository {
     /// Writes down how the cluster looks.
     pub async fn put_topology(&self, cluster: &str, record: &TopologyRecord) -> Result<(), RepoError> {
         let path = layout::topology(cluster, &record.id);
+        let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
+        self.put_new(path.as_ref(), json).await
+    }
+
+    /// The fence that stands: the newest record; `None` if there never was one.
+    pub async fn fence(&self, cluster: &str) -> Result<Option<FenceRecord>, RepoError> {
+        let folder = layout::fences(cluster);
+        let listed = self.store.list(Some(&folder)).map_ok(|object| object.location);
+        let paths: Vec<Path> =
+            listed.try_collect().await.map_err(|error| RepoError::new("list", &folder, error))?;
+        match paths.into_iter().max() {
+            Some(newest) => self.read_small(&newest, FenceRecord::parse).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes down a fence, which stands for all before it.
+    pub async fn put_fence(&self, cluster: &str, record: &FenceRecord) -> Result<(), RepoError> {
+        let path = layout::fence(cluster, &record.id);
         let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
         self.put_new(path.as_ref(), json).await
     }

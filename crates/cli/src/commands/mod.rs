@@ -4,6 +4,7 @@ pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod diff;
+pub(crate) mod fence;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod list;

@@ -12,7 +12,7 @@ use slotkeep_format::{
 use slotkeep_model::{ReplId, SlotDigest, SlotSet};
 use slotkeep_repo::{Area, Problem, RepoError, Repository, SegmentEntry, StoredObject, layout};
 
-use super::findings::{BASE_ADVICE, LOG_ADVICE, finding, of_object, problem};
+use super::findings::{BASE_ADVICE, DERIVED_ADVICE, LOG_ADVICE, finding, of_object, problem};
 use super::proofs::fingerprint;
 use crate::Result;
 
@@ -267,19 +267,15 @@ impl Inventory {
         for base in &mut self.bases {
             base.stored.resize(base.record.objects().count(), None);
             for (object, stored) in base.record.objects().zip(&mut base.stored) {
+                let advice = if *object == base.record.rdb { BASE_ADVICE } else { DERIVED_ADVICE };
                 match stored {
-                    None => self.findings.push(problem(PRESENT, &object.path, "it is missing", BASE_ADVICE)),
+                    None => self.findings.push(problem(PRESENT, &object.path, "it is missing", advice)),
                     Some(found) if found.bytes != object.stored_bytes => {
                         let what = format!(
                             "it has {} bytes, the manifest says {}",
                             found.bytes, object.stored_bytes
                         );
-                        self.findings.push(problem(
-                            (Depth::Objects, "length"),
-                            &object.path,
-                            what,
-                            BASE_ADVICE,
-                        ));
+                        self.findings.push(problem((Depth::Objects, "length"), &object.path, what, advice));
                         *stored = None;
                     }
                     Some(_) => {}
