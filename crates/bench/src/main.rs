@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p slotkeep-bench -- backup
+//! cargo run --release -p slotkeep-bench -- fold
 //! ```
 //!
 //! Ratios hold from machine to machine; absolute figures do not.
@@ -15,6 +16,7 @@
 
 mod backup;
 mod discard;
+mod fold;
 mod measure;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +31,8 @@ struct Arguments {
 enum Command {
     /// A full backup against `redis-cli --cluster backup` and against readers that discard what they read
     Backup(backup::BackupArgs),
+    /// A log applied over a link, against the server's own load of it
+    Fold(fold::FoldArgs),
     /// Run a command and print what it used, as JSON; for this program's own use
     #[command(hide = true, trailing_var_arg = true)]
     Measure {
@@ -46,6 +50,7 @@ enum Command {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     match Arguments::parse().command {
         Command::Backup(arguments) => backup::run(&arguments),
+        Command::Fold(arguments) => fold::run(&arguments),
         Command::Measure { command } => measure::child(&command),
         Command::Discard { nodes } => discard::run(&nodes),
     }

@@ -1,8 +1,11 @@
 //! What the user typed. Options that many commands share stand here once; each command's own stand with the command.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use slotkeep_jobs::archive::default_spool;
+use slotkeep_jobs::cut::CutOptions;
 
 use crate::commands;
 
@@ -24,12 +27,15 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Init(commands::init::InitArgs),
     Backup(commands::backup::BackupArgs),
+    Archive(Box<commands::archive::ArchiveArgs>),
     Restore(Box<commands::restore::RestoreArgs>),
     Check(commands::check::CheckArgs),
     Diff(commands::diff::DiffArgs),
     Verify(commands::verify::VerifyArgs),
     Fence(commands::fence::FenceArgs),
     List(commands::list::ListArgs),
+    Log(commands::log::LogArgs),
+    Merge(commands::merge::MergeArgs),
     Show(commands::show::ShowArgs),
     Demo(commands::demo::DemoArgs),
     Completions(commands::generate::CompletionsArgs),
@@ -104,4 +110,92 @@ pub(crate) struct RepoArgs {
     /// Name under which the repository keeps this cluster's backups
     #[arg(long, value_name = "NAME", env = "SLOTKEEP_NAME")]
     pub(crate) name: Option<String>,
+}
+
+/// How the shards' cut is made.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cut")]
+pub(crate) struct CutArgs {
+    /// Pause writes on all primaries for a moment, so that all shards end at exactly the same point
+    #[arg(long)]
+    pub(crate) barrier: bool,
+    /// Longest pause; if not every primary can be read within it, the cut is made without
+    #[arg(long, value_name = "MS", default_value_t = 200)]
+    pub(crate) barrier_budget: u64,
+}
+
+impl CutArgs {
+    pub(crate) fn options(&self) -> CutOptions {
+        CutOptions { barrier: self.barrier.then(|| Duration::from_millis(self.barrier_budget.max(1))) }
+    }
+}
+
+/// Where the log waits until it is sealed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Spool")]
+pub(crate) struct SpoolArgs {
+    /// Folder for what is received and not yet sealed, on a local disk; $XDG_STATE_HOME/slotkeep or ~/.local/state/slotkeep if not
+    /// given
+    #[arg(long, value_name = "DIR", env = "SLOTKEEP_SPOOL")]
+    pub(crate) spool: Option<PathBuf>,
+    /// Most bytes there; when it is full, nothing is received until the repository has taken some
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = size)]
+    pub(crate) spool_limit: u64,
+}
+
+impl SpoolArgs {
+    pub(crate) fn folder(&self) -> PathBuf {
+        let given = self.spool.clone().or_else(default_spool);
+        given.unwrap_or_else(|| std::env::temp_dir().join("slotkeep"))
+    }
+}
+
+/// A number of bytes: `4GiB`, `32M`, `1000`.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let unit = text.strip_prefix(digits).unwrap_or_default().to_ascii_lowercase();
+    let shift = match unit.as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(format!("`{text}` is not a size: give a number and KiB, MiB, GiB or TiB")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is not a size: give for example 4GiB"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is too large"))
+}
+
+/// A span of time: `10`, `10s`, `500ms`, `2m`, `1h`.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let unit_ms = match text.strip_prefix(digits).unwrap_or_default() {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("`{text}` is not a span of time: give a number and ms, s, m or h")),
+    };
+    let number: u64 =
+        digits.parse().map_err(|_| format!("`{text}` is not a span of time: give for example 10s"))?;
+    let ms = number.checked_mul(unit_ms).ok_or_else(|| format!("`{text}` is too long"))?;
+    Ok(Duration::from_millis(ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_spans_are_read_with_their_units() {
+        assert_eq!(size("4GiB"), Ok(4 << 30));
+        assert_eq!(size("32m"), Ok(32 << 20));
+        assert_eq!(size("1000"), Ok(1000));
+        assert_eq!(span("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(span("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(span("2m"), Ok(Duration::from_secs(120)));
+        for text in ["", "x", "5x", "GiB", "99999999999999999999"] {
+            assert!(size(text).is_err() && span(text).is_err(), "{text}");
+        }
+    }
 }

@@ -99,6 +99,17 @@ impl Output {
         self.print(&text)
     }
 
+    /// Prints one of many values: as a line of JSON to standard output, or as a note for people.
+    pub(crate) fn line<T: Serialize>(&self, value: &T, render: impl FnOnce(&T) -> String) -> Result<()> {
+        if !self.json {
+            self.note(&render(value));
+            return Ok(());
+        }
+        let text = serde_json::to_string(value)
+            .map_err(|error| Error::new(ErrorKind::Failed, format!("can't print JSON: {error}")))?;
+        self.print(&text)
+    }
+
     /// Prints text to standard output as it is, with a line feed at its end.
     pub(crate) fn print(&self, text: &str) -> Result<()> {
         if let Some(mut held) = self.hold() {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use slotkeep_jobs::fold::FoldProgress;
 use slotkeep_jobs::progress::{Phase, ShardProgress};
 use slotkeep_jobs::verify::VerifyProgress;
 use tokio::task::JoinHandle;
@@ -179,6 +180,40 @@ impl VerifyDisplay {
     }
 
     /// Takes the bar away.
+    pub(crate) async fn finish(self) {
+        self.0.finish().await;
+    }
+}
+
+/// Bars for shards that are folded, each with the bytes of its base and log.
+pub(crate) struct FoldDisplay(Display);
+
+impl FoldDisplay {
+    /// Shows the progress if it is to be shown.
+    pub(crate) fn start(output: &Output, rows: &[(Arc<FoldProgress>, u64)]) -> Self {
+        let rows: Vec<(Arc<FoldProgress>, u64)> =
+            rows.iter().map(|(progress, total)| (Arc::clone(progress), *total)).collect();
+        let shards: Vec<_> = rows.iter().map(|(progress, _)| Arc::clone(&progress.capture)).collect();
+        Self(Display::start_with(output, &shards, move |row, shard, bar| {
+            let Some((progress, total)) = rows.get(row) else { return };
+            let fed = progress.fed_bytes.load(Ordering::Relaxed);
+            let taken = shard.raw_bytes.load(Ordering::Relaxed);
+            bar.set_length((*total).max(1));
+            bar.set_position(fed);
+            bar.set_message(match shard.phase() {
+                Phase::Queued => "waits for its turn".to_owned(),
+                Phase::Done => format!("done: {}", bytes(taken)),
+                Phase::Failed => "failed".to_owned(),
+                _ if taken > 0 => format!("{} of the result taken", bytes(taken)),
+                _ => {
+                    let rate = fed / bar.elapsed().as_secs().max(1);
+                    format!("{} of base and log applied, {}/s", bytes(fed), bytes(rate))
+                }
+            });
+        }))
+    }
+
+    /// Takes the bars away.
     pub(crate) async fn finish(self) {
         self.0.finish().await;
     }

@@ -135,6 +135,7 @@ impl Session {
             tls,
             addresses,
             timeout: Some(Duration::from_secs(access.timeout.max(1))),
+            socket_file: None,
         })
     }
 

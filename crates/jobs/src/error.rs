@@ -34,6 +34,8 @@ pub enum ErrorKind {
     NotFound,
     /// Stored bytes are not what was written.
     Corrupt,
+    /// The log does not lead there, or can't be continued from there: a gap, or a moment before its beginning or after its end.
+    Gap,
     /// The target is not empty.
     TargetNotEmpty,
     /// The target holds other data in the slots that are to be restored.

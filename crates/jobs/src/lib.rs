@@ -3,18 +3,27 @@
 //! Thin asynchronous loops around the pure machines of `slotkeep-wire` and `slotkeep-rdb`. Time, randomness and the network come
 //! in through [`ports`]. Capture stores bytes; interpretation runs beside it and never fails a backup.
 
+pub mod archive;
 pub mod backup;
 mod base;
 pub mod check;
+pub mod cut;
 pub mod diff;
 pub mod discover;
+pub mod engine;
 mod error;
 pub mod fence;
+pub mod fold;
+pub mod link;
+pub mod log;
+pub mod merge;
 pub mod net;
 pub mod ports;
 pub mod progress;
 pub mod restore;
 pub mod settings;
+pub mod source;
+pub mod stock_server;
 pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};
@@ -34,8 +43,16 @@ pub struct Context {
 }
 
 impl Context {
+    /// What `work` gives, or nothing if it takes longer than that; then it is cancelled.
+    async fn within<T>(&self, limit: std::time::Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            outcome = work => Some(outcome),
+            () = self.clock.sleep(limit) => None,
+        }
+    }
+
     /// What `work` gives, or [`ErrorKind::Interrupted`] if the user stops first; then `work` is cancelled.
-    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             outcome = work => outcome,
             () = self.stop.cancelled() => Err(Error::interrupted()),

@@ -1,5 +1,6 @@
 //! The commands, one file each: their options, what they call, what they show.
 
+pub(crate) mod archive;
 pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod demo;
@@ -8,6 +9,8 @@ pub(crate) mod fence;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod list;
+pub(crate) mod log;
+pub(crate) mod merge;
 pub(crate) mod restore;
 pub(crate) mod show;
 pub(crate) mod verify;

@@ -8,6 +8,7 @@ use slotkeep_model::{NodeAddr, TimestampMs};
 use slotkeep_repo::{Location, Repository};
 use tempfile::TempDir;
 
+use crate::archive::SealPolicy;
 use crate::backup::{BackupOptions, BackupPlan, Prefer, backup, plan};
 use crate::base::Base;
 use crate::discover::discover;
@@ -63,7 +64,12 @@ impl Snapshot {
             cluster: "cluster".to_owned(),
             jobs,
             jobs_per_host: jobs,
+            prefer: Prefer::Replica,
             include_secrets: false,
+            cut: None,
+            spool: folder.path().join("spool"),
+            spool_limit_bytes: u64::MAX,
+            seal: SealPolicy::default(),
         };
         let manifest = backup(context, &repository, &capture.plan, &options, &capture.progress).await?;
         let name = format!("cluster {}", capture.plan.discovery.answered);
