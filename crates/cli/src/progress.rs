@@ -165,6 +165,16 @@ impl VerifyDisplay {
             }
             bar.set_length(total.max(done));
             bar.set_position(done);
+            let links = load(&progress.total_links);
+            if links > 0 {
+                bar.set_message(format!(
+                    "{} of {} bases folded and compared, {} findings",
+                    count(load(&progress.links)),
+                    count(links),
+                    count(load(&progress.findings))
+                ));
+                return;
+            }
             let rate = done / bar.elapsed().as_secs().max(1);
             let left = if done > 0 { bar.eta() } else { Duration::ZERO };
             bar.set_message(format!(

@@ -101,6 +101,15 @@ pub struct VerifyTotals {
     pub keys: u64,
     /// Commands seen in the log.
     pub commands: u64,
+    /// Pairs of neighbouring bases that a log joins.
+    #[serde(default)]
+    pub links: u64,
+    /// Of those, proved in this run: the first base and the log give the second.
+    #[serde(default)]
+    pub links_proved: u64,
+    /// Of those, proved by an earlier run.
+    #[serde(default)]
+    pub links_proved_before: u64,
 }
 
 /// What a run came to for one backup.

@@ -11,6 +11,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod chain;
 mod command;
 mod harness;
 mod sweep;

@@ -9,6 +9,7 @@
 //! error; whatever ends a run, what it has proved is written down.
 
 mod base;
+mod chain;
 mod continuity;
 mod findings;
 mod inventory;
@@ -20,6 +21,7 @@ mod throttle;
 mod work;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -32,6 +34,7 @@ use slotkeep_repo::Repository;
 use tokio::task::JoinSet;
 
 use crate::backup::new_backup_id;
+use crate::engine::EngineOptions;
 use crate::{Context, Error, ErrorKind, Result};
 use inventory::Inventory;
 use log::Summary;
@@ -48,7 +51,7 @@ const FLUSH_EVERY: Duration = Duration::from_secs(30);
 pub struct VerifyOptions {
     /// The cluster's name in the repository.
     pub cluster: String,
-    /// How deep to go: [`Depth::Objects`] or [`Depth::Structure`].
+    /// How deep to go, down to [`Depth::Chain`].
     pub depth: Depth,
     /// Whether to prove again what was proved before and has not changed.
     pub again: bool,
@@ -58,6 +61,10 @@ pub struct VerifyOptions {
     pub limit_bytes_per_s: Option<u64>,
     /// At most so many objects at a time.
     pub jobs: usize,
+    /// The private server that applies a log, at [`Depth::Chain`].
+    pub engine: EngineOptions,
+    /// Where what it gives is put for a while.
+    pub spool: PathBuf,
 }
 
 /// How far a verification has come.
@@ -71,6 +78,10 @@ pub struct VerifyProgress {
     pub total_objects: AtomicU64,
     /// Objects proved so far.
     pub objects: AtomicU64,
+    /// Pairs of bases that there are.
+    pub total_links: AtomicU64,
+    /// Pairs looked at so far.
+    pub links: AtomicU64,
     /// Findings so far.
     pub findings: AtomicU64,
 }
@@ -113,6 +124,10 @@ pub async fn verify(
     let judged = match outcome {
         Ok(()) => run.judge(repository, &inventory, &known, &gone).await,
         Err(error) => Err(error),
+    };
+    let judged = match judged {
+        Ok(()) if options.depth >= Depth::Chain => run.chain(repository, &inventory, &known, progress).await,
+        judged => judged,
     };
     run.ledger.flush().await?;
     let Run { mut findings, mut totals, .. } = run;

@@ -11,7 +11,8 @@ use slotkeep_jobs::verify::{VerifyOptions, VerifyProgress, verify};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::Repository;
 
-use crate::args::{AccessArgs, RepoArgs};
+use super::merge::EngineArgs;
+use crate::args::{AccessArgs, RepoArgs, size};
 use crate::exit;
 use crate::output::Output;
 use crate::progress::VerifyDisplay;
@@ -36,11 +37,16 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
     sample: Option<u8>,
     /// Read at most so much a second, for example 50MiB
-    #[arg(long, value_name = "BYTES", value_parser = rate)]
+    #[arg(long, value_name = "BYTES", value_parser = size)]
     limit_rate: Option<u64>,
     /// Most objects at a time
     #[arg(long, value_name = "N", default_value_t = 2)]
     jobs: usize,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Folder in which bases are put for a while that a private server gives; the system's for temporary files if not given
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
     /// Write a report too: FILE.md, FILE.html or FILE.json
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -55,6 +61,8 @@ enum DepthArg {
     Objects,
     /// Every RDB and every command parses, checksums and digests computed again are equal, the log has no holes
     Structure,
+    /// Each base and the log behind it give the next base, proved by a private server
+    Chain,
 }
 
 impl From<DepthArg> for Depth {
@@ -62,6 +70,7 @@ impl From<DepthArg> for Depth {
         match depth {
             DepthArg::Objects => Self::Objects,
             DepthArg::Structure => Self::Structure,
+            DepthArg::Chain => Self::Chain,
         }
     }
 }
@@ -108,6 +117,8 @@ async fn verified(
         sample_percent: arguments.sample,
         limit_bytes_per_s: arguments.limit_rate,
         jobs: arguments.jobs,
+        engine: arguments.engine.options(),
+        spool: arguments.spool.clone().unwrap_or_else(std::env::temp_dir),
     };
     let progress = Arc::new(VerifyProgress::default());
     let display = VerifyDisplay::start(output, &progress);
@@ -150,38 +161,4 @@ fn write_report(path: &Path, text: &str) -> Result<()> {
         Error::new(ErrorKind::Failed, format!("can't write the report {}: {error}", path.display()))
             .hint("the record is in the repository: slotkeep verify --show latest --report FILE")
     })
-}
-
-/// Bytes a second: a number with an optional unit.
-fn rate(text: &str) -> std::result::Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at_checked(digits).unwrap_or((text, ""));
-    let factor: u64 = match unit.trim() {
-        "" | "B" => 1,
-        "k" | "kB" | "KB" => 1_000,
-        "K" | "KiB" => 1 << 10,
-        "MB" => 1_000_000,
-        "M" | "MiB" => 1 << 20,
-        "GB" => 1_000_000_000,
-        "G" | "GiB" => 1 << 30,
-        other => return Err(format!("`{other}` is no unit: use KiB, MiB or GiB")),
-    };
-    let number: u64 = number.parse().map_err(|_| "give a number, for example 50MiB".to_owned())?;
-    number.checked_mul(factor).filter(|rate| *rate > 0).ok_or_else(|| "that is no rate".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rates_are_read_with_their_units() {
-        assert_eq!(
-            ["1", "50MiB", "2GB", "8K"].map(rate),
-            [Ok(1), Ok(50 << 20), Ok(2_000_000_000), Ok(8 << 10)]
-        );
-        for wrong in ["", "MiB", "0", "5 apples", "99999999999GiB"] {
-            assert!(rate(wrong).is_err(), "{wrong}");
-        }
-    }
 }

@@ -107,6 +107,10 @@ fn summary(record: &VerifyRecord) -> String {
             count(totals.commands)
         );
     }
+    if totals.links > 0 {
+        let proved = totals.links_proved.saturating_add(totals.links_proved_before);
+        read += &format!(", {} of {} bases proved by the log", count(proved), count(totals.links));
+    }
     format!(
         "{} at depth {}: {}.\n{}; {read} in {}. Record {}.",
         verdict(record),
@@ -144,6 +148,9 @@ fn facts(record: &VerifyRecord, place: &str) -> Vec<(&'static str, String)> {
         ("Bytes taken apart", bytes(totals.raw_bytes)),
         ("Keys seen", count(totals.keys)),
         ("Commands seen", count(totals.commands)),
+        ("Bases that a log leads to", count(totals.links)),
+        ("Of those, proved in this run", count(totals.links_proved)),
+        ("Of those, proved before", count(totals.links_proved_before)),
         ("Slotkeep", record.slotkeep_version.clone()),
         ("Record", record.id.clone()),
     ]);
