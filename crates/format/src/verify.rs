@@ -121,6 +121,39 @@ pub struct BackupVerdict {
     pub worst: Severity,
 }
 
+/// One step of a drill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillStep {
+    /// What was done.
+    pub name: String,
+    /// How long it took, in ms.
+    pub ms: u64,
+}
+
+/// A restore into a throw-away cluster, measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillRecord {
+    /// The backup that was restored, or whose bases were.
+    pub backup: String,
+    /// The moment that was restored, by the servers' clocks; absent if it was a backup without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+    /// What the nodes ran.
+    pub server: String,
+    /// How many nodes there were.
+    pub nodes: u64,
+    /// How many keys came back.
+    pub keys: u64,
+    /// From the beginning until every slot was served, in ms; absent if it did not come so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rto_ms: Option<u64>,
+    /// The age of the newest moment that could be restored, in ms: what would have been lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo_ms: Option<u64>,
+    /// The steps in order.
+    pub steps: Vec<DrillStep>,
+}
+
 /// A run: how deep it went, what it looked at, what it found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyRecord {
@@ -152,6 +185,9 @@ pub struct VerifyRecord {
     pub oldest_proof_at: Option<Timestamp>,
     /// Every backup that was listed, oldest first.
     pub backups: Vec<BackupVerdict>,
+    /// The drill, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillRecord>,
     /// What it found, the worst first.
     pub findings: Vec<VerifyFinding>,
 }
@@ -240,6 +276,7 @@ mod tests {
             totals: VerifyTotals::default(),
             oldest_proof_at: None,
             backups: vec![BackupVerdict { id: "b".to_owned(), worst: Severity::Ok }],
+            drill: None,
             findings: vec![finding],
         };
         assert_eq!(VerifyRecord::parse(&record.render().unwrap()).unwrap(), record);

@@ -11,7 +11,7 @@ use slotkeep_repo::Repository;
 use super::backup::{kind_text, stored};
 use crate::args::RepoArgs;
 use crate::exit;
-use crate::output::{Output, bytes, count, table, table_text};
+use crate::output::{Output, bytes, count, seconds, table, table_text};
 use crate::session::Session;
 
 /// List the backups of a repository, and the moments that its logs lead to
@@ -67,6 +67,7 @@ struct Proved {
     worst: Severity,
     at: jiff::Timestamp,
     sample_percent: Option<u8>,
+    rto_ms: Option<u64>,
     record: String,
 }
 
@@ -155,6 +156,7 @@ fn proved(id: &str, records: &[VerifyRecord]) -> Option<Proved> {
             worst: verdict.worst,
             at: record.finished_at,
             sample_percent: record.sample_percent,
+            rto_ms: record.drill.as_ref().and_then(|drill| drill.rto_ms),
             record: record.id.clone(),
         })
     })
@@ -169,7 +171,9 @@ fn proved_text(proved: Option<&Proved>, now: jiff::Timestamp) -> String {
         Severity::Warning => ": WARNING",
         Severity::Problem => ": PROBLEM",
     };
-    format!("{}{sample}{flaw}, {} ago", proved.depth, indicatif::HumanDuration(age))
+    let rto = proved.rto_ms.map(|ms| format!(", RTO {}", seconds(std::time::Duration::from_millis(ms))));
+    let rto = rto.unwrap_or_default();
+    format!("{}{sample}{flaw}, {} ago{rto}", proved.depth, indicatif::HumanDuration(age))
 }
 
 fn row(manifest: &Manifest, records: &[VerifyRecord]) -> Row {

@@ -14,14 +14,14 @@ use crate::common::agent::Agent;
 use crate::common::{Run, server, slotkeep};
 use crate::harness::{RUNTIME, options, verify_at};
 
-struct Archived {
+pub(crate) struct Archived {
     folder: TempDir,
-    engine: PathBuf,
+    pub(crate) engine: PathBuf,
 }
 
 impl Archived {
     /// Archives a cluster through two more backups, with writes and a failover between them.
-    fn make(server_name: &str) -> Self {
+    pub(crate) fn make(server_name: &str) -> Self {
         let stock = server(server_name);
         let cluster = ClusterBuilder::new(stock.clone())
             .primaries(2)
@@ -55,16 +55,23 @@ impl Archived {
         Self { folder, engine: stock.program().to_owned() }
     }
 
-    fn repo(&self) -> PathBuf {
+    pub(crate) fn repo(&self) -> PathBuf {
         self.folder.path().join("repo")
     }
 
+    pub(crate) fn spool(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
     fn verify(&self, more: &[&str]) -> Run {
+        self.verify_at("chain", more)
+    }
+
+    pub(crate) fn verify_at(&self, depth: &str, more: &[&str]) -> Run {
         let repo = self.repo();
-        let spool = self.folder.path().to_str().unwrap();
-        let mut arguments =
-            vec!["verify", "--json", "--depth", "chain", "--spool", spool, "--repo", repo.to_str().unwrap()];
-        arguments.extend(["--engine", self.engine.to_str().unwrap()]);
+        let (spool, engine) = (self.spool().to_str().unwrap(), self.engine.to_str().unwrap());
+        let mut arguments = vec!["verify", "--json", "--depth", depth, "--spool", spool, "--engine", engine];
+        arguments.extend(["--repo", repo.to_str().unwrap()]);
         arguments.extend(more);
         slotkeep(&arguments)
     }

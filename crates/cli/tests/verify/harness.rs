@@ -16,7 +16,7 @@ use slotkeep_jobs::Context;
 use slotkeep_jobs::engine::EngineOptions;
 use slotkeep_jobs::net::{Connector, ConnectorOptions};
 use slotkeep_jobs::ports::{SystemClock, SystemRng};
-use slotkeep_jobs::verify::{VerifyOptions, VerifyProgress, verify};
+use slotkeep_jobs::verify::{DrillOptions, VerifyOptions, VerifyProgress, verify};
 use slotkeep_model::ReplId;
 use slotkeep_repo::{BackupSelector, Location, Repository, SegmentMeta};
 use slotkeep_testkit::ClusterBuilder;
@@ -71,6 +71,12 @@ impl Bench {
         Repository::open(&Location::Folder(self.repo())).await.unwrap()
     }
 
+    /// The ids of all backups, oldest first.
+    pub(crate) fn backup_ids(&self) -> Vec<String> {
+        let repository = self.open();
+        RUNTIME.block_on(repository.backup_ids("main")).unwrap()
+    }
+
     pub(crate) fn latest(&self) -> Manifest {
         let repository = self.open();
         RUNTIME.block_on(repository.find("main", &BackupSelector::Latest)).unwrap()
@@ -109,6 +115,7 @@ pub(crate) fn options(depth: Depth) -> VerifyOptions {
         jobs: 2,
         engine: EngineOptions::default(),
         spool: std::env::temp_dir(),
+        drill: DrillOptions { point: None, server: None },
     }
 }
 

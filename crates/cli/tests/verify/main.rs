@@ -13,6 +13,7 @@ mod common;
 
 mod chain;
 mod command;
+mod drill;
 mod harness;
 mod sweep;
 mod wrong;

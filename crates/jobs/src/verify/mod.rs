@@ -11,6 +11,7 @@
 mod base;
 mod chain;
 mod continuity;
+mod drill;
 mod findings;
 mod inventory;
 mod judge;
@@ -43,15 +44,17 @@ use proofs::{Known, Ledger};
 use throttle::Throttle;
 use work::{Job, Work};
 
+pub use drill::DrillOptions;
+
 /// What was proved is written down at least this often.
 const FLUSH_EVERY: Duration = Duration::from_secs(30);
 
 /// What to verify, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct VerifyOptions {
     /// The cluster's name in the repository.
     pub cluster: String,
-    /// How deep to go, down to [`Depth::Chain`].
+    /// How deep to go, down to [`Depth::Drill`].
     pub depth: Depth,
     /// Whether to prove again what was proved before and has not changed.
     pub again: bool,
@@ -65,6 +68,8 @@ pub struct VerifyOptions {
     pub engine: EngineOptions,
     /// Where what it gives is put for a while.
     pub spool: PathBuf,
+    /// What to restore at [`Depth::Drill`], and with what.
+    pub drill: DrillOptions,
 }
 
 /// How far a verification has come.
@@ -129,7 +134,15 @@ pub async fn verify(
         Ok(()) if options.depth >= Depth::Chain => run.chain(repository, &inventory, &known, progress).await,
         judged => judged,
     };
+    let drilled = match judged {
+        Ok(()) if options.depth >= Depth::Drill => run.drill(repository, &options.drill).await.map(Some),
+        judged => judged.map(|()| None),
+    };
     run.ledger.flush().await?;
+    let (judged, drill) = match drilled {
+        Ok(drill) => (Ok(()), drill),
+        Err(error) => (Err(error), None),
+    };
     let Run { mut findings, mut totals, .. } = run;
     totals.stored_bytes = progress.stored_bytes.load(Ordering::Relaxed);
     // Stable: among equals, the order in which they were looked at.
@@ -148,6 +161,7 @@ pub async fn verify(
         totals,
         oldest_proof_at: work.oldest_proof_at,
         backups: judge::verdicts(&inventory, &findings),
+        drill,
         findings,
     };
     repository.put_verification(&record).await?;

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use slotkeep_format::{Depth, Severity, VerifyRecord};
-use slotkeep_jobs::verify::{VerifyOptions, VerifyProgress, verify};
+use slotkeep_jobs::verify::{DrillOptions, VerifyOptions, VerifyProgress, verify};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::Repository;
 
 use super::merge::EngineArgs;
+use super::restore::aim::AimArgs;
 use crate::args::{AccessArgs, RepoArgs, size};
 use crate::exit;
 use crate::output::Output;
@@ -47,6 +48,12 @@ pub(crate) struct VerifyArgs {
     /// Folder in which bases are put for a while that a private server gives; the system's for temporary files if not given
     #[arg(long, value_name = "DIR")]
     spool: Option<PathBuf>,
+    /// With --depth drill: what to restore; a random moment that can be restored if not given
+    #[command(flatten)]
+    aim: AimArgs,
+    /// With --depth drill: the server program that the nodes run; the best one on the PATH if not given
+    #[arg(long, value_name = "PATH")]
+    server: Option<PathBuf>,
     /// Write a report too: FILE.md, FILE.html or FILE.json
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -63,6 +70,8 @@ enum DepthArg {
     Structure,
     /// Each base and the log behind it give the next base, proved by a private server
     Chain,
+    /// A throw-away cluster on this machine is restored, compared, written to and failed over
+    Drill,
 }
 
 impl From<DepthArg> for Depth {
@@ -71,6 +80,7 @@ impl From<DepthArg> for Depth {
             DepthArg::Objects => Self::Objects,
             DepthArg::Structure => Self::Structure,
             DepthArg::Chain => Self::Chain,
+            DepthArg::Drill => Self::Drill,
         }
     }
 }
@@ -110,6 +120,12 @@ async fn verified(
         .hint("`slotkeep list --repo …` shows what there is; --name names another cluster"));
     }
     let context = session.context(&AccessArgs::default())?;
+    let point = if arguments.aim.is_given() {
+        let wanted = arguments.aim.resolve(output, &context, repository, cluster).await?;
+        Some((Arc::new(wanted.point), wanted.past))
+    } else {
+        None
+    };
     let options = VerifyOptions {
         cluster: cluster.to_owned(),
         depth: arguments.depth.into(),
@@ -118,6 +134,7 @@ async fn verified(
         limit_bytes_per_s: arguments.limit_rate,
         jobs: arguments.jobs,
         engine: arguments.engine.options(),
+        drill: DrillOptions { point, server: arguments.server.clone() },
         spool: arguments.spool.clone().unwrap_or_else(std::env::temp_dir),
     };
     let progress = Arc::new(VerifyProgress::default());

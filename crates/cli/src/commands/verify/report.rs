@@ -1,5 +1,6 @@
 //! A verification's record for people: on a terminal, as Markdown, as HTML.
 
+use slotkeep_format::verify::DrillRecord;
 use slotkeep_format::{Severity, VerifyFinding, VerifyRecord};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 
@@ -111,6 +112,9 @@ fn summary(record: &VerifyRecord) -> String {
         let proved = totals.links_proved.saturating_add(totals.links_proved_before);
         read += &format!(", {} of {} bases proved by the log", count(proved), count(totals.links));
     }
+    if let Some(drill) = &record.drill {
+        read += &format!(". {}", drilled(drill));
+    }
     format!(
         "{} at depth {}: {}.\n{}; {read} in {}. Record {}.",
         verdict(record),
@@ -119,6 +123,28 @@ fn summary(record: &VerifyRecord) -> String {
         parts.join(", "),
         seconds(took(record)),
         record.id
+    )
+}
+
+fn ms(ms: u64) -> String {
+    seconds(std::time::Duration::from_millis(ms))
+}
+
+/// What a drill came to, in one sentence.
+fn drilled(drill: &DrillRecord) -> String {
+    let steps: Vec<String> =
+        drill.steps.iter().map(|step| format!("{} {}", step.name, ms(step.ms))).collect();
+    let point =
+        drill.at.map_or_else(|| drill.backup.clone(), |at| at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string());
+    let unknown = || "?".to_owned();
+    format!(
+        "Drill: {point} on {} nodes of {}, {} keys, restored in {} (RTO), newest moment {} old (RPO); {}",
+        drill.nodes,
+        drill.server,
+        count(drill.keys),
+        drill.rto_ms.map_or_else(unknown, ms),
+        drill.rpo_ms.map_or_else(unknown, ms),
+        steps.join(", ")
     )
 }
 
@@ -151,6 +177,7 @@ fn facts(record: &VerifyRecord, place: &str) -> Vec<(&'static str, String)> {
         ("Bases that a log leads to", count(totals.links)),
         ("Of those, proved in this run", count(totals.links_proved)),
         ("Of those, proved before", count(totals.links_proved_before)),
+        ("Drill", record.drill.as_ref().map_or_else(|| "none".to_owned(), drilled)),
         ("Slotkeep", record.slotkeep_version.clone()),
         ("Record", record.id.clone()),
     ]);
@@ -285,6 +312,7 @@ mod tests {
             totals: VerifyTotals::default(),
             oldest_proof_at: None,
             backups: vec![BackupVerdict { id: "b".to_owned(), worst: Severity::Problem }],
+            drill: None,
             findings: vec![finding],
         }
     }
