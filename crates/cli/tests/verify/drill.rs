@@ -28,6 +28,55 @@ fn a_moment_of_an_archive_is_restored_in_a_drill() {
     assert!(list.contains("drill, ") && list.contains("RTO "), "{list}");
 }
 
+#[test]
+fn the_users_own_checks_are_run() {
+    let bench = Bench::new();
+    let stock = server("valkey-9.1");
+    let (program, id) = (stock.program().to_str().unwrap(), bench.backup_ids().remove(1));
+    let checks = bench.path("checks");
+    fs::write(
+        &checks,
+        "# one that holds and one that does not\nGET key:7 => value 1 of 7\nHGET hash:7 field => 9\n",
+    )
+    .unwrap();
+    let scripts = bench.path("scripts");
+    fs::create_dir(&scripts).unwrap();
+    let script = |name: &str, text: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        fs::write(scripts.join(name), text).unwrap();
+        fs::set_permissions(scripts.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    script("1-good", "#!/bin/sh\ntest -n \"$SLOTKEEP_DRILL_NODES\"\n");
+    script("2-bad", "#!/bin/sh\necho the balance is wrong >&2\nexit 3\n");
+    for (checks, words) in
+        [(&checks, "line 3: HGET hash:7 field gives `1`, not `9`"), (&scripts, "the balance is wrong")]
+    {
+        let (repo, spool) = (bench.text(), bench.path(""));
+        let run = slotkeep(&[
+            "verify",
+            "--depth",
+            "drill",
+            "--backup",
+            &id,
+            "--repo",
+            &repo,
+            "--server",
+            program,
+            "--json",
+            "--spool",
+            spool.to_str().unwrap(),
+            "--checks",
+            checks.to_str().unwrap(),
+        ])
+        .expect_code(42)
+        .json();
+        let findings = run["findings"].as_array().unwrap();
+        assert_eq!(findings.len(), 1, "{run}");
+        assert!(findings[0]["what"].as_str().unwrap().contains(words), "{run}");
+        nothing_stays(&spool);
+    }
+}
+
 /// No folder of a drill, and no server that runs in one.
 fn nothing_stays(spool: &std::path::Path) {
     let left: Vec<String> = fs::read_dir(spool)

@@ -115,7 +115,7 @@ pub(crate) fn options(depth: Depth) -> VerifyOptions {
         jobs: 2,
         engine: EngineOptions::default(),
         spool: std::env::temp_dir(),
-        drill: DrillOptions { point: None, server: None },
+        drill: DrillOptions { point: None, server: None, checks: None },
     }
 }
 

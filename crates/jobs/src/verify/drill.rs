@@ -18,6 +18,7 @@ use slotkeep_repo::{Location, Repository};
 use slotkeep_wire::resp::Command;
 
 use super::Run;
+use super::checks::Checks;
 use super::findings::problem;
 use crate::diff::{Diff, DiffOptions, Snapshot, diff};
 use crate::discover::{discover, node_report};
@@ -52,6 +53,8 @@ pub struct DrillOptions {
     pub point: Option<(Arc<Point>, Option<Arc<Past>>)>,
     /// The server that the nodes run; the best one on the `PATH` if not given.
     pub server: Option<PathBuf>,
+    /// The user's own checks: a file of commands with their replies, or a folder of programs.
+    pub checks: Option<PathBuf>,
 }
 
 /// The steps of a drill and how long each took.
@@ -59,7 +62,7 @@ struct Steps<'a> {
     context: &'a Context,
     began: Duration,
     last: Duration,
-    steps: Vec<DrillStep>,
+    done: Vec<DrillStep>,
     /// What is being done.
     now: &'static str,
 }
@@ -74,7 +77,7 @@ impl Steps<'_> {
         let now = self.context.clock.elapsed();
         if !self.now.is_empty() {
             let ms = millis(now.saturating_sub(self.last));
-            self.steps.push(DrillStep { name: self.now.to_owned(), ms });
+            self.done.push(DrillStep { name: self.now.to_owned(), ms });
         }
         self.last = now;
         self.now = "";
@@ -118,8 +121,9 @@ impl Run<'_> {
             point: &point,
             server: &server,
             folder: spool.path().to_owned(),
-            steps: Steps { context, began, last: began, steps: Vec::new(), now: "" },
+            steps: Steps { context, began, last: began, done: Vec::new(), now: "" },
             started: Vec::new(),
+            checks: options.checks.as_deref().map(Checks::load).transpose()?,
             record: DrillRecord {
                 backup: point.manifest.id.clone(),
                 at: point.at,
@@ -135,7 +139,7 @@ impl Run<'_> {
         drill.steps.end();
         let (failed_in, started) = (drill.failed_in(), std::mem::take(&mut drill.started));
         let mut record = drill.record;
-        record.steps = drill.steps.steps;
+        record.steps = drill.steps.done;
         stop(&started);
         match outcome {
             Ok(found) => self.findings.extend(found),
@@ -215,13 +219,14 @@ struct Drill<'a, 'r> {
     folder: PathBuf,
     steps: Steps<'r>,
     started: Vec<StartedNode>,
+    checks: Option<Checks>,
     record: DrillRecord,
 }
 
 impl Drill<'_, '_> {
     /// The step that was under way last.
     fn failed_in(&self) -> String {
-        self.steps.steps.last().map(|step| step.name.clone()).unwrap_or_default()
+        self.steps.done.last().map(|step| step.name.clone()).unwrap_or_default()
     }
 
     async fn all(&mut self) -> Result<Vec<VerifyFinding>> {
@@ -233,10 +238,14 @@ impl Drill<'_, '_> {
         found.extend(self.compare(&context, &seeds).await?);
         self.steps.begin("functions");
         found.extend(self.functions(&context, &seeds).await?);
+        if let Some(checks) = &self.checks {
+            self.steps.begin("checks");
+            found.extend(checks.run(&context, &seeds, &self.record.backup).await?);
+        }
         self.steps.begin("write");
         let (shard, key) = self.write(&context, &seeds).await?;
         self.steps.begin("failover");
-        self.fail_over(&context, &shard, &key).await?;
+        self.fail_over(&context, shard.as_ref(), &key).await?;
         Ok(found)
     }
 
@@ -365,8 +374,8 @@ impl Drill<'_, '_> {
     }
 
     /// Lets a replica take over, and reads there what was written before.
-    async fn fail_over(&self, context: &Context, shard: &Option<Shard>, key: &str) -> Result<()> {
-        let replica = shard.as_ref().and_then(|shard| shard.replicas.first());
+    async fn fail_over(&self, context: &Context, shard: Option<&Shard>, key: &str) -> Result<()> {
+        let replica = shard.and_then(|shard| shard.replicas.first());
         let Some(replica) = replica.filter(|_| self.point.manifest.cluster_mode) else { return Ok(()) };
         let began = context.clock.elapsed();
         let mut connection = context.connector.connect(&replica.addr).await?;

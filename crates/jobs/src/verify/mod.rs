@@ -10,6 +10,7 @@
 
 mod base;
 mod chain;
+mod checks;
 mod continuity;
 mod drill;
 mod findings;

@@ -54,6 +54,9 @@ pub(crate) struct VerifyArgs {
     /// With --depth drill: the server program that the nodes run; the best one on the PATH if not given
     #[arg(long, value_name = "PATH")]
     server: Option<PathBuf>,
+    /// With --depth drill: your own checks, a file of lines such as `GET key => value`, or a folder of programs that must succeed
+    #[arg(long, value_name = "FILE-OR-DIR")]
+    checks: Option<PathBuf>,
     /// Write a report too: FILE.md, FILE.html or FILE.json
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -134,7 +137,7 @@ async fn verified(
         limit_bytes_per_s: arguments.limit_rate,
         jobs: arguments.jobs,
         engine: arguments.engine.options(),
-        drill: DrillOptions { point, server: arguments.server.clone() },
+        drill: DrillOptions { point, server: arguments.server.clone(), checks: arguments.checks.clone() },
         spool: arguments.spool.clone().unwrap_or_else(std::env::temp_dir),
     };
     let progress = Arc::new(VerifyProgress::default());
