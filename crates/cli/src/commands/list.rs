@@ -147,19 +147,28 @@ async fn records(repository: &Repository, cluster: &str) -> Result<Vec<VerifyRec
     Ok(records)
 }
 
-/// What the newest record that knows a backup says of it.
+/// What is known of a backup: the newest bad news, if the last word is bad; else the deepest proof, and of those the newest.
 fn proved(id: &str, records: &[VerifyRecord]) -> Option<Proved> {
-    records.iter().find_map(|record| {
-        let verdict = record.backups.iter().find(|verdict| verdict.id == id)?;
-        Some(Proved {
-            depth: record.depth,
+    let mut known: Vec<Proved> = Vec::new();
+    for record in records {
+        let Some(verdict) = record.backups.iter().find(|verdict| verdict.id == id) else { continue };
+        // A drill restores one backup; of the others it says what the depth before it says.
+        let drill = record.drill.as_ref().filter(|drill| drill.backup == id);
+        known.push(Proved {
+            depth: if drill.is_some() { record.depth } else { record.depth.min(Depth::Chain) },
             worst: verdict.worst,
             at: record.finished_at,
             sample_percent: record.sample_percent,
-            rto_ms: record.drill.as_ref().and_then(|drill| drill.rto_ms),
+            rto_ms: drill.and_then(|drill| drill.rto_ms),
             record: record.id.clone(),
-        })
-    })
+        });
+    }
+    if known.first().is_some_and(|newest| newest.worst >= Severity::Warning) {
+        return known.into_iter().next();
+    }
+    // The newest comes first and is kept among equals.
+    let good = known.into_iter().filter(|proved| proved.worst < Severity::Warning);
+    good.reduce(|best, next| if next.depth > best.depth { next } else { best })
 }
 
 fn proved_text(proved: Option<&Proved>, now: jiff::Timestamp) -> String {

@@ -25,7 +25,8 @@ fn a_moment_of_an_archive_is_restored_in_a_drill() {
     nothing_stays(archived.spool());
     let repo = archived.repo();
     let list = slotkeep(&["list", "--repo", repo.to_str().unwrap()]).expect_code(0).stdout;
-    assert!(list.contains("drill, ") && list.contains("RTO "), "{list}");
+    let deep = list.lines().filter(|line| line.contains("drill, ") && line.contains("RTO ")).count();
+    assert_eq!((deep, list.matches("chain, ").count()), (1, 2), "one backup was restored: {list}");
 }
 
 #[test]

@@ -112,11 +112,10 @@ fn summary(record: &VerifyRecord) -> String {
         let proved = totals.links_proved.saturating_add(totals.links_proved_before);
         read += &format!(", {} of {} bases proved by the log", count(proved), count(totals.links));
     }
-    if let Some(drill) = &record.drill {
-        read += &format!(". {}", drilled(drill));
-    }
+    let drill =
+        record.drill.as_ref().map(|drill| format!("\nDrill: {}.", drilled(drill))).unwrap_or_default();
     format!(
-        "{} at depth {}: {}.\n{}; {read} in {}. Record {}.",
+        "{} at depth {}: {}.\n{}; {read} in {}. Record {}.{drill}",
         verdict(record),
         record.depth,
         counts(record),
@@ -138,7 +137,7 @@ fn drilled(drill: &DrillRecord) -> String {
         drill.at.map_or_else(|| drill.backup.clone(), |at| at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string());
     let unknown = || "?".to_owned();
     format!(
-        "Drill: {point} on {} nodes of {}, {} keys, restored in {} (RTO), newest moment {} old (RPO); {}",
+        "{point} on {} nodes of {}, {} keys; restored in {} (RTO), the newest moment was {} old (RPO). {}",
         drill.nodes,
         drill.server,
         count(drill.keys),
