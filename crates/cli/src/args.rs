@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Restore(Box<commands::restore::RestoreArgs>),
     Check(commands::check::CheckArgs),
     Diff(commands::diff::DiffArgs),
+    Verify(commands::verify::VerifyArgs),
+    Fence(commands::fence::FenceArgs),
     List(commands::list::ListArgs),
     Log(commands::log::LogArgs),
     Merge(commands::merge::MergeArgs),

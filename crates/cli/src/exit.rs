@@ -8,6 +8,12 @@ pub(crate) const OK: u8 = 0;
 pub(crate) const DIFFERENT: u8 = 40;
 /// `check` found something that stands in the way of a backup.
 pub(crate) const NOT_READY: u8 = 41;
+/// `verify` found that something can't be restored.
+pub(crate) const UNSOUND: u8 = 42;
+/// `verify` found nothing worse than warnings.
+pub(crate) const DOUBTFUL: u8 = 43;
+/// `fence` leaves nodes that may take writes, or with `--undo`: nodes that still refuse them.
+pub(crate) const NOT_FENCED: u8 = 44;
 
 /// The exit code of a failure.
 pub(crate) const fn code(kind: ErrorKind) -> u8 {

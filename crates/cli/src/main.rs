@@ -52,6 +52,8 @@ async fn dispatch(command: Command, session: &Session, output: &Output) -> slotk
         Command::Restore(command) => commands::restore::run(session, output, &command).await,
         Command::Check(command) => commands::check::run(session, output, &command).await,
         Command::Diff(command) => commands::diff::run(session, output, &command).await,
+        Command::Verify(command) => commands::verify::run(session, output, &command).await,
+        Command::Fence(command) => commands::fence::run(session, output, &command).await,
         Command::Log(command) => commands::log::run(session, output, &command).await,
         Command::Merge(command) => commands::merge::run(session, output, &command).await,
         Command::List(command) => commands::list::run(session, output, &command).await,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use slotkeep_jobs::fold::FoldProgress;
 use slotkeep_jobs::progress::{Phase, ShardProgress};
+use slotkeep_jobs::verify::VerifyProgress;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -144,6 +145,54 @@ impl ByteDisplay {
     }
 
     /// Takes the bars away.
+    pub(crate) async fn finish(self) {
+        self.0.finish().await;
+    }
+}
+
+/// One bar for a verification.
+pub(crate) struct VerifyDisplay(Display);
+
+impl VerifyDisplay {
+    /// Shows the progress if it is to be shown.
+    pub(crate) fn start(output: &Output, progress: &Arc<VerifyProgress>) -> Self {
+        let row = ShardProgress::new("verify".to_owned());
+        let progress = Arc::clone(progress);
+        Self(Display::start_with(output, &[row], move |_, _, bar| {
+            let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            let (done, total) = (load(&progress.stored_bytes), load(&progress.total_bytes));
+            if total == 0 {
+                bar.reset_elapsed();
+                bar.set_message("looks at what there is");
+                return;
+            }
+            bar.set_length(total.max(done));
+            bar.set_position(done);
+            let links = load(&progress.total_links);
+            if links > 0 {
+                bar.set_message(format!(
+                    "{} of {} bases folded and compared, {} findings",
+                    count(load(&progress.links)),
+                    count(links),
+                    count(load(&progress.findings))
+                ));
+                return;
+            }
+            let rate = done / bar.elapsed().as_secs().max(1);
+            let left = if done > 0 { bar.eta() } else { Duration::ZERO };
+            bar.set_message(format!(
+                "{} of {} objects, {}, {}/s, {} left, {} findings",
+                count(load(&progress.objects)),
+                count(load(&progress.total_objects)),
+                bytes(done),
+                bytes(rate),
+                indicatif::HumanDuration(left),
+                count(load(&progress.findings))
+            ));
+        }))
+    }
+
+    /// Takes the bar away.
     pub(crate) async fn finish(self) {
         self.0.finish().await;
     }

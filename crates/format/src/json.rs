@@ -1,4 +1,7 @@
-//! What all JSON files of a repository have in common: a format version, and types of the model written as text.
+//! What all JSON files of a repository have in common: a format version, a seal, and types of the model written as text.
+//!
+//! A sealed file ends with the line `  "seal": "<64 digits>"` and the closing brace: the BLAKE3 of the file with those digits being 0.
+//! Invariant: what [`render`] gives is sealed, and a file whose seal is wrong is never read.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -18,14 +21,54 @@ pub(crate) fn parse_versioned<T: DeserializeOwned>(json: &[u8], newest: u32) -> 
     if format_version > newest {
         return Err(ManifestError::NewerVersion { found: format_version, newest });
     }
+    if check_seal(json) == Seal::Broken {
+        return Err(ManifestError::Altered);
+    }
     Ok(serde_json::from_slice(json)?)
 }
 
-/// The JSON of a file, for people to read.
+/// The JSON of a file, for people to read, sealed.
 pub(crate) fn render(value: &impl Serialize) -> Result<Vec<u8>, ManifestError> {
     let mut json = serde_json::to_vec_pretty(value)?;
-    json.push(b'\n');
+    let open = json.strip_suffix(b"\n}").map(<[u8]>::len);
+    json.truncate(open.unwrap_or(json.len()));
+    json.extend_from_slice(b",\n");
+    json.extend_from_slice(SEAL_BEFORE);
+    let digits_from = json.len();
+    json.extend_from_slice(&[b'0'; SEAL_DIGITS]);
+    json.extend_from_slice(SEAL_AFTER);
+    let seal = blake3::hash(&json).to_hex();
+    let digits = json.get_mut(digits_from..digits_from.saturating_add(SEAL_DIGITS));
+    if let Some(digits) = digits {
+        digits.copy_from_slice(seal.as_bytes());
+    }
     Ok(json)
+}
+
+const SEAL_BEFORE: &[u8] = b"  \"seal\": \"";
+const SEAL_AFTER: &[u8] = b"\"\n}\n";
+const SEAL_DIGITS: usize = 64;
+
+/// What the seal of a JSON file says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seal {
+    /// Its bytes are those that were written.
+    Intact,
+    /// They are not.
+    Broken,
+    /// It has none: it was written before there were seals, or was changed by hand or in its last line.
+    Absent,
+}
+
+/// Checks the seal of a JSON file.
+pub fn check_seal(json: &[u8]) -> Seal {
+    let parts = json.strip_suffix(SEAL_AFTER).and_then(|before| before.split_last_chunk::<SEAL_DIGITS>());
+    let Some((before, digits)) = parts.filter(|(before, _)| before.ends_with(SEAL_BEFORE)) else {
+        return Seal::Absent;
+    };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(before).update(&[b'0'; SEAL_DIGITS]).update(SEAL_AFTER);
+    if hasher.finalize().to_hex().as_bytes() == digits { Seal::Intact } else { Seal::Broken }
 }
 
 /// Types of the model as the text that people know them by.
@@ -69,5 +112,38 @@ pub(crate) mod optional_text {
     {
         let text = Option::<String>::deserialize(deserializer)?;
         text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize, Serialize)]
+    struct File {
+        format_version: u32,
+        name: String,
+    }
+
+    #[test]
+    fn a_changed_bit_is_never_read_as_something_else() {
+        let whole = render(&File { format_version: 1, name: "some name".to_owned() }).unwrap();
+        assert_eq!(check_seal(&whole), Seal::Intact);
+        assert_eq!(parse_versioned::<File>(&whole, 1).unwrap().name, "some name");
+        for bit in 0..whole.len() * 8 {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(check_seal(&damaged), Seal::Intact, "bit {bit}");
+            if let Ok(read) = parse_versioned::<File>(&damaged, 1) {
+                assert_eq!(read.name, "some name", "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_seal_is_read() {
+        let json = b"{\"format_version\": 1, \"name\": \"old\"}";
+        assert_eq!(check_seal(json), Seal::Absent);
+        assert_eq!(parse_versioned::<File>(json, 1).unwrap().name, "old");
     }
 }

@@ -4,6 +4,7 @@
 //! reads may have been damaged or forged, so nothing here trusts a length.
 
 pub mod digest_file;
+pub mod fence;
 pub mod frames;
 pub mod index;
 mod json;
@@ -15,10 +16,13 @@ pub mod segment;
 pub mod spool;
 pub mod timeline;
 mod varint;
+pub mod verify;
 
 pub use digest_file::{DigestFileError, decode_digest, encode_digest};
+pub use fence::{FenceRecord, FencedNode};
 pub use frames::{FrameError, FrameWriter, SeekTable};
 pub use index::{IndexEntry, IndexError, IndexReader, IndexWriter};
+pub use json::{Seal, check_seal};
 pub use lease::{LeaseClaim, LeaseRecord, LeaseStep};
 pub use lineage::{HistoryRecord, Parent, ShardState, TopologyRecord};
 pub use manifest::{Manifest, ManifestError, RepositoryFile};
@@ -26,3 +30,4 @@ pub use retention::{KeptFor, RetentionPlan, RetentionPolicy, plan_retention};
 pub use segment::{SegmentError, SegmentRecord};
 pub use spool::{SpoolError, SpoolHeader, SpoolReader, SpoolRecord};
 pub use timeline::{TimeSample, Timeline};
+pub use verify::{Depth, Proof, Proofs, Severity, VerifyFinding, VerifyRecord};

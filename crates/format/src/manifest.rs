@@ -34,6 +34,9 @@ pub enum ManifestError {
         /// The newest version that is read.
         newest: u32,
     },
+    /// Its seal is not that of its bytes.
+    #[error("it is not what was written: its seal is wrong")]
+    Altered,
     /// It contradicts itself.
     #[error("it contradicts itself: {0}")]
     Contradiction(String),

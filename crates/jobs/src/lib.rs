@@ -14,6 +14,7 @@ pub mod discover;
 pub mod engine;
 mod error;
 pub mod export;
+pub mod fence;
 pub mod fold;
 pub mod get;
 pub mod inspect;
@@ -29,6 +30,7 @@ pub mod settings;
 pub mod source;
 pub mod stock_server;
 mod value;
+pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};
 pub use value::{quoted, unescaped};

@@ -115,7 +115,9 @@ impl From<ManifestError> for Problem {
     fn from(error: ManifestError) -> Self {
         match error {
             ManifestError::NewerVersion { .. } => Self::Newer(error.to_string()),
-            ManifestError::Json(_) | ManifestError::Contradiction(_) => Self::Damaged(error.to_string()),
+            ManifestError::Json(_) | ManifestError::Altered | ManifestError::Contradiction(_) => {
+                Self::Damaged(error.to_string())
+            }
         }
     }
 }

@@ -11,6 +11,9 @@
 //! <cluster>/history/<replid>/log/<start>-<end>.zst          a segment of its stream: the bytes from start on, before end
 //! <cluster>/lease/<name>/<number>.json                      who may write to a line of the log
 //! <cluster>/topology/<id>.json                              how the cluster looked from then on
+//! <cluster>/verify/<id>.json                                what a verification came to
+//! <cluster>/verify/<id>/<part>.json                         what it has proved
+//! <cluster>/fence/<id>.json                                 which nodes were kept from taking writes
 //! ```
 //!
 //! An offset is written with twenty digits, so that names sort by it. The id of the backup stands beside it because two backups of
@@ -36,6 +39,12 @@ pub(crate) fn key_file_number(name: &str) -> Option<u32> {
     let (number, _) = name.strip_prefix(KEY_FILE_PREFIX)?.strip_suffix(".age")?.split_once('-')?;
     number.parse().ok()
 }
+
+/// The file that says where a history comes from.
+pub const HISTORY_FILE: &str = "history.json";
+
+/// The RDB of a base.
+pub const RDB_FILE: &str = "rdb.zst";
 
 /// The longest name of a cluster.
 pub const MAX_CLUSTER_NAME: usize = 64;
@@ -64,7 +73,12 @@ pub(crate) fn histories(cluster: &str) -> Path {
 
 /// Where a history comes from.
 pub(crate) fn history(cluster: &str, history: &ReplId) -> Path {
-    Path::from_iter([cluster, "history", history.as_str(), "history.json"])
+    Path::from_iter([cluster, "history", history.as_str(), HISTORY_FILE])
+}
+
+/// The path of the file that says where a history comes from.
+pub fn history_file(cluster: &str, id: &ReplId) -> String {
+    history(cluster, id).to_string()
 }
 
 /// Where the segments of a history lie.
@@ -115,6 +129,31 @@ pub(crate) fn lease_number(name: &str) -> Option<u64> {
     written_so.then(|| digits.parse().ok()).flatten()
 }
 
+/// Where the records of verifications lie.
+pub(crate) fn verifications(cluster: &str) -> Path {
+    Path::from_iter([cluster, "verify"])
+}
+
+/// What a verification came to.
+pub(crate) fn verification(cluster: &str, id: &str) -> Path {
+    verifications(cluster).join(format!("{id}.json"))
+}
+
+/// Where the records of fences lie.
+pub(crate) fn fences(cluster: &str) -> Path {
+    Path::from_iter([cluster, "fence"])
+}
+
+/// Which nodes were kept from taking writes, from then on.
+pub(crate) fn fence(cluster: &str, id: &str) -> Path {
+    fences(cluster).join(format!("{id}.json"))
+}
+
+/// Some of what a verification has proved.
+pub(crate) fn proofs(cluster: &str, id: &str, part: u32) -> Path {
+    verifications(cluster).join(id).join(format!("{part:06}.json"))
+}
+
 /// The objects of a base.
 #[derive(Clone, Debug)]
 pub struct BaseLayout {
@@ -130,7 +169,7 @@ impl BaseLayout {
 
     /// The RDB, framed.
     pub fn rdb(&self) -> String {
-        self.object("rdb.zst")
+        self.object(RDB_FILE)
     }
 
     /// The index, framed.

@@ -17,6 +17,7 @@ mod read;
 mod repository;
 mod segments;
 mod store;
+mod verify;
 mod write;
 
 pub use catalog::{BackupSelector, Listing, UnreadableBackup};
@@ -30,4 +31,5 @@ pub use read::{FramedObject, ObjectStream};
 pub use repository::{OpenOptions, Repository};
 pub use segments::{SegmentEntry, SegmentMeta, SegmentReader, SegmentWriter};
 pub use store::RateLimit;
+pub use verify::{Area, StoredObject};
 pub use write::{ObjectWriter, WRITE_BUFFER_BYTES};

@@ -2,7 +2,7 @@
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use slotkeep_format::{HistoryRecord, ManifestError, TopologyRecord};
+use slotkeep_format::{FenceRecord, HistoryRecord, ManifestError, TopologyRecord};
 use slotkeep_model::ReplId;
 
 use crate::error::{Problem, RepoError};
@@ -56,7 +56,14 @@ impl Repository {
         paths.retain(|path| path.filename().is_some_and(|name| name.strip_suffix(".json").is_some()));
         paths.sort();
         futures::stream::iter(paths)
-            .map(async |path| self.read_small(&path, TopologyRecord::parse).await)
+            .map(async |path| {
+                let record = self.read_small(&path, TopologyRecord::parse).await?;
+                if layout::topology(cluster, &record.id) == path {
+                    return Ok(record);
+                }
+                let what = format!("it says it is {}", record.id);
+                Err(RepoError::new("read", &path, Problem::Damaged(what)))
+            })
             .buffered(READS_IN_FLIGHT)
             .try_collect()
             .await
@@ -67,6 +74,25 @@ impl Repository {
         let path = layout::topology(cluster, &record.id);
         let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
         self.put_json(&path, json).await
+    }
+
+    /// The fence that stands: the newest record; `None` if there never was one.
+    pub async fn fence(&self, cluster: &str) -> Result<Option<FenceRecord>, RepoError> {
+        let folder = layout::fences(cluster);
+        let listed = self.store.list(Some(&folder)).map_ok(|object| object.location);
+        let paths: Vec<Path> =
+            listed.try_collect().await.map_err(|error| RepoError::new("list", &folder, error))?;
+        match paths.into_iter().max() {
+            Some(newest) => self.read_small(&newest, FenceRecord::parse).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes down a fence, which stands for all before it.
+    pub async fn put_fence(&self, cluster: &str, record: &FenceRecord) -> Result<(), RepoError> {
+        let path = layout::fence(cluster, &record.id);
+        let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
+        self.put_new(path.as_ref(), json).await
     }
 
     async fn read_small<T>(

@@ -44,6 +44,10 @@ pub struct SegmentEntry {
 }
 
 impl SegmentEntry {
+    pub(crate) const fn new(history: ReplId, range: Range<u64>, object_bytes: u64, path: Path) -> Self {
+        Self { history, start: range.start, end: range.end, object_bytes, path }
+    }
+
     /// Its path in the repository.
     pub fn path(&self) -> &str {
         self.path.as_ref()
@@ -75,9 +79,8 @@ impl Repository {
         let mut segments: Vec<SegmentEntry> = listed
             .into_iter()
             .filter_map(|object| {
-                let Range { start, end } = layout::segment_range(object.location.filename()?)?;
-                let history = history.clone();
-                Some(SegmentEntry { history, start, end, object_bytes: object.size, path: object.location })
+                let range = layout::segment_range(object.location.filename()?)?;
+                Some(SegmentEntry::new(history.clone(), range, object.size, object.location))
             })
             .collect();
         segments.sort_by_key(|segment| (segment.start, std::cmp::Reverse(segment.end)));
@@ -124,6 +127,11 @@ impl Repository {
         into: &mut Fetched,
     ) -> Result<(), RepoError> {
         let start = range.start;
+        if range.is_empty() {
+            // Stores refuse to read nothing.
+            *into = Fetched { start, bytes: Bytes::new() };
+            return Ok(());
+        }
         let bytes = self.part(&entry.path, layer, range).await;
         let bytes = bytes.map_err(|problem| RepoError::new("read", &entry.path, problem))?;
         *into = Fetched { start, bytes };

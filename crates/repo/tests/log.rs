@@ -109,6 +109,9 @@ async fn a_flipped_bit_anywhere_in_a_segment_is_found() {
         std::fs::write(&file, damaged).unwrap();
         assert!(matches!(read(&repository, &entry).await, Err(Problem::Damaged(_))), "bit {bit}");
     }
-    std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
-    assert!(read(&repository, &entry).await.is_err());
+    for length in [whole.len() - 1, 5, 0] {
+        std::fs::write(&file, &whole[..length]).unwrap();
+        let entry = repository.segments("main", &history()).await.unwrap().remove(0);
+        assert!(matches!(read(&repository, &entry).await, Err(Problem::Damaged(_))), "{length} bytes");
+    }
 }

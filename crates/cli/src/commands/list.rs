@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use slotkeep_format::Manifest;
+use slotkeep_format::{Depth, Manifest, Severity, VerifyRecord};
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, history_graph, restorable};
 use slotkeep_jobs::{Error, ErrorKind, Result};
@@ -11,7 +11,7 @@ use slotkeep_repo::Repository;
 use super::backup::{kind_text, stored};
 use crate::args::RepoArgs;
 use crate::exit;
-use crate::output::{Output, bytes, count, table, table_text};
+use crate::output::{Output, bytes, count, seconds, table, table_text};
 use crate::session::Session;
 
 /// List the backups of a repository, and the moments that its logs lead to
@@ -57,7 +57,22 @@ struct Row {
     keys: Option<u64>,
     rdb_bytes: u64,
     stored_bytes: u64,
+    proved: Option<Proved>,
 }
+
+/// What the last verification said of a backup.
+#[derive(Clone, Serialize)]
+struct Proved {
+    depth: Depth,
+    worst: Severity,
+    at: jiff::Timestamp,
+    sample_percent: Option<u8>,
+    rto_ms: Option<u64>,
+    record: String,
+}
+
+/// So many records of verifications are looked through, the newest first.
+const RECORDS: usize = 16;
 
 #[derive(Serialize)]
 struct Unreadable {
@@ -81,14 +96,16 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
     for cluster in clusters {
         list.restorable.extend(moments(&repository, &cluster, arguments.history).await?);
         let listing = repository.backups(&cluster).await?;
-        list.backups.extend(listing.backups.iter().map(row));
+        let records = records(&repository, &cluster).await?;
+        list.backups.extend(listing.backups.iter().map(|manifest| row(manifest, &records)));
         list.unreadable.extend(listing.unreadable.into_iter().map(|backup| Unreadable {
             cluster: cluster.clone(),
             id: backup.id,
             reason: backup.error.to_string(),
         }));
     }
-    output.data(&list, render)?;
+    let now = session.now();
+    output.data(&list, |list| render(list, now))?;
     match list.unreadable.first() {
         None => Ok(exit::OK),
         Some(first) => Err(Error::new(
@@ -117,7 +134,58 @@ async fn moments(repository: &Repository, cluster: &str, history: bool) -> Resul
     }))
 }
 
-fn row(manifest: &Manifest) -> Row {
+/// The newest verifications that came to their end, the newest first. One that can't be read is `verify`'s matter.
+async fn records(repository: &Repository, cluster: &str) -> Result<Vec<VerifyRecord>> {
+    let mut records = Vec::new();
+    for id in repository.verification_ids(cluster).await?.iter().rev().take(RECORDS) {
+        match repository.verification(cluster, id).await {
+            Ok(record) => records.push(record),
+            Err(error) => tracing::warn!(%error, "a record of a verification can't be read"),
+        }
+    }
+    records.retain(|record| record.complete);
+    Ok(records)
+}
+
+/// What is known of a backup: the newest bad news, if the last word is bad; else the deepest proof, and of those the newest.
+fn proved(id: &str, records: &[VerifyRecord]) -> Option<Proved> {
+    let mut known: Vec<Proved> = Vec::new();
+    for record in records {
+        let Some(verdict) = record.backups.iter().find(|verdict| verdict.id == id) else { continue };
+        // A drill restores one backup; of the others it says what the depth before it says.
+        let drill = record.drill.as_ref().filter(|drill| drill.backup == id);
+        known.push(Proved {
+            depth: if drill.is_some() { record.depth } else { record.depth.min(Depth::Chain) },
+            worst: verdict.worst,
+            at: record.finished_at,
+            sample_percent: record.sample_percent,
+            rto_ms: drill.and_then(|drill| drill.rto_ms),
+            record: record.id.clone(),
+        });
+    }
+    if known.first().is_some_and(|newest| newest.worst >= Severity::Warning) {
+        return known.into_iter().next();
+    }
+    // The newest comes first and is kept among equals.
+    let good = known.into_iter().filter(|proved| proved.worst < Severity::Warning);
+    good.reduce(|best, next| if next.depth > best.depth { next } else { best })
+}
+
+fn proved_text(proved: Option<&Proved>, now: jiff::Timestamp) -> String {
+    let Some(proved) = proved else { return "never".to_owned() };
+    let age = std::time::Duration::try_from(now.duration_since(proved.at)).unwrap_or_default();
+    let sample = proved.sample_percent.map(|percent| format!(" ({percent} %)")).unwrap_or_default();
+    let flaw = match proved.worst {
+        Severity::Ok | Severity::Note => "",
+        Severity::Warning => ": WARNING",
+        Severity::Problem => ": PROBLEM",
+    };
+    let rto = proved.rto_ms.map(|ms| format!(", RTO {}", seconds(std::time::Duration::from_millis(ms))));
+    let rto = rto.unwrap_or_default();
+    format!("{}{sample}{flaw}, {} ago{rto}", proved.depth, indicatif::HumanDuration(age))
+}
+
+fn row(manifest: &Manifest, records: &[VerifyRecord]) -> Row {
     let server = manifest.shards.first().and_then(|shard| shard.server.version());
     Row {
         cluster: manifest.cluster.clone(),
@@ -131,11 +199,12 @@ fn row(manifest: &Manifest) -> Row {
         keys: manifest.digest.map(|digest| digest.keys),
         rdb_bytes: manifest.shards.iter().map(|shard| shard.base.rdb.raw_bytes).sum(),
         stored_bytes: manifest.shards.iter().map(|shard| stored(&shard.base)).sum(),
+        proved: proved(&manifest.id, records),
     }
 }
 
-fn render(list: &List) -> String {
-    let mut parts = vec![render_backups(list)];
+fn render(list: &List, now: jiff::Timestamp) -> String {
+    let mut parts = vec![render_backups(list, now)];
     parts.extend(list.restorable.iter().map(render_moments));
     parts.join("\n\n")
 }
@@ -240,12 +309,12 @@ fn moment(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
 }
 
-fn render_backups(list: &List) -> String {
+fn render_backups(list: &List, now: jiff::Timestamp) -> String {
     if list.backups.is_empty() && list.unreadable.is_empty() {
         return format!("{} holds no backup yet.", list.repository);
     }
     let mut rows =
-        table(&["cluster", "id", "kind", "as of", "server", "shards>", "keys>", "RDB>", "stored>"]);
+        table(&["cluster", "id", "kind", "as of", "server", "shards>", "keys>", "RDB>", "stored>", "proved"]);
     for backup in &list.backups {
         rows.add_row([
             backup.cluster.clone(),
@@ -257,6 +326,7 @@ fn render_backups(list: &List) -> String {
             backup.keys.map_or_else(|| "?".to_owned(), count),
             bytes(backup.rdb_bytes),
             bytes(backup.stored_bytes),
+            proved_text(backup.proved.as_ref(), now),
         ]);
     }
     for backup in &list.unreadable {

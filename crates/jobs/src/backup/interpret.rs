@@ -14,6 +14,25 @@ pub(crate) struct Interpretation {
     pub(crate) digest: DatasetDigest,
 }
 
+/// Why an RDB can't be understood, and at which of its bytes, if that is known.
+#[derive(Debug)]
+pub(crate) struct NotUnderstood {
+    pub(crate) reason: String,
+    pub(crate) offset: Option<u64>,
+}
+
+impl From<slotkeep_rdb::Error> for NotUnderstood {
+    fn from(error: slotkeep_rdb::Error) -> Self {
+        Self { reason: error.to_string(), offset: Some(error.offset) }
+    }
+}
+
+impl From<NotUnderstood> for String {
+    fn from(why: NotUnderstood) -> Self {
+        why.reason
+    }
+}
+
 /// Reads an RDB piece by piece.
 pub(crate) struct Interpreter {
     parser: Parser,
@@ -37,10 +56,11 @@ impl Default for Interpreter {
 
 impl Interpreter {
     /// Reads on; the reason if the RDB can't be understood.
-    pub(crate) fn feed(&mut self, mut piece: &[u8]) -> Result<(), String> {
-        while let Some(event) = self.parser.next(&mut piece).map_err(|error| error.to_string())? {
+    pub(crate) fn feed(&mut self, mut piece: &[u8]) -> Result<(), NotUnderstood> {
+        while let Some(event) = self.parser.next(&mut piece)? {
             if let Event::SlotImport { .. } = event {
-                return Err("it holds slots that the shard was importing (CLUSTER MIGRATESLOTS)".to_owned());
+                let reason = "it holds slots that the shard was importing (CLUSTER MIGRATESLOTS)".to_owned();
+                return Err(NotUnderstood { reason, offset: None });
             }
             let Some(key) = self.digester.event(&event) else { continue };
             self.keys += 1;
@@ -53,7 +73,8 @@ impl Interpreter {
                 fingerprint: key.fingerprint,
                 expiry,
             };
-            self.index.push(&entry).map_err(|error| error.to_string())?;
+            let pushed = self.index.push(&entry);
+            pushed.map_err(|error| NotUnderstood { reason: error.to_string(), offset: Some(key.offset) })?;
         }
         Ok(())
     }
@@ -69,8 +90,8 @@ impl Interpreter {
     }
 
     /// Ends the reading; the reason if the RDB is not complete.
-    pub(crate) fn finish(self) -> Result<Interpretation, String> {
-        self.parser.finish().map_err(|error| error.to_string())?;
+    pub(crate) fn finish(self) -> Result<Interpretation, NotUnderstood> {
+        self.parser.finish()?;
         let mut digest = self.digest;
         digest.functions = self.digester.functions();
         Ok(Interpretation { digest })

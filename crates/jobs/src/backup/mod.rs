@@ -21,7 +21,7 @@ use slotkeep_model::{NodeAddr, Shard};
 use slotkeep_repo::Repository;
 use tokio::sync::Notify;
 
-pub(crate) use interpret::HASH_VERSION;
+pub(crate) use interpret::{HASH_VERSION, Interpreter, NotUnderstood};
 pub(crate) use plan::plan_shard;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
 

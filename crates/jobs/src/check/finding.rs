@@ -3,21 +3,8 @@
 use std::fmt;
 
 use serde::{Serialize, Serializer};
+pub use slotkeep_format::Severity;
 use slotkeep_model::NodeAddr;
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// As it should be.
-    Ok,
-    /// Worth knowing; nothing needs to be done.
-    Note,
-    /// A backup can be taken, but it may fail, burden the server or be less complete.
-    Warning,
-    /// A backup can't be taken, or not of everything.
-    Problem,
-}
 
 /// What a finding is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

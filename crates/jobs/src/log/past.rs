@@ -118,7 +118,7 @@ impl Past {
     }
 
     /// Which segments to read for those bytes, and which of their bytes.
-    pub(super) fn segments_for(&self, piece: &Piece) -> Vec<(SegmentEntry, std::ops::Range<u64>)> {
+    pub(crate) fn segments_for(&self, piece: &Piece) -> Vec<(SegmentEntry, std::ops::Range<u64>)> {
         let entries = self.segments.get(&piece.history).map(Vec::as_slice).unwrap_or_default();
         let entry = |range: &std::ops::Range<u64>| {
             let order = (range.start, std::cmp::Reverse(range.end));

@@ -62,6 +62,14 @@ pub(crate) struct Recovery<'a> {
 }
 
 impl AimArgs {
+    /// Whether anything was said.
+    pub(crate) fn is_given(&self) -> bool {
+        self.backup.is_some()
+            || self.at.is_some()
+            || !self.at_offset.is_empty()
+            || self.before_command.is_some()
+    }
+
     /// The backup that is meant, if it is a backup.
     async fn backup(&self, repository: &Repository, cluster: &str) -> Result<Option<Manifest>> {
         if self.at.is_some() || !self.at_offset.is_empty() || self.before_command.is_some() {
@@ -112,11 +120,7 @@ impl AimArgs {
         repository: &Repository,
         cluster: &str,
     ) -> Result<Wanted> {
-        let said = self.backup.is_some()
-            || self.at.is_some()
-            || !self.at_offset.is_empty()
-            || self.before_command.is_some();
-        if !said {
+        if !self.is_given() {
             let past = Past::load(repository, cluster).await?;
             if past.has_log() {
                 let point = resolve(&past, &Aim::Latest).await?;

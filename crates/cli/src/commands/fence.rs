@@ -1,0 +1,225 @@
+//! `slotkeep fence`
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use slotkeep_format::FenceRecord;
+use slotkeep_jobs::fence::{Action, NodeState, Outcome, Plan, Writes, members};
+use slotkeep_jobs::{Error, ErrorKind, Result};
+use slotkeep_repo::{Problem, RepoError, Repository};
+
+use crate::args::{ClusterArgs, RepoArgs};
+use crate::exit;
+use crate::output::{Output, table, table_text};
+use crate::session::Session;
+
+/// Keep a cluster from taking writes, for instance before another takes its place
+///
+/// Every node refuses writes (-NOREPLICAS), in scripts and transactions too; reads, expiry and replication go on, and a replica that is
+/// promoted refuses as well. What was set before is kept in --state or the repository, and --undo puts it back exactly. Nodes that can't be
+/// reached are listed: they may take writes when they are back. Exits with 44 if there are any.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
+pub(crate) struct FenceArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    repo: RepoArgs,
+    /// File in which to keep what was set before; without it, the repository
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Let the cluster take writes again
+    #[arg(long, conflicts_with_all = ["shutdown", "status", "persist"])]
+    undo: bool,
+    /// Show which nodes may take writes, and change nothing
+    #[arg(long, conflicts_with_all = ["shutdown", "persist"])]
+    status: bool,
+    /// Shut the nodes down, replicas first; needs --yes
+    #[arg(long, conflicts_with = "persist")]
+    shutdown: bool,
+    /// Write the fence to the nodes' configuration files, so that it survives their restart
+    #[arg(long)]
+    persist: bool,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do what can't be undone
+    #[arg(long)]
+    yes: bool,
+}
+
+impl FenceArgs {
+    fn action(&self) -> Action {
+        match (self.undo, self.status, self.shutdown) {
+            (true, _, _) => Action::Undo,
+            (_, true, _) => Action::Status,
+            (_, _, true) => Action::ShutDown,
+            _ => Action::Fence { persist: self.persist },
+        }
+    }
+}
+
+pub(crate) async fn run(session: &Session, output: &Output, arguments: &FenceArgs) -> Result<u8> {
+    let action = arguments.action();
+    if action == Action::ShutDown && !arguments.yes && !arguments.dry_run {
+        return Err(Error::new(ErrorKind::Usage, "--shutdown ends the servers of the cluster")
+            .hint("look at what would be done with --dry-run, then add --yes"));
+    }
+    let (context, seeds) = session.cluster(&arguments.cluster)?;
+    let memory = Memory::open(session, arguments, action).await?;
+    let before = memory.read().await?;
+    let members = members(&context, &seeds, before.as_ref()).await?;
+    let plan = Plan::make(&context, action, members, before).await?;
+    let outcome = if arguments.dry_run || action == Action::Status {
+        Outcome { dry_run: arguments.dry_run, ..plan.preview() }
+    } else {
+        if let Some(record) = plan.record(&context)? {
+            memory.write(&record).await?;
+        }
+        let (outcome, left) = plan.run(&context).await?;
+        if let Some(left) = left {
+            memory.write(&left).await?;
+        }
+        outcome
+    };
+    output.data(&outcome, render)?;
+    let unfinished = match action {
+        Action::Undo => {
+            outcome.nodes.iter().any(|node| matches!(node.writes, Writes::Fenced | Writes::Unknown))
+        }
+        _ => outcome.open().next().is_some(),
+    };
+    Ok(if unfinished && !arguments.dry_run { exit::NOT_FENCED } else { exit::OK })
+}
+
+/// Where it is kept what was set before.
+enum Memory {
+    File(PathBuf),
+    Repository(Box<Repository>, String),
+    /// Only to look.
+    None,
+}
+
+impl Memory {
+    async fn open(session: &Session, arguments: &FenceArgs, action: Action) -> Result<Self> {
+        if let Some(path) = &arguments.state {
+            return Ok(Self::File(path.clone()));
+        }
+        match session.location_if_given(&arguments.repo)? {
+            Some((location, name)) => {
+                Ok(Self::Repository(Box::new(Repository::open(&location).await?), name))
+            }
+            None if action == Action::Status || arguments.dry_run => Ok(Self::None),
+            None => Err(Error::new(ErrorKind::Usage, "nowhere to keep what the nodes have set now")
+                .hint("give --state FILE or --repo DIR-OR-URL: --undo needs it")),
+        }
+    }
+
+    async fn read(&self) -> Result<Option<FenceRecord>> {
+        match self {
+            Self::File(path) => read_file(path),
+            Self::Repository(repository, cluster) => Ok(repository.fence(cluster).await?),
+            Self::None => Ok(None),
+        }
+    }
+
+    async fn write(&self, record: &FenceRecord) -> Result<()> {
+        match self {
+            Self::File(path) => write_file(path, record),
+            Self::Repository(repository, cluster) => Ok(repository.put_fence(cluster, record).await?),
+            Self::None => Ok(()),
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<Option<FenceRecord>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unusable(path, "read", &error)),
+    };
+    let parsed = FenceRecord::parse(&bytes).map_err(|error| RepoError {
+        doing: "read",
+        on: path.display().to_string(),
+        problem: Problem::from(error),
+    });
+    Ok(Some(parsed?))
+}
+
+/// Writes the file whole or not at all.
+fn write_file(path: &Path, record: &FenceRecord) -> Result<()> {
+    let json = record.render().map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;
+    let beside = path.with_extension("new");
+    let written = std::fs::File::create(&beside).and_then(|mut file| {
+        std::io::Write::write_all(&mut file, &json)?;
+        file.sync_all()
+    });
+    written.and_then(|()| std::fs::rename(&beside, path)).map_err(|error| unusable(path, "write", &error))
+}
+
+fn unusable(path: &Path, doing: &str, error: &std::io::Error) -> Error {
+    Error::new(ErrorKind::Failed, format!("can't {doing} {}: {error}", path.display()))
+        .hint("name another file with --state; nothing was changed on the nodes")
+}
+
+fn render(outcome: &Outcome) -> String {
+    let mut rows = table(&["node", "role", "slots", "writes", ""]);
+    for node in &outcome.nodes {
+        rows.add_row([
+            node.addr.to_string(),
+            node.role.unwrap_or("?").to_owned(),
+            node.slots.to_string(),
+            writes(node, outcome).to_owned(),
+            node.remark.clone().unwrap_or_default(),
+        ]);
+    }
+    format!("{}\n\n{}", table_text(&rows), closing(outcome))
+}
+
+fn writes(node: &NodeState, outcome: &Outcome) -> &'static str {
+    match (outcome.dry_run && node.changed, outcome.action) {
+        (true, Action::Undo) => "refused → to be taken again",
+        (true, Action::ShutDown) => "to be shut down",
+        (true, _) => "taken → to be refused",
+        (false, _) => match node.writes {
+            Writes::Fenced => "refused",
+            Writes::Taken => "TAKEN",
+            Writes::IfPromoted => "if promoted",
+            Writes::Unknown => "UNKNOWN",
+            Writes::Down => "shut down",
+        },
+    }
+}
+
+fn closing(outcome: &Outcome) -> String {
+    let open: Vec<String> = outcome.open().map(|node| node.addr.to_string()).collect();
+    let all = outcome.nodes.len();
+    match (outcome.dry_run, outcome.action) {
+        (true, _) => "Nothing was changed (--dry-run).".to_owned(),
+        (false, Action::Undo) => {
+            let left: Vec<String> = outcome
+                .nodes
+                .iter()
+                .filter(|node| matches!(node.writes, Writes::Fenced | Writes::Unknown))
+                .map(|node| node.addr.to_string())
+                .collect();
+            if left.is_empty() {
+                "The fence is lifted: every node has what it had set before.".to_owned()
+            } else {
+                format!(
+                    "Still fenced, or out of reach: {}. Run it again when they can be reached.",
+                    left.join(", ")
+                )
+            }
+        }
+        (false, action) if open.is_empty() => match action {
+            Action::ShutDown => format!("All {all} nodes are shut down."),
+            _ => format!("All {all} nodes refuse writes."),
+        },
+        (false, _) => format!(
+            "NOT FENCED: {} of {all} nodes may take writes, now or when they are back: {}.",
+            open.len(),
+            open.join(", ")
+        ),
+    }
+}

@@ -1,0 +1,184 @@
+//! `slotkeep verify`
+
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use slotkeep_format::{Depth, Severity, VerifyRecord};
+use slotkeep_jobs::verify::{DrillOptions, VerifyOptions, VerifyProgress, verify};
+use slotkeep_jobs::{Error, ErrorKind, Result};
+use slotkeep_repo::Repository;
+
+use super::merge::EngineArgs;
+use super::restore::aim::AimArgs;
+use crate::args::{AccessArgs, RepoArgs, size};
+use crate::exit;
+use crate::output::Output;
+use crate::progress::VerifyDisplay;
+use crate::session::Session;
+
+/// Prove that a repository holds what it says
+///
+/// Each depth includes those above it. What was proved before and has not changed is not proved again, unless --again is given. Ctrl-C
+/// keeps what was proved: run it again to go on. The record stays in the repository and shows in `slotkeep list`. Exits with 0 if nothing
+/// worse than notes was found, with 43 after warnings, with 42 after problems.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    repo: RepoArgs,
+    /// How deep to look
+    #[arg(long, value_enum, default_value_t = DepthArg::Structure)]
+    depth: DepthArg,
+    /// Prove again what was proved before: finds bytes that have rotted on the disk since
+    #[arg(long)]
+    again: bool,
+    /// Look into so many per cent of the objects, chosen at random
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    sample: Option<u8>,
+    /// Read at most so much a second, for example 50MiB
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    limit_rate: Option<u64>,
+    /// Most objects at a time
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    jobs: usize,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Folder in which bases are put for a while that a private server gives; the system's for temporary files if not given
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
+    /// With --depth drill: what to restore; a random moment that can be restored if not given
+    #[command(flatten)]
+    aim: AimArgs,
+    /// With --depth drill: the server program that the nodes run; the best one on the PATH if not given
+    #[arg(long, value_name = "PATH")]
+    server: Option<PathBuf>,
+    /// With --depth drill: your own checks, a file of lines such as `GET key => value`, or a folder of programs that must succeed
+    #[arg(long, value_name = "FILE-OR-DIR")]
+    checks: Option<PathBuf>,
+    /// Write a report too: FILE.md, FILE.html or FILE.json
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Show the record of an earlier run (its id, or `latest`) and verify nothing
+    #[arg(long, value_name = "ID", conflicts_with_all = ["again", "sample", "limit_rate"])]
+    show: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DepthArg {
+    /// Every object is there and has its length and BLAKE3
+    Objects,
+    /// Every RDB and every command parses, checksums and digests computed again are equal, the log has no holes
+    Structure,
+    /// Each base and the log behind it give the next base, proved by a private server
+    Chain,
+    /// A throw-away cluster on this machine is restored, compared, written to and failed over
+    Drill,
+}
+
+impl From<DepthArg> for Depth {
+    fn from(depth: DepthArg) -> Self {
+        match depth {
+            DepthArg::Objects => Self::Objects,
+            DepthArg::Structure => Self::Structure,
+            DepthArg::Chain => Self::Chain,
+            DepthArg::Drill => Self::Drill,
+        }
+    }
+}
+
+pub(crate) async fn run(session: &Session, output: &Output, arguments: &VerifyArgs) -> Result<u8> {
+    let format = arguments.report.as_deref().map(format_of).transpose()?;
+    let (repository, cluster) = session.repository(&arguments.repo).await?;
+    let record = match &arguments.show {
+        Some(id) => kept(&repository, &cluster, id).await?,
+        None => verified(session, output, arguments, &repository, &cluster).await?,
+    };
+    let place = repository.location().to_string();
+    if let (Some(path), Some(format)) = (&arguments.report, format) {
+        write_report(path, &report::file(&record, &place, format)?)?;
+        output.note(&format!("Report: {}", path.display()));
+    }
+    output.data(&record, |record| report::text(record, &place))?;
+    Ok(match record.worst() {
+        Severity::Ok | Severity::Note => exit::OK,
+        Severity::Warning => exit::DOUBTFUL,
+        Severity::Problem => exit::UNSOUND,
+    })
+}
+
+async fn verified(
+    session: &Session,
+    output: &Output,
+    arguments: &VerifyArgs,
+    repository: &Repository,
+    cluster: &str,
+) -> Result<VerifyRecord> {
+    if !repository.clusters().await?.iter().any(|name| name == cluster) {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("{} holds nothing of a cluster named `{cluster}`", repository.location()),
+        )
+        .hint("`slotkeep list --repo …` shows what there is; --name names another cluster"));
+    }
+    let context = session.context(&AccessArgs::default())?;
+    let point = if arguments.aim.is_given() {
+        let wanted = arguments.aim.resolve(output, &context, repository, cluster).await?;
+        Some((Arc::new(wanted.point), wanted.past))
+    } else {
+        None
+    };
+    let options = VerifyOptions {
+        cluster: cluster.to_owned(),
+        depth: arguments.depth.into(),
+        again: arguments.again,
+        sample_percent: arguments.sample,
+        limit_bytes_per_s: arguments.limit_rate,
+        jobs: arguments.jobs,
+        engine: arguments.engine.options(),
+        drill: DrillOptions { point, server: arguments.server.clone(), checks: arguments.checks.clone() },
+        spool: arguments.spool.clone().unwrap_or_else(std::env::temp_dir),
+    };
+    let progress = Arc::new(VerifyProgress::default());
+    let display = VerifyDisplay::start(output, &progress);
+    let outcome = verify(&context, repository, &options, &progress).await;
+    display.finish().await;
+    outcome
+}
+
+/// The record of an earlier run.
+async fn kept(repository: &Repository, cluster: &str, id: &str) -> Result<VerifyRecord> {
+    let ids = repository.verification_ids(cluster).await?;
+    let found = if id == "latest" { ids.last() } else { ids.iter().find(|one| *one == id) };
+    match found {
+        Some(id) => Ok(repository.verification(cluster, id).await?),
+        None => {
+            let newest: Vec<&str> = ids.iter().rev().take(5).map(String::as_str).collect();
+            let error =
+                Error::new(ErrorKind::NotFound, format!("there is no verification `{id}` of {cluster}"));
+            Err(error.hint(if newest.is_empty() {
+                "none was made yet: slotkeep verify --repo …".to_owned()
+            } else {
+                format!("the newest: {}", newest.join(", "))
+            }))
+        }
+    }
+}
+
+fn format_of(path: &Path) -> Result<report::Format> {
+    match path.extension().and_then(std::ffi::OsStr::to_str) {
+        Some("md") => Ok(report::Format::Markdown),
+        Some("html") => Ok(report::Format::Html),
+        Some("json") => Ok(report::Format::Json),
+        _ => Err(Error::new(ErrorKind::Usage, format!("{}: what kind of report?", path.display()))
+            .hint("end the name with .md, .html or .json")),
+    }
+}
+
+fn write_report(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|error| {
+        Error::new(ErrorKind::Failed, format!("can't write the report {}: {error}", path.display()))
+            .hint("the record is in the repository: slotkeep verify --show latest --report FILE")
+    })
+}

@@ -1,0 +1,61 @@
+//! Findings, put together.
+
+use slotkeep_format::{Depth, Severity, VerifyFinding};
+use slotkeep_repo::{Problem, RepoError};
+
+use crate::Error;
+
+/// What to do about a base that can't be used.
+pub(super) const BASE_ADVICE: &str =
+    "do not delete other backups; take a new one from the running cluster, and look at the disk or the store";
+/// What to do about log that can't be used.
+pub(super) const LOG_ADVICE: &str = "moments behind the last base before it can't be restored past it: take a new backup, which begins a new line";
+/// What to do about derived data.
+pub(super) const DERIVED_ADVICE: &str = "the data itself is in the RDB; comparisons and single keys of this backup can't be had: take a new backup";
+
+/// A finding without an offset.
+pub(super) fn finding(
+    severity: Severity,
+    (depth, check): (Depth, &str),
+    object: impl Into<String>,
+    what: impl Into<String>,
+    advice: &str,
+) -> VerifyFinding {
+    VerifyFinding {
+        severity,
+        depth,
+        check: check.to_owned(),
+        object: object.into(),
+        offset: None,
+        what: what.into(),
+        advice: (!advice.is_empty()).then(|| advice.to_owned()),
+    }
+}
+
+/// A finding that something is not what it must be.
+pub(super) fn problem(
+    where_found: (Depth, &str),
+    object: impl Into<String>,
+    what: impl Into<String>,
+    advice: &str,
+) -> VerifyFinding {
+    finding(Severity::Problem, where_found, object, what, advice)
+}
+
+/// What a failed read says of the object; a failure of the store itself says nothing of it and is an error.
+pub(super) fn of_object(
+    error: RepoError,
+    (depth, check): (Depth, &str),
+    object: &str,
+    advice: &str,
+) -> Result<VerifyFinding, Error> {
+    match &error.problem {
+        Problem::Missing => Ok(problem((Depth::Objects, "present"), object, "it is missing", advice)),
+        Problem::Damaged(what) => Ok(problem((depth, check), object, what.clone(), advice)),
+        Problem::Newer(what) => {
+            let advice = "verify it with a newer Slotkeep";
+            Ok(finding(Severity::Warning, (depth, "version"), object, what.clone(), advice))
+        }
+        _ => Err(error.into()),
+    }
+}
