@@ -1,8 +1,11 @@
 //! What the user typed. Options that many commands share stand here once; each command's own stand with the command.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use slotkeep_jobs::archive::default_spool;
+use slotkeep_jobs::cut::CutOptions;
 
 use crate::commands;
 
@@ -24,11 +27,17 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Init(commands::init::InitArgs),
     Backup(commands::backup::BackupArgs),
+    Archive(Box<commands::archive::ArchiveArgs>),
     Restore(Box<commands::restore::RestoreArgs>),
     Check(commands::check::CheckArgs),
     Diff(commands::diff::DiffArgs),
     List(commands::list::ListArgs),
+    Log(commands::log::LogArgs),
+    Merge(commands::merge::MergeArgs),
     Show(commands::show::ShowArgs),
+    Inspect(Box<commands::inspect::InspectArgs>),
+    Get(commands::get::GetArgs),
+    Export(Box<commands::export::ExportArgs>),
     Key(commands::key::KeyCommandArgs),
     Demo(commands::demo::DemoArgs),
     Completions(commands::generate::CompletionsArgs),
@@ -169,6 +178,94 @@ mod tests {
         assert_eq!(parse_bytes("1g"), Ok(1 << 30));
         for wrong in ["", "K", "0", "1.5M", "-1", "99999999999G", "5Q"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}
+
+/// How the shards' cut is made.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cut")]
+pub(crate) struct CutArgs {
+    /// Pause writes on all primaries for a moment, so that all shards end at exactly the same point
+    #[arg(long)]
+    pub(crate) barrier: bool,
+    /// Longest pause; if not every primary can be read within it, the cut is made without
+    #[arg(long, value_name = "MS", default_value_t = 200)]
+    pub(crate) barrier_budget: u64,
+}
+
+impl CutArgs {
+    pub(crate) fn options(&self) -> CutOptions {
+        CutOptions { barrier: self.barrier.then(|| Duration::from_millis(self.barrier_budget.max(1))) }
+    }
+}
+
+/// Where the log waits until it is sealed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Spool")]
+pub(crate) struct SpoolArgs {
+    /// Folder for what is received and not yet sealed, on a local disk; `slotkeep` in `$XDG_STATE_HOME` or `~/.local/state` if not
+    /// given
+    #[arg(long, value_name = "DIR", env = "SLOTKEEP_SPOOL")]
+    pub(crate) spool: Option<PathBuf>,
+    /// Most bytes there; when it is full, nothing is received until the repository has taken some
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = size)]
+    pub(crate) spool_limit: u64,
+}
+
+impl SpoolArgs {
+    pub(crate) fn folder(&self) -> PathBuf {
+        let given = self.spool.clone().or_else(default_spool);
+        given.unwrap_or_else(|| std::env::temp_dir().join("slotkeep"))
+    }
+}
+
+/// A number of bytes: `4GiB`, `32M`, `1000`.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let unit = text.strip_prefix(digits).unwrap_or_default().to_ascii_lowercase();
+    let shift = match unit.as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(format!("`{text}` is not a size: give a number and KiB, MiB, GiB or TiB")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is not a size: give for example 4GiB"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is too large"))
+}
+
+/// A span of time: `10`, `10s`, `500ms`, `2m`, `1h`.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let unit_ms = match text.strip_prefix(digits).unwrap_or_default() {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("`{text}` is not a span of time: give a number and ms, s, m or h")),
+    };
+    let number: u64 =
+        digits.parse().map_err(|_| format!("`{text}` is not a span of time: give for example 10s"))?;
+    let ms = number.checked_mul(unit_ms).ok_or_else(|| format!("`{text}` is too long"))?;
+    Ok(Duration::from_millis(ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_spans_are_read_with_their_units() {
+        assert_eq!(size("4GiB"), Ok(4 << 30));
+        assert_eq!(size("32m"), Ok(32 << 20));
+        assert_eq!(size("1000"), Ok(1000));
+        assert_eq!(span("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(span("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(span("2m"), Ok(Duration::from_secs(120)));
+        for text in ["", "x", "5x", "GiB", "99999999999999999999"] {
+            assert!(size(text).is_err() && span(text).is_err(), "{text}");
         }
     }
 }

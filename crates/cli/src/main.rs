@@ -4,6 +4,7 @@
 
 mod args;
 mod commands;
+mod dataset_args;
 mod exit;
 mod keys;
 mod output;
@@ -47,11 +48,17 @@ async fn dispatch(command: Command, session: &Session, output: &Output) -> slotk
     match command {
         Command::Init(command) => commands::init::run(session, output, &command).await,
         Command::Backup(command) => commands::backup::run(session, output, &command).await,
+        Command::Archive(command) => commands::archive::run(session, output, &command).await,
         Command::Restore(command) => commands::restore::run(session, output, &command).await,
         Command::Check(command) => commands::check::run(session, output, &command).await,
         Command::Diff(command) => commands::diff::run(session, output, &command).await,
+        Command::Log(command) => commands::log::run(session, output, &command).await,
+        Command::Merge(command) => commands::merge::run(session, output, &command).await,
         Command::List(command) => commands::list::run(session, output, &command).await,
         Command::Show(command) => commands::show::run(session, output, &command).await,
+        Command::Inspect(command) => commands::inspect::run(session, output, &command).await,
+        Command::Get(command) => commands::get::run(session, output, &command).await,
+        Command::Export(command) => commands::export::run(session, output, &command).await,
         Command::Key(command) => commands::key::run(session, output, &command).await,
         Command::Demo(command) => commands::demo::run(session, output, &command).await,
         Command::Completions(command) => commands::generate::completions(output, &command),

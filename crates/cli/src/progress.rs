@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use slotkeep_jobs::fold::FoldProgress;
 use slotkeep_jobs::progress::{Phase, ShardProgress};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -122,7 +123,8 @@ impl ByteDisplay {
         let shards: Vec<_> = rows.iter().map(|(shard, _)| Arc::clone(shard)).collect();
         Self(Display::start_with(output, &shards, move |row, shard, bar| {
             let done = shard.raw_bytes.load(Ordering::Relaxed);
-            bar.set_length(totals.get(row).copied().unwrap_or(done).max(1));
+            let total = totals.get(row).copied().filter(|total| *total > 0);
+            bar.set_length(total.unwrap_or(done).max(1));
             bar.set_position(done);
             bar.set_message(match shard.phase() {
                 Phase::Queued | Phase::Waiting | Phase::Verifying => "waits for its turn".to_owned(),
@@ -130,11 +132,47 @@ impl ByteDisplay {
                     let elapsed = bar.elapsed().as_secs().max(1);
                     let left = if done > 0 { bar.eta() } else { Duration::ZERO };
                     let left = indicatif::HumanDuration(left);
-                    format!("{}, {}/s, {left} left", bytes(done), bytes(done / elapsed))
+                    // Of standard input nobody knows how much is to come.
+                    let left = total.map(|_| format!(", {left} left")).unwrap_or_default();
+                    format!("{}, {}/s{left}", bytes(done), bytes(done / elapsed))
                 }
                 Phase::Finishing => format!("{}, being made durable", bytes(done)),
                 Phase::Done => format!("done: {}", bytes(done)),
                 Phase::Failed => "failed".to_owned(),
+            });
+        }))
+    }
+
+    /// Takes the bars away.
+    pub(crate) async fn finish(self) {
+        self.0.finish().await;
+    }
+}
+
+/// Bars for shards that are folded, each with the bytes of its base and log.
+pub(crate) struct FoldDisplay(Display);
+
+impl FoldDisplay {
+    /// Shows the progress if it is to be shown.
+    pub(crate) fn start(output: &Output, rows: &[(Arc<FoldProgress>, u64)]) -> Self {
+        let rows: Vec<(Arc<FoldProgress>, u64)> =
+            rows.iter().map(|(progress, total)| (Arc::clone(progress), *total)).collect();
+        let shards: Vec<_> = rows.iter().map(|(progress, _)| Arc::clone(&progress.capture)).collect();
+        Self(Display::start_with(output, &shards, move |row, shard, bar| {
+            let Some((progress, total)) = rows.get(row) else { return };
+            let fed = progress.fed_bytes.load(Ordering::Relaxed);
+            let taken = shard.raw_bytes.load(Ordering::Relaxed);
+            bar.set_length((*total).max(1));
+            bar.set_position(fed);
+            bar.set_message(match shard.phase() {
+                Phase::Queued => "waits for its turn".to_owned(),
+                Phase::Done => format!("done: {}", bytes(taken)),
+                Phase::Failed => "failed".to_owned(),
+                _ if taken > 0 => format!("{} of the result taken", bytes(taken)),
+                _ => {
+                    let rate = fed / bar.elapsed().as_secs().max(1);
+                    format!("{} of base and log applied, {}/s", bytes(fed), bytes(rate))
+                }
             });
         }))
     }

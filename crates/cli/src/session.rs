@@ -139,6 +139,7 @@ impl Session {
             tls,
             addresses,
             timeout: Some(Duration::from_secs(access.timeout.max(1))),
+            socket_file: None,
         })
     }
 
@@ -193,6 +194,11 @@ impl Session {
         Ok((Repository::open_with(&location, &self.open_options(arguments)?).await?, name))
     }
 
+    /// Makes a repository of our own, which goes when we go: not encrypted.
+    pub(crate) async fn init_temporary(&self, location: &Location) -> Result<Repository> {
+        Ok(Repository::init(location, self.repository_id()?, self.now()).await?)
+    }
+
     /// Makes a repository.
     pub(crate) async fn init(
         &self,
@@ -220,6 +226,11 @@ impl Session {
         let mut options = self.key_options(&arguments.keys)?;
         options.limit = arguments.limit_rate.and_then(RateLimit::new);
         Ok(options)
+    }
+
+    /// Cancelled when the user wants to stop.
+    pub(crate) const fn stop(&self) -> &CancellationToken {
+        &self.stop
     }
 
     /// The time of day.

@@ -63,11 +63,11 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     assert_eq!(shown["settings"].as_array().unwrap().len(), 0);
     let target = path("target");
     let restore = ["restore", "--to-dir", &target, "--nodes", "127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003"];
-    let locked = on("host", &restore).expect_code(24);
+    let locked = on("host", &restore).expect_code(25);
     assert!(locked.stderr.contains("--identity"), "{}", locked.stderr);
     assert!(!Path::new(&target).exists());
-    on("host", &["diff", "latest", &addr]).expect_code(24);
-    on("host", &["key", "export"]).expect_code(24);
+    on("host", &["diff", "latest", &addr]).expect_code(25);
+    on("host", &["key", "export"]).expect_code(25);
     for (name, bytes) in files(Path::new(&repo)) {
         let text = String::from_utf8_lossy(&bytes);
         assert!(!text.contains("allkeys-lfu") && !text.contains("user app"), "{name}");
@@ -87,11 +87,11 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
 
     // Wrong keys, each for what it is.
     let before = files(Path::new(&repo));
-    on("laptop", &["show", "--identity", other.file()]).expect_code(24);
-    on("laptop", &["show", "--identity", &path("nowhere")]).expect_code(24);
-    on("laptop", &["show", "--identity-command", "exit 3"]).expect_code(24);
-    on("laptop", &["show", "--trust", &"0".repeat(40)]).expect_code(25);
-    let unsigned = on("third", &backup).expect_code(24);
+    on("laptop", &["show", "--identity", other.file()]).expect_code(25);
+    on("laptop", &["show", "--identity", &path("nowhere")]).expect_code(25);
+    on("laptop", &["show", "--identity-command", "exit 3"]).expect_code(25);
+    on("laptop", &["show", "--trust", &"0".repeat(40)]).expect_code(26);
+    let unsigned = on("third", &backup).expect_code(25);
     assert!(unsigned.stderr.contains("export-signing"), "{}", unsigned.stderr);
     assert_eq!(files(Path::new(&repo)), before);
     let checked = on("third", &["check", "--cluster", &addr]).expect_code(41).stdout;
@@ -105,11 +105,11 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     // Other readers, without a byte of a backup changed.
     let rekey = ["key", "rekey", "--recipient", &later.public, "--identity", reader.file()];
     on("laptop", &rekey).expect_code(0);
-    on("laptop", &[&["diff", "latest", &addr][..], &identity].concat()).expect_code(24);
+    on("laptop", &[&["diff", "latest", &addr][..], &identity].concat()).expect_code(25);
     on("laptop", &["diff", "latest", &addr, "--identity", later.file()]).expect_code(0);
 
     // The newest backup disappears: nobody takes the older one for the latest.
     let newest = on("host", &["list"]).expect_code(0).json()["backups"][1]["id"].as_str().unwrap().to_owned();
     std::fs::remove_file(Path::new(&repo).join(format!("main/backups/{newest}.json"))).unwrap();
-    on("laptop", &["show", "--identity", later.file()]).expect_code(25);
+    on("laptop", &["show", "--identity", later.file()]).expect_code(26);
 }

@@ -12,6 +12,7 @@ pub mod lineage;
 pub mod manifest;
 pub mod retention;
 pub mod segment;
+pub mod spool;
 pub mod timeline;
 mod varint;
 
@@ -23,4 +24,5 @@ pub use lineage::{HistoryRecord, Parent, ShardState, TopologyRecord};
 pub use manifest::{Manifest, ManifestError, RepositoryFile};
 pub use retention::{KeptFor, RetentionPlan, RetentionPolicy, plan_retention};
 pub use segment::{SegmentError, SegmentRecord};
+pub use spool::{SpoolError, SpoolHeader, SpoolReader, SpoolRecord};
 pub use timeline::{TimeSample, Timeline};

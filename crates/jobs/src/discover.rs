@@ -55,6 +55,8 @@ pub struct NodeReport {
     pub offset: u64,
     /// How many keys it holds, in all databases.
     pub keys: u64,
+    /// Where it stands in its replication history.
+    pub replication: Replication,
 }
 
 /// Finds the cluster behind the first address that answers.
@@ -98,7 +100,7 @@ async fn discover_from(context: &Context, seed: &NodeAddr) -> Result<Discovery> 
     Ok(Discovery { topology, view, server, answered: seed.clone() })
 }
 
-async fn read_view(context: &Context, connection: &mut Connection) -> Result<ClusterView> {
+pub(crate) async fn read_view(context: &Context, connection: &mut Connection) -> Result<ClusterView> {
     let seed = connection.node().clone();
     let reply = connection.call(&Command::new("CLUSTER").arg("NODES")).await?;
     let text = reply.as_text().ok_or_else(|| protocol(&seed, "CLUSTER NODES gives no text"))?;
@@ -161,6 +163,7 @@ pub async fn node_report(context: &Context, addr: &NodeAddr) -> Result<NodeRepor
         link_up,
         offset: replication.offset.0,
         keys: keys_of(&info).map_err(odd)?,
+        replication,
     })
 }
 
@@ -188,7 +191,13 @@ fn cluster_enabled(info: &Info, node: &NodeAddr) -> Result<bool> {
     info.cluster_enabled().map_err(|error| protocol(node, &error.to_string()))
 }
 
-async fn replication_of(connection: &mut Connection) -> Result<Replication> {
+/// Where a node stands in its replication history.
+pub(crate) async fn replication_at(context: &Context, addr: &NodeAddr) -> Result<Replication> {
+    let mut connection = context.connector.connect(addr).await?;
+    replication_of(&mut connection).await
+}
+
+pub(crate) async fn replication_of(connection: &mut Connection) -> Result<Replication> {
     let info = read_info(connection).await?;
     info.replication().map_err(|error| protocol(connection.node(), &error.to_string()))
 }

@@ -34,6 +34,8 @@ pub enum ErrorKind {
     NotFound,
     /// Stored bytes are not what was written.
     Corrupt,
+    /// The log does not lead there, or can't be continued from there: a gap, or a moment before its beginning or after its end.
+    Gap,
     /// An identity, passphrase or signing key is missing or wrong.
     Key,
     /// The repository is not the one that it was, or holds what its key did not sign.

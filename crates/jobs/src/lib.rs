@@ -3,19 +3,35 @@
 //! Thin asynchronous loops around the pure machines of `slotkeep-wire` and `slotkeep-rdb`. Time, randomness and the network come
 //! in through [`ports`]. Capture stores bytes; interpretation runs beside it and never fails a backup.
 
+pub mod archive;
 pub mod backup;
 mod base;
 pub mod check;
+pub mod cut;
+pub mod dataset;
 pub mod diff;
 pub mod discover;
+pub mod engine;
 mod error;
+pub mod export;
+pub mod fold;
+pub mod get;
+pub mod inspect;
+pub mod keys;
+pub mod link;
+pub mod log;
+pub mod merge;
 pub mod net;
 pub mod ports;
 pub mod progress;
 pub mod restore;
 pub mod settings;
+pub mod source;
+pub mod stock_server;
+mod value;
 
 pub use error::{Error, ErrorKind, Result};
+pub use value::{quoted, unescaped};
 
 /// What every job needs: the clock, randomness and the way to the nodes.
 #[derive(Clone)]
@@ -32,8 +48,16 @@ pub struct Context {
 }
 
 impl Context {
+    /// What `work` gives, or nothing if it takes longer than that; then it is cancelled.
+    async fn within<T>(&self, limit: std::time::Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            outcome = work => Some(outcome),
+            () = self.clock.sleep(limit) => None,
+        }
+    }
+
     /// What `work` gives, or [`ErrorKind::Interrupted`] if the user stops first; then `work` is cancelled.
-    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             outcome = work => outcome,
             () = self.stop.cancelled() => Err(Error::interrupted()),

@@ -86,8 +86,9 @@ impl Repository {
             return Err(failed(Problem::Damaged(what)));
         }
         let stored = Arc::<Mutex<Stored>>::default();
-        let seen = Arc::clone(&stored);
+        let (seen, repository) = (Arc::clone(&stored), self.clone());
         let stream = found.into_stream().inspect_ok(move |piece| {
+            repository.note_read(piece.len());
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.hasher.update(piece);
             seen.bytes = seen.bytes.saturating_add(piece.len() as u64);
@@ -135,6 +136,7 @@ impl Repository {
             let what = format!("{} bytes came where {wanted} were asked for", bytes.len());
             return Err(Problem::Damaged(what));
         }
+        self.note_read(bytes.len());
         Ok(bytes)
     }
 

@@ -1,6 +1,7 @@
 //! A repository: one store, one `slotkeep.json`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -44,6 +45,8 @@ pub struct Repository {
     file: RepositoryFile,
     pub(crate) keyring: Keyring,
     pub(crate) known: Option<Known>,
+    /// Shared by all clones.
+    bytes_read: Arc<AtomicU64>,
 }
 
 impl Repository {
@@ -113,7 +116,7 @@ impl Repository {
             Some(state) if file.signing_key.is_some() => Some(Known::made(state, location, &file).await?),
             _ => None,
         };
-        Ok(Self { location: location.clone(), store, file, keyring, known })
+        Ok(Self { keyring, known, ..Self::with(location, store, file) })
     }
 
     /// Opens a repository that exists.
@@ -152,7 +155,7 @@ impl Repository {
             None => None,
         };
         let keyring = keyring(&*store, &file, options).await?;
-        Ok(Self { location: location.clone(), store, file, keyring, known })
+        Ok(Self { keyring, known, ..Self::with(location, store, file) })
     }
 
     /// Opens a repository, or makes one if the location is a local folder that does not exist or is empty.
@@ -175,6 +178,20 @@ impl Repository {
             return Self::init_with(location, repository_id, now, options).await;
         }
         Self::open_with(location, options).await
+    }
+
+    fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
+        let (location, keyring) = (location.clone(), Keyring::default());
+        Self { location, store, file, keyring, known: None, bytes_read: Arc::default() }
+    }
+
+    /// How many stored bytes of objects were read since it was opened; manifests are not counted.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_read(&self, bytes: usize) {
+        self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Where it is.

@@ -31,6 +31,7 @@ pub use cluster_client::{ClusterClient, KeyedCommand};
 pub use error::{Error, Result};
 pub use node::Node;
 pub use proxy::Proxy;
+pub use random::Random;
 pub use resp::Value;
 pub use servers::Server;
 pub use setup::ClusterBuilder;

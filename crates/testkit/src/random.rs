@@ -4,10 +4,11 @@ use std::hash::{BuildHasher, RandomState};
 
 /// `SplitMix64` (Steele, Lea and Flood 2014): small, fast, and the same on every machine.
 #[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn from_seed(seed: u64) -> Self {
+    /// A generator that gives the same numbers for the same seed.
+    pub fn from_seed(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -22,7 +23,9 @@ impl Random {
         Self(RandomState::new().hash_one("slotkeep"))
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "it never ends")]
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -31,7 +34,7 @@ impl Random {
     }
 
     /// A number below `bound`; zero if `bound` is zero. The slight bias towards small numbers does not matter here.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         let wide = u128::from(self.next()) * u128::from(bound);
         (wide >> 64) as u64
     }

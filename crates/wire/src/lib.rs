@@ -6,6 +6,7 @@
 pub mod acl;
 pub mod info;
 pub mod nodes_conf;
+pub mod primary;
 pub mod replica;
 pub mod resp;
 pub mod server_error;
@@ -14,6 +15,7 @@ pub mod topology;
 pub mod transfer;
 
 pub use info::Info;
+pub use primary::{Primary, PrimaryError, PrimaryEvent};
 pub use replica::{Credentials, Handshake, HandshakeError, HandshakeEvent, HandshakeOptions, Request};
 pub use resp::{Command, Decoder, RespError, Value};
 pub use server_error::ServerError;

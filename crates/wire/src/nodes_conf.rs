@@ -49,11 +49,24 @@ pub struct ConfNode {
     pub role: ConfRole,
 }
 
+/// Slots that are being moved from one primary to another, by `CLUSTER SETSLOT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfMove {
+    /// The slots, all of them still with the primary that they leave.
+    pub slots: SlotSet,
+    /// The primary that they leave.
+    pub from: NodeId,
+    /// The primary that they go to.
+    pub to: NodeId,
+}
+
 /// The whole file, but for the mark which node it belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodesConf {
     /// The nodes.
     pub nodes: Vec<ConfNode>,
+    /// Slots that are being moved.
+    pub moves: Vec<ConfMove>,
     /// The cluster's epoch; written at least as high as the highest config epoch.
     pub current_epoch: u64,
 }
@@ -83,6 +96,18 @@ pub enum NodesConfError {
         /// What it is to follow.
         primary: NodeId,
     },
+    /// Slots are to move between nodes that are no primaries, or away from one that does not have them.
+    #[error(
+        "slots {slots} can't move from node {from} to node {to}: both must be primaries, and the first must have them"
+    )]
+    BadMove {
+        /// The slots.
+        slots: SlotSet,
+        /// What they leave.
+        from: NodeId,
+        /// What they go to.
+        to: NodeId,
+    },
     /// Two primaries with slots have the same config epoch: which claim counts would be left to chance.
     #[error("two primaries have the config epoch {epoch}")]
     EpochUsedTwice {
@@ -101,7 +126,8 @@ impl NodesConf {
         let mut text = String::new();
         for node in &self.nodes {
             // Writing to a string cannot fail.
-            let _ = render_node(&mut text, node, node.id == *myself);
+            let moves = if node.id == *myself { Some(self.moves.as_slice()) } else { None };
+            let _ = render_node(&mut text, node, moves);
         }
         let epoch = self.nodes.iter().map(ConfNode::config_epoch).fold(self.current_epoch, u64::max);
         let _ = writeln!(text, "vars currentEpoch {epoch} lastVoteEpoch 0");
@@ -143,6 +169,18 @@ impl NodesConf {
                 }
             }
         }
+        for moved in &self.moves {
+            let owns = |node: &ConfNode| match &node.role {
+                ConfRole::Primary { slots, .. } => moved.slots.intersection(slots) == moved.slots,
+                ConfRole::Replica { .. } => false,
+            };
+            let from = self.nodes.iter().any(|node| node.id == moved.from && owns(node));
+            let to = self.nodes.iter().any(|node| node.id == moved.to && node.is_primary());
+            if !from || !to || moved.from == moved.to {
+                let ConfMove { slots, from, to } = moved.clone();
+                return Err(NodesConfError::BadMove { slots, from, to });
+            }
+        }
         if ids.contains(myself) { Ok(()) } else { Err(NodesConfError::UnknownMyself { id: myself.clone() }) }
     }
 
@@ -164,7 +202,7 @@ impl NodesConf {
             nodes.push(ConfNode { id: row.id, ip: row.ip, port: row.port, bus_port: row.bus_port, role });
         }
         let current_epoch = current_epoch(text)?;
-        Ok((Self { nodes, current_epoch }, myself))
+        Ok((Self { nodes, moves: vec![], current_epoch }, myself))
     }
 }
 
@@ -182,8 +220,9 @@ impl ConfNode {
     }
 }
 
-fn render_node(text: &mut String, node: &ConfNode, myself: bool) -> core::fmt::Result {
-    let me = if myself { "myself," } else { "" };
+/// Writes a node's line; with `moves` it is that of the node itself, the only one on which moves count.
+fn render_node(text: &mut String, node: &ConfNode, moves: Option<&[ConfMove]>) -> core::fmt::Result {
+    let me = if moves.is_some() { "myself," } else { "" };
     write!(text, "{} {}:{}@{} {me}", node.id, node.ip, node.port, node.bus_port)?;
     match &node.role {
         ConfRole::Replica { primary } => write!(text, "slave {primary} 0 0 0 connected")?,
@@ -191,6 +230,15 @@ fn render_node(text: &mut String, node: &ConfNode, myself: bool) -> core::fmt::R
             write!(text, "master - 0 0 {config_epoch} connected")?;
             for range in slots.ranges() {
                 write!(text, " {range}")?;
+            }
+        }
+    }
+    for moved in moves.unwrap_or_default() {
+        for slot in moved.slots.iter() {
+            if moved.from == node.id {
+                write!(text, " [{slot}->-{}]", moved.to)?;
+            } else if moved.to == node.id {
+                write!(text, " [{slot}-<-{}]", moved.from)?;
             }
         }
     }

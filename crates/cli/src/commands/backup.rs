@@ -4,28 +4,41 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::{BaseRecord, RoleRecord};
-use slotkeep_jobs::Result;
-use slotkeep_jobs::backup::{BackupOptions, BackupPlan, Prefer, backup, plan};
+use slotkeep_format::manifest::{BackupKind, BaseRecord, ClusterCut, CutMethod, RoleRecord};
+use slotkeep_jobs::archive::SealPolicy;
+use slotkeep_jobs::backup::{BackupOptions, BackupPlan, Prefer, backup, incremental, plan};
 use slotkeep_jobs::discover::discover;
 use slotkeep_jobs::progress::ShardProgress;
+use slotkeep_jobs::{Context, ErrorKind, Result};
+use slotkeep_repo::Repository;
 
-use crate::args::{ClusterArgs, RepoArgs};
+use crate::args::{ClusterArgs, CutArgs, RepoArgs, SpoolArgs};
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
 use crate::progress::Display;
 use crate::session::Session;
 
-/// Take a full backup of a running cluster
+/// Back up a running cluster, whole or what was written since the last backup
 ///
-/// Finds the cluster behind one address, takes each shard's snapshot from its best node, as a replica would, and stores it with
-/// an index and a digest. A backup is listed only when all of it is stored; whatever goes wrong before, the repository stays as it was.
+/// Finds the cluster behind one address. A full backup takes each shard's snapshot from its best node, as a replica would, and the
+/// stream behind it until all shards share one cut. An incremental one takes the stream from where the last backup or archive ended, as
+/// far as the servers' backlogs still hold it. A backup is listed only when all of it is stored.
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
     repo: RepoArgs,
+    /// What to take
+    #[arg(long = "type", value_enum, default_value_t = TypeArg::Full)]
+    kind: TypeArg,
+    /// Fail if an incremental backup is not possible, instead of taking a full one
+    #[arg(long)]
+    no_fallback: bool,
+    #[command(flatten)]
+    cut: CutArgs,
+    #[command(flatten)]
+    spool: SpoolArgs,
     /// Most shards at a time
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Load")]
     jobs: usize,
@@ -47,22 +60,36 @@ pub(crate) struct BackupArgs {
     no_secrets: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TypeArg {
+    /// Every shard's snapshot
+    Full,
+    /// What was written since the last backup or archive
+    Incremental,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum PreferArg {
+pub(crate) enum PreferArg {
     /// A replica in sync, else the primary
     Replica,
     /// The primary, else a replica in sync
     Primary,
 }
 
+impl From<PreferArg> for Prefer {
+    fn from(prefer: PreferArg) -> Self {
+        match prefer {
+            PreferArg::Replica => Self::Replica,
+            PreferArg::Primary => Self::Primary,
+        }
+    }
+}
+
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupArgs) -> Result<u8> {
     let (context, seeds) = session.cluster(&arguments.cluster)?;
     let (location, name) = session.location(&arguments.repo)?;
     let discovery = discover(&context, &seeds).await?;
-    let prefer = match arguments.prefer {
-        PreferArg::Replica => Prefer::Replica,
-        PreferArg::Primary => Prefer::Primary,
-    };
+    let prefer = Prefer::from(arguments.prefer);
     let plan = plan(&context, discovery, prefer, arguments.allow_partial).await?;
     // Only now: a cluster that can't be backed up must leave no new repository behind.
     let repository = session.open_or_create(&location, &arguments.repo).await?;
@@ -71,17 +98,55 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
         cluster: name,
         jobs: arguments.jobs,
         jobs_per_host: arguments.jobs_per_host,
+        prefer,
         include_secrets: !arguments.no_secrets && (arguments.include_secrets || repository.is_encrypted()),
+        cut: Some(arguments.cut.options()),
+        spool: arguments.spool.folder(),
+        spool_limit_bytes: arguments.spool.spool_limit,
+        seal: SealPolicy::default(),
     };
-    let progress: Vec<Arc<ShardProgress>> =
-        plan.shards.iter().map(|shard| ShardProgress::new(format!("slots {}", shard.shard.slots))).collect();
-    let display = Display::start(output, &progress);
-    let outcome = backup(&context, &repository, &plan, &options, &progress).await;
-    display.finish().await;
-    let manifest = outcome?;
+    let work = Work { context: &context, repository: &repository, plan: &plan, options: &options, output };
+    let manifest = match arguments.kind {
+        TypeArg::Full => work.full().await?,
+        TypeArg::Incremental => match work.incremental().await {
+            Err(error) if error.kind() == ErrorKind::Gap && !arguments.no_fallback => {
+                output.warn(&format!("no incremental backup is possible, taking a full one: {error}"));
+                work.full().await?
+            }
+            outcome => outcome?,
+        },
+    };
     warn_of_gaps(output, &manifest);
     output.data(&manifest, summary)?;
     Ok(exit::OK)
+}
+
+/// What both types of backup need.
+struct Work<'a> {
+    context: &'a Context,
+    repository: &'a Repository,
+    plan: &'a BackupPlan,
+    options: &'a BackupOptions,
+    output: &'a Output,
+}
+
+impl Work<'_> {
+    async fn full(&self) -> Result<Manifest> {
+        let progress = self.progress();
+        let display = Display::start(self.output, &progress);
+        let outcome = backup(self.context, self.repository, self.plan, self.options, &progress).await;
+        display.finish().await;
+        outcome
+    }
+
+    async fn incremental(&self) -> Result<Manifest> {
+        incremental(self.context, self.repository, self.plan, self.options, &self.progress()).await
+    }
+
+    fn progress(&self) -> Vec<Arc<ShardProgress>> {
+        let shards = self.plan.shards.iter();
+        shards.map(|shard| ShardProgress::new(format!("slots {}", shard.shard.slots))).collect()
+    }
 }
 
 fn announce(plan: &BackupPlan, location: &str) -> String {
@@ -100,6 +165,9 @@ fn announce(plan: &BackupPlan, location: &str) -> String {
 }
 
 fn warn_of_gaps(output: &Output, manifest: &Manifest) {
+    if let Some(reason) = manifest.cut.as_ref().and_then(|cut| cut.fell_back.as_ref()) {
+        output.warn(&format!("the cut was made without a barrier: {reason}"));
+    }
     if manifest.partial {
         output.warn(&format!(
             "this backup is partial: it lacks {} slots ({})",
@@ -124,9 +192,9 @@ fn warn_of_gaps(output: &Output, manifest: &Manifest) {
     }
 }
 
-/// The table of a backup's shards, and the line that says what happened.
+/// The table of a backup's shards, and the lines that say what happened.
 pub(crate) fn summary(manifest: &Manifest) -> String {
-    let mut rows = table(&["slots", "from", "role", "keys>", "RDB>", "stored>", "offset>"]);
+    let mut rows = table(&["slots", "from", "role", "keys>", "RDB>", "stored>", "offset>", "log>"]);
     for shard in &manifest.shards {
         rows.add_row([
             shard.slots.to_string(),
@@ -139,20 +207,49 @@ pub(crate) fn summary(manifest: &Manifest) -> String {
             bytes(shard.base.rdb.raw_bytes),
             bytes(stored(&shard.base)),
             shard.offset.to_string(),
+            bytes(shard.cut().offset.saturating_sub(shard.offset)),
         ]);
     }
     let raw: u64 = manifest.shards.iter().map(|shard| shard.base.rdb.raw_bytes).sum();
     let all: u64 = manifest.shards.iter().map(|shard| stored(&shard.base)).sum();
+    let log: u64 = manifest.shards.iter().map(|shard| shard.cut().offset.saturating_sub(shard.offset)).sum();
     let took = manifest.finished_at.duration_since(manifest.started_at).unsigned_abs();
     let keys = manifest.digest.map_or_else(|| "an unknown number of".to_owned(), |digest| count(digest.keys));
+    let what = match manifest.kind {
+        BackupKind::Full => "",
+        BackupKind::Incremental => "incremental, the bases of an earlier one and the log since, ",
+        BackupKind::Merged => "merged, ",
+    };
+    let cut = manifest.cut.as_ref().map(|cut| format!("\nCut: {}.", cut_text(cut))).unwrap_or_default();
     format!(
-        "{}\n\nBackup {}: {keys} keys, {} in, {} stored, {}.",
+        "{}\n{cut}\nBackup {}: {what}{keys} keys in the bases, {} in, {} stored, {} of log up to the cut, {}.",
         table_text(&rows),
         manifest.id,
         bytes(raw),
         bytes(all),
+        bytes(log),
         seconds(took),
     )
+}
+
+/// How a cut was made, in words.
+pub(crate) fn cut_text(cut: &ClusterCut) -> String {
+    match (cut.method, cut.paused_ms) {
+        (CutMethod::Barrier, Some(paused_ms)) => {
+            format!("all shards at {} exactly, writes paused for {paused_ms} ms", cut.at)
+        }
+        (CutMethod::Barrier, None) => format!("all shards at {} exactly", cut.at),
+        (CutMethod::Instant, _) => format!("all shards at {}, give or take {} ms", cut.at, cut.error_ms),
+    }
+}
+
+/// The kind of a backup, in a word.
+pub(crate) const fn kind_text(kind: BackupKind) -> &'static str {
+    match kind {
+        BackupKind::Full => "full",
+        BackupKind::Incremental => "incremental",
+        BackupKind::Merged => "merged",
+    }
 }
 
 /// What a base takes in the repository: RDB, index and digest.

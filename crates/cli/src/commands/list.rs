@@ -3,26 +3,44 @@
 use clap::Args;
 use serde::Serialize;
 use slotkeep_format::Manifest;
+use slotkeep_jobs::log::Past;
+use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, history_graph, restorable};
 use slotkeep_jobs::{Error, ErrorKind, Result};
+use slotkeep_repo::Repository;
 
-use super::backup::stored;
+use super::backup::{kind_text, stored};
 use crate::args::RepoArgs;
 use crate::exit;
 use crate::output::{Output, bytes, count, table, table_text};
 use crate::session::Session;
 
-/// List the backups of a repository
+/// List the backups of a repository, and the moments that its logs lead to
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     #[command(flatten)]
     repo: RepoArgs,
+    /// Draw the graph of histories: failovers, what was lost with them, bases and gaps
+    #[arg(long)]
+    history: bool,
 }
 
 #[derive(Serialize)]
 struct List {
     repository: String,
     backups: Vec<Row>,
+    /// What the logs lead to, of each cluster that has one.
+    restorable: Vec<ClusterMoments>,
     unreadable: Vec<Unreadable>,
+}
+
+#[derive(Serialize)]
+struct ClusterMoments {
+    cluster: String,
+    #[serde(flatten)]
+    restorable: Restorable,
+    /// The graph of histories, if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history: Option<Vec<HistoryNode>>,
 }
 
 #[derive(Serialize)]
@@ -31,6 +49,8 @@ struct Row {
     id: String,
     kind: String,
     partial: bool,
+    /// The moment of the cut that all shards share.
+    cut: Option<jiff::Timestamp>,
     finished_at: jiff::Timestamp,
     server: String,
     shards: usize,
@@ -52,9 +72,14 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
         Some(name) => vec![name.clone()],
         None => repository.clusters().await?,
     };
-    let mut list =
-        List { repository: repository.location().to_string(), backups: vec![], unreadable: vec![] };
+    let mut list = List {
+        repository: repository.location().to_string(),
+        backups: vec![],
+        restorable: vec![],
+        unreadable: vec![],
+    };
     for cluster in clusters {
+        list.restorable.extend(moments(&repository, &cluster, arguments.history).await?);
         let listing = repository.backups(&cluster).await?;
         list.backups.extend(listing.backups.iter().map(row));
         list.unreadable.extend(listing.unreadable.into_iter().map(|backup| Unreadable {
@@ -79,12 +104,26 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
     }
 }
 
+/// What the log of a cluster leads to; nothing if there is none.
+async fn moments(repository: &Repository, cluster: &str, history: bool) -> Result<Option<ClusterMoments>> {
+    let past = Past::load(repository, cluster).await?;
+    if !past.has_log() && !history {
+        return Ok(None);
+    }
+    Ok(Some(ClusterMoments {
+        cluster: cluster.to_owned(),
+        restorable: if past.has_log() { restorable(&past).await? } else { Restorable::default() },
+        history: if history { Some(history_graph(&past).await?) } else { None },
+    }))
+}
+
 fn row(manifest: &Manifest) -> Row {
     let server = manifest.shards.first().and_then(|shard| shard.server.version());
     Row {
         cluster: manifest.cluster.clone(),
         id: manifest.id.clone(),
-        kind: "full".to_owned(),
+        kind: kind_text(manifest.kind).to_owned(),
+        cut: manifest.cut.as_ref().map(|cut| cut.at),
         partial: manifest.partial,
         finished_at: manifest.finished_at,
         server: server.map(|server| server.to_string()).unwrap_or_default(),
@@ -96,17 +135,123 @@ fn row(manifest: &Manifest) -> Row {
 }
 
 fn render(list: &List) -> String {
+    let mut parts = vec![render_backups(list)];
+    parts.extend(list.restorable.iter().map(render_moments));
+    parts.join("\n\n")
+}
+
+fn render_moments(of: &ClusterMoments) -> String {
+    let mut lines = Vec::new();
+    let Restorable { moments, shards } = &of.restorable;
+    if of.history.is_none() || !shards.is_empty() {
+        let widest = shards.iter().filter_map(|shard| shard.uncertainty_ms).max();
+        let width = widest.map(|ms| {
+            format!(" (of writes that came just before a moment, the last {ms} ms may be missing)")
+        });
+        lines.push(format!(
+            "Moments of `{}` that can be restored, by the servers' clocks{}:",
+            of.cluster,
+            width.unwrap_or_default()
+        ));
+        if moments.is_empty() {
+            lines.push(
+                "  none: there is no moment at which a base and the log of every shard are there".to_owned(),
+            );
+        }
+        for (number, span) in moments.iter().enumerate() {
+            if let Some(before) = number.checked_sub(1).and_then(|before| moments.get(before)) {
+                lines.push(format!("  GAP  {} to {}", moment(before.to), moment(span.from)));
+            }
+            lines.push(format!("  from {} to {}", moment(span.from), moment(span.to)));
+        }
+        let mut rows = table(&["  slots", "from", "to", "history", "offsets>"]);
+        for shard in shards {
+            let ends = shard.moments.map(|span| (moment(span.from), moment(span.to)));
+            let (from, to) = ends.unwrap_or_else(|| ("?".to_owned(), "?".to_owned()));
+            rows.add_row([
+                format!("  {}", shard.slots),
+                from,
+                to,
+                shard.history.to_string(),
+                format!("{}-{}", shard.from.offset, shard.to.offset),
+            ]);
+        }
+        lines.push(table_text(&rows));
+    }
+    for node in of.history.iter().flatten() {
+        lines.push(render_node(node, of.history.as_deref().unwrap_or_default()));
+    }
+    lines.join("\n")
+}
+
+/// A history, indented below the one that it comes from.
+fn render_node(node: &HistoryNode, all: &[HistoryNode]) -> String {
+    let mut depth = 0_usize;
+    let mut above = node.parent.as_ref();
+    while let Some(parent) = above.filter(|_| depth < all.len()) {
+        let Some(next) = all.iter().find(|other| other.history == parent.history) else { break };
+        depth += 1;
+        above = next.parent.as_ref();
+    }
+    let indent = "   ".repeat(depth);
+    let mut lines = vec![match &node.parent {
+        Some(parent) => format!(
+            "{indent}└─ {} goes on behind offset {} of {}",
+            node.history, parent.offset, parent.history
+        ),
+        None => format!("\n{indent}{}, slots {}", node.history, node.slots),
+    }];
+    let pad = format!("{indent}   ");
+    let mut rows: Vec<(u64, String)> = node
+        .bases
+        .iter()
+        .map(|base| (base.offset, format!("{pad}base at {} (backup {})", base.offset, base.backup)))
+        .collect();
+    let mut last: Option<u64> = None;
+    for log in &node.log {
+        if let Some(last) = last {
+            rows.push((
+                last.saturating_add(1),
+                format!("{pad}GAP  {} to {}", last.saturating_add(1), log.first.saturating_sub(1)),
+            ));
+        }
+        rows.push((log.first, format!("{pad}log  {}", stretch(log))));
+        last = Some(log.last);
+    }
+    rows.sort_by_key(|(offset, _)| *offset);
+    lines.extend(rows.into_iter().map(|(_, line)| line));
+    if let Some(tail) = &node.divergent {
+        lines.push(format!("{pad}not part of what followed: {}", stretch(tail)));
+    }
+    lines.join("\n")
+}
+
+fn stretch(log: &NodeLog) -> String {
+    let when = log.written.map(|span| match (span.from, span.until) {
+        (Some(from), Some(until)) => format!(", {} to {}", moment(from), moment(until)),
+        (Some(at), None) | (None, Some(at)) => format!(", {}", moment(at)),
+        (None, None) => String::new(),
+    });
+    let length = log.last.saturating_sub(log.first).saturating_add(1);
+    format!("{} to {} ({}{})", log.first, log.last, bytes(length), when.unwrap_or_default())
+}
+
+fn moment(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+}
+
+fn render_backups(list: &List) -> String {
     if list.backups.is_empty() && list.unreadable.is_empty() {
         return format!("{} holds no backup yet.", list.repository);
     }
     let mut rows =
-        table(&["cluster", "id", "kind", "finished", "server", "shards>", "keys>", "RDB>", "stored>"]);
+        table(&["cluster", "id", "kind", "as of", "server", "shards>", "keys>", "RDB>", "stored>"]);
     for backup in &list.backups {
         rows.add_row([
             backup.cluster.clone(),
             backup.id.clone(),
             if backup.partial { format!("{}, partial", backup.kind) } else { backup.kind.clone() },
-            backup.finished_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+            backup.cut.unwrap_or(backup.finished_at).strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
             backup.server.clone(),
             backup.shards.to_string(),
             backup.keys.map_or_else(|| "?".to_owned(), count),

@@ -1,12 +1,18 @@
 //! The commands, one file each: their options, what they call, what they show.
 
+pub(crate) mod archive;
 pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod diff;
+pub(crate) mod export;
 pub(crate) mod generate;
+pub(crate) mod get;
 pub(crate) mod init;
+pub(crate) mod inspect;
 pub(crate) mod key;
 pub(crate) mod list;
+pub(crate) mod log;
+pub(crate) mod merge;
 pub(crate) mod restore;
 pub(crate) mod show;

@@ -6,7 +6,7 @@ use slotkeep_format::manifest::CrcRecord;
 use slotkeep_jobs::Result;
 use slotkeep_repo::BackupSelector;
 
-use super::backup::summary;
+use super::backup::{cut_text, kind_text, summary};
 use crate::args::RepoArgs;
 use crate::exit;
 use crate::output::Output;
@@ -43,6 +43,13 @@ fn render(manifest: &Manifest) -> String {
     line("started", manifest.started_at.to_string());
     line("finished", manifest.finished_at.to_string());
     line("slotkeep", manifest.slotkeep_version.clone());
+    line("kind", kind_text(manifest.kind).to_owned());
+    if let Some(cut) = &manifest.cut {
+        line("cut", cut_text(cut));
+        if let Some(reason) = &cut.fell_back {
+            line("NOTE", format!("no barrier: {reason}"));
+        }
+    }
     if manifest.partial {
         line("PARTIAL", format!("lacks slots {}", manifest.missing_slots));
     }
@@ -60,6 +67,9 @@ fn render(manifest: &Manifest) -> String {
         }
         line("taken", format!("from {}", shard.source));
         line("history", format!("{} up to offset {}", shard.history, shard.offset));
+        if let Some(cut) = &shard.cut {
+            line("log", format!("{} up to offset {}", cut.history, cut.offset));
+        }
         if let Some(time) = shard.server_time {
             line("time", format!("{time} by the server's clock"));
         }

@@ -8,6 +8,9 @@
 )]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod agent;
+pub mod log;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -55,6 +58,7 @@ pub fn command() -> Command {
             command.env_remove(name);
         }
     }
+    command.env("XDG_STATE_HOME", std::env::temp_dir().join("slotkeep-test-state"));
     command
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "what does not hold fails the test")]
 
 mod harness;
+mod link;
 mod refusals;
 mod shapes;
 mod users;

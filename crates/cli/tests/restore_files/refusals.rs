@@ -6,10 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use slotkeep_jobs::log::Past;
+use slotkeep_jobs::log::point::{Aim, resolve};
 use slotkeep_jobs::net::{Connector, ConnectorOptions};
 use slotkeep_jobs::ports::{SystemClock, SystemRng};
 use slotkeep_jobs::progress::ShardProgress;
-use slotkeep_jobs::restore::files::{FilesOptions, apply, plan};
+use slotkeep_jobs::restore::files::{FilesOptions, Source, apply, plan};
 use slotkeep_jobs::{Context, ErrorKind};
 use slotkeep_repo::{BackupSelector, Location, Repository};
 use slotkeep_testkit::data::Mix;
@@ -144,10 +146,13 @@ async fn a_restore_that_is_stopped_leaves_nothing_behind() {
         nodes: free_addrs(2).iter().map(|addr| addr.to_string().parse().unwrap()).collect(),
         ..FilesOptions::default()
     };
-    let plan = plan(&context, &manifest, &options).await.unwrap();
+    let past = Arc::new(Past::load(&repository, "main").await.unwrap());
+    let point = resolve(&past, &Aim::Backup(Box::new(manifest))).await.unwrap();
+    let plan = plan(&context, &point, &options).await.unwrap();
     context.stop.cancel();
     let progress = [ShardProgress::new("a".to_owned()), ShardProgress::new("b".to_owned())];
-    let stopped = apply(&context, &repository, &plan, &progress).await.unwrap_err();
+    let source = Source { repository, past: Some(past) };
+    let stopped = apply(&context, &source, &plan, &progress).await.unwrap_err();
     assert_eq!(stopped.kind(), ErrorKind::Interrupted);
     assert!(bench.restored().is_empty());
     assert!(!Path::new(&bench.path("new")).exists());

@@ -10,12 +10,12 @@ pub(crate) const HASH_VERSION: u32 = 1;
 
 /// What an RDB was found to hold.
 #[derive(Debug)]
-pub(super) struct Interpretation {
-    pub(super) digest: DatasetDigest,
+pub(crate) struct Interpretation {
+    pub(crate) digest: DatasetDigest,
 }
 
 /// Reads an RDB piece by piece.
-pub(super) struct Interpreter {
+pub(crate) struct Interpreter {
     parser: Parser,
     digester: Digester,
     digest: DatasetDigest,
@@ -37,7 +37,7 @@ impl Default for Interpreter {
 
 impl Interpreter {
     /// Reads on; the reason if the RDB can't be understood.
-    pub(super) fn feed(&mut self, mut piece: &[u8]) -> Result<(), String> {
+    pub(crate) fn feed(&mut self, mut piece: &[u8]) -> Result<(), String> {
         while let Some(event) = self.parser.next(&mut piece).map_err(|error| error.to_string())? {
             if let Event::SlotImport { .. } = event {
                 return Err("it holds slots that the shard was importing (CLUSTER MIGRATESLOTS)".to_owned());
@@ -59,17 +59,17 @@ impl Interpreter {
     }
 
     /// Keys seen so far.
-    pub(super) const fn keys(&self) -> u64 {
+    pub(crate) const fn keys(&self) -> u64 {
         self.keys
     }
 
     /// The index as far as it has been written.
-    pub(super) const fn index(&mut self) -> &mut IndexWriter {
+    pub(crate) const fn index(&mut self) -> &mut IndexWriter {
         &mut self.index
     }
 
     /// Ends the reading; the reason if the RDB is not complete.
-    pub(super) fn finish(self) -> Result<Interpretation, String> {
+    pub(crate) fn finish(self) -> Result<Interpretation, String> {
         self.parser.finish().map_err(|error| error.to_string())?;
         let mut digest = self.digest;
         digest.functions = self.digester.functions();

@@ -1,43 +1,51 @@
-//! A full backup: a base of every shard, then the manifest.
+//! A backup on demand: a base of every shard, or the log behind the bases of an earlier one; the log up to a cut that all shards share;
+//! then the manifest.
 //!
 //! Invariants: the manifest is written last, when everything it names is durable; a backup that fails or is interrupted takes
-//! back what it stored and is never listed.
+//! back its bases and is never listed. Segments of the log stay: they are whole, and no manifest names them.
 
-mod capture;
+pub(crate) mod base;
+pub(crate) mod commit;
 mod interpret;
-mod pipeline;
+pub(crate) mod pipeline;
 mod plan;
 
-use std::collections::HashMap;
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::{
-    BackupKind, BaseRecord, CrcRecord, FORMAT_VERSION, NodeRecord, ObjectRecord, ShardRecord,
-};
-use slotkeep_model::{Node, SlotDigest};
-use slotkeep_rdb::Crc;
+use slotkeep_format::manifest::{BackupKind, ShardCut};
+use slotkeep_model::{NodeAddr, Shard};
 use slotkeep_repo::Repository;
-use tokio::sync::Semaphore;
+use tokio::sync::Notify;
 
 pub(crate) use interpret::HASH_VERSION;
+pub(crate) use plan::plan_shard;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
 
-use crate::discover::{discover, node_report, nodes_moving_slots};
+use crate::archive::fleet::{Fleet, match_lines};
+use crate::archive::gates::Gates;
+use crate::archive::held::{Held, Holdings};
+use crate::archive::line::{Ack, Shared};
+use crate::archive::sealer::{Patience, wait};
+use crate::archive::spool::SpoolFolder;
+use crate::archive::{SealPolicy, view};
+use crate::cut::{CutOptions, TakenCut, take_cut};
+use crate::discover::{Discovery, discover, nodes_moving_slots, replication_at};
 use crate::ports::random_hex;
 use crate::progress::{Phase, ShardProgress};
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
-use capture::{Captured, Destination, capture, discard_base};
+use commit::{Heading, Part, commit};
 
-/// How long a replica may take to receive what its primary had written when the backup was planned.
-const CATCH_UP_LIMIT: Duration = Duration::from_secs(10);
-/// How often it is asked.
-const CATCH_UP_LOOK: Duration = Duration::from_millis(50);
+/// How often a cut is tried.
+const CUT_ATTEMPTS: usize = 3;
+/// How long the log may take to reach a cut.
+const CUT_LIMIT: Duration = Duration::from_secs(120);
+/// The pause before a cut is tried again: as long as a failover may take.
+const CUT_PAUSE: Duration = Duration::from_secs(2);
 
 /// How to take a backup.
 #[derive(Clone, Debug)]
@@ -48,8 +56,18 @@ pub struct BackupOptions {
     pub jobs: usize,
     /// At most so many shards at a time from nodes of one host.
     pub jobs_per_host: usize,
+    /// Which role to take and follow, where there is a choice.
+    pub prefer: Prefer,
     /// Whether passwords and their hashes are stored as well.
     pub include_secrets: bool,
+    /// The cut that all shards are to share; without one each shard ends at its own base.
+    pub cut: Option<CutOptions>,
+    /// Where the log waits until it is stored.
+    pub spool: PathBuf,
+    /// At most so many bytes of it at a time.
+    pub spool_limit_bytes: u64,
+    /// When a piece of the log is stored.
+    pub seal: SealPolicy,
 }
 
 /// An id for a backup that begins now. Ids sort by time, to the millisecond: the latest backup is the one whose id is last, and
@@ -59,7 +77,7 @@ pub fn new_backup_id(context: &Context) -> Result<String> {
     Ok(format!("{time}-{}", random_hex(&*context.rng, 4)?))
 }
 
-/// Takes the backup that was planned. `progress` has a row for each shard of the plan. Cancelling it is safe for the
+/// Takes the full backup that was planned. `progress` has a row for each shard of the plan. Cancelling it is safe for the
 /// cluster but may leave unlisted objects in the repository; to stop in order, cancel [`Context::stop`].
 pub async fn backup(
     context: &Context,
@@ -68,292 +86,271 @@ pub async fn backup(
     options: &BackupOptions,
     progress: &[Arc<ShardProgress>],
 ) -> Result<Manifest> {
-    // Before hours are spent on what could not be signed.
-    repository.check_signs()?;
-    let id = new_backup_id(context)?;
-    let started_at = context.clock.now();
-    let settings_options = SettingsOptions { include_secrets: options.include_secrets };
-    let settings = read_settings(context, plan.discovery.topology(), &settings_options);
-    let settings = context.unless_stopped(settings).await?;
-    let destination = Destination { repository, cluster: &options.cluster, backup_id: &id };
-    let taken = capture_all(context, plan, options, &destination, progress).await;
-    let outcome = match taken.outcome {
-        Ok(()) => context.unless_stopped(check_topology(context, plan)).await,
-        Err(error) => Err(error),
-    };
-    let shards: Vec<ShardRecord> = taken.shards.into_iter().flatten().collect();
-    if let Err(error) = outcome {
-        take_back(repository, &shards).await;
-        return Err(error);
-    }
-    let manifest = Manifest {
-        format_version: FORMAT_VERSION,
-        id,
-        cluster: options.cluster.clone(),
-        kind: BackupKind::Full,
-        partial: !plan.missing_slots.is_empty(),
-        missing_slots: plan.missing_slots.clone(),
-        started_at,
-        finished_at: context.clock.now(),
-        slotkeep_version: env!("CARGO_PKG_VERSION").to_owned(),
-        cluster_mode: plan.discovery.topology().cluster_mode,
-        current_epoch: plan.discovery.topology().current_epoch,
-        cut: None,
-        digest: taken.digest,
-        shards,
-        settings,
-    };
-    if let Err(error) = repository.commit(&manifest).await {
-        take_back(repository, &manifest.shards).await;
-        return Err(error.into());
-    }
-    Ok(manifest)
+    let held = plan.shards.iter().map(|_| None).collect();
+    Run::begin(context, repository, plan, options)?.take(BackupKind::Full, held, progress).await
 }
 
-/// What the shards came to: records of those that succeeded, in the order of the plan, and the first failure.
-struct Taken {
-    shards: Vec<Option<ShardRecord>>,
-    digest: Option<SlotDigest>,
-    outcome: Result<()>,
-}
-
-async fn capture_all(
+/// Takes an incremental backup: the log behind the newest backup that leads to what the servers follow now. Fails with
+/// [`ErrorKind::Gap`] if there is none, or if a server can't continue from its end.
+pub async fn incremental(
     context: &Context,
+    repository: &Repository,
     plan: &BackupPlan,
     options: &BackupOptions,
-    destination: &Destination<'_>,
     progress: &[Arc<ShardProgress>],
-) -> Taken {
-    // When one shard fails the others stop as well, in order.
-    let context = Context { stop: context.stop.child_token(), ..context.clone() };
-    let gates = Gates::new(plan, options);
-    let mut running: FuturesUnordered<_> = plan
-        .shards
-        .iter()
-        .zip(progress)
-        .enumerate()
-        .map(|(number, (shard, progress))| {
-            let (context, gates) = (&context, &gates);
-            async move { (number, capture_shard(context, shard, gates, destination, progress).await) }
-        })
-        .collect();
-    let mut taken = Taken {
-        shards: plan.shards.iter().map(|_| None).collect(),
-        digest: Some(SlotDigest::default()),
-        outcome: Ok(()),
-    };
-    while let Some((number, outcome)) = running.next().await {
-        match outcome {
-            Ok((record, digest)) => {
-                taken.digest = taken.digest.zip(digest).map(|(mut sum, more)| {
-                    sum.merge(more);
-                    sum
-                });
-                if let Some(place) = taken.shards.get_mut(number) {
-                    *place = Some(record);
-                }
-            }
-            Err(error) => {
-                if let Some(progress) = progress.get(number) {
-                    progress.enter(Phase::Failed);
-                }
-                if taken.outcome.is_ok() {
-                    taken.outcome = Err(error);
-                }
-                context.stop.cancel();
-            }
-        }
-    }
-    taken
+) -> Result<Manifest> {
+    let held = context.unless_stopped(find_held(context, repository, plan, options)).await?;
+    Run::begin(context, repository, plan, options)?.take(BackupKind::Incremental, held, progress).await
 }
 
-/// Who may run: so many at a time, and so many a host.
-struct Gates {
-    all: Semaphore,
-    hosts: HashMap<String, Semaphore>,
-}
-
-impl Gates {
-    fn new(plan: &BackupPlan, options: &BackupOptions) -> Self {
-        let hosts = plan
-            .shards
-            .iter()
-            .flat_map(|shard| &shard.candidates)
-            .map(|candidate| candidate.addr.host().to_owned());
-        let gate = || Semaphore::new(options.jobs_per_host.max(1));
-        Self { all: Semaphore::new(options.jobs.max(1)), hosts: hosts.map(|host| (host, gate())).collect() }
-    }
-}
-
-/// Captures one shard from the best node that can be captured.
-async fn capture_shard(
+async fn find_held(
     context: &Context,
-    plan: &ShardPlan,
-    gates: &Gates,
-    destination: &Destination<'_>,
-    progress: &Arc<ShardProgress>,
-) -> Result<(ShardRecord, Option<SlotDigest>)> {
-    let doing = format!("shard with slots {}", plan.shard.slots);
-    let mut failures: Vec<Error> = Vec::new();
-    for candidate in &plan.candidates {
-        // A host's turn first: a shard that waits for its host must not keep others from theirs.
-        let turn = async {
-            let host = gates.hosts.get(candidate.addr.host()).map(Semaphore::acquire);
-            (futures::future::OptionFuture::from(host).await, gates.all.acquire().await)
+    repository: &Repository,
+    plan: &BackupPlan,
+    options: &BackupOptions,
+) -> Result<Vec<Option<Held>>> {
+    let mut holdings = Holdings::read(repository, &options.cluster).await?;
+    let mut all = Vec::new();
+    for shard in &plan.shards {
+        let replication = replication_at(context, &shard.shard.primary.addr).await?;
+        let held = holdings.leading_to(&replication).await?;
+        let none = || {
+            Error::new(
+                ErrorKind::Gap,
+                format!(
+                    "no backup of `{}` leads to history {} of the shard with slots {}: there is nothing to continue",
+                    options.cluster, replication.replid, shard.shard.slots
+                ),
+            )
+            .hint("take a full backup first (--type full)")
         };
-        let _turn = tokio::select! {
-            turn = turn => turn,
-            () = context.stop.cancelled() => return Err(Error::interrupted()),
-        };
-        progress.expected_keys.store(candidate.keys, Ordering::Relaxed);
-        let captured = match catch_up(context, candidate, plan.written_to).await {
-            Ok(()) => capture(context, &candidate.addr, destination, progress).await,
+        all.push(Some(held.ok_or_else(none)?));
+    }
+    Ok(all)
+}
+
+/// A backup on its way.
+struct Run<'a> {
+    context: &'a Context,
+    repository: &'a Repository,
+    plan: &'a BackupPlan,
+    options: &'a BackupOptions,
+    id: String,
+    started_at: jiff::Timestamp,
+}
+
+impl<'a> Run<'a> {
+    fn begin(
+        context: &'a Context,
+        repository: &'a Repository,
+        plan: &'a BackupPlan,
+        options: &'a BackupOptions,
+    ) -> Result<Self> {
+        // Before hours are spent on what could not be signed.
+        repository.check_signs()?;
+        let id = new_backup_id(context)?;
+        Ok(Self { context, repository, plan, options, id, started_at: context.clock.now() })
+    }
+
+    async fn take(
+        self,
+        kind: BackupKind,
+        held: Vec<Option<Held>>,
+        progress: &[Arc<ShardProgress>],
+    ) -> Result<Manifest> {
+        let settings_options = SettingsOptions { include_secrets: self.options.include_secrets };
+        let topology = self.plan.discovery.topology();
+        let settings =
+            self.context.unless_stopped(read_settings(self.context, topology, &settings_options)).await?;
+        // When one shard fails the others stop as well, in order.
+        let context = Context { stop: self.context.stop.child_token(), ..self.context.clone() };
+        let mut fleet = Fleet::new(Arc::new(self.shared(context, kind)?));
+        for ((shard, held), progress) in self.plan.shards.iter().zip(held).zip(progress) {
+            fleet.add(shard.shard.clone(), held, Arc::clone(progress));
+        }
+        let outcome = self.follow_to_cut(&mut fleet).await;
+        let stopped = fleet.stop().await;
+        let outcome = match outcome.and_then(|cut| stopped.map(|()| cut)) {
+            Ok((discovery, cut)) => {
+                let heading = Heading {
+                    id: self.id.clone(),
+                    cluster: self.options.cluster.clone(),
+                    kind,
+                    started_at: self.started_at,
+                    settings,
+                    cut: cut.as_ref().map(|cut| cut.cut.clone()),
+                };
+                self.commit(&fleet, &discovery, heading, cut).await
+            }
             Err(error) => Err(error),
         };
-        match captured {
-            Ok(captured) => {
-                let layout = captured.layout.clone();
-                let taken = record(destination.repository, plan, candidate, captured).await;
-                match taken {
-                    Ok(_) => progress.enter(Phase::Done),
-                    Err(_) => discard_base(destination.repository, &layout).await,
+        match outcome {
+            Ok(manifest) => Ok(manifest),
+            Err(error) => {
+                for row in progress.iter().filter(|row| row.phase() != Phase::Done) {
+                    row.enter(Phase::Failed);
                 }
-                return taken;
+                fleet.take_back(&HashSet::new()).await;
+                Err(error)
             }
-            Err(error) if another_node_may_do(&error) => {
-                tracing::warn!(node = %candidate.addr, %error, "this node could not be captured");
-                failures.push(error);
+        }
+    }
+
+    fn shared(&self, context: Context, kind: BackupKind) -> Result<Shared> {
+        let options = self.options;
+        let folder = SpoolFolder::passing(
+            &options.spool,
+            &self.repository.file().repository_id,
+            &options.cluster,
+            &self.id,
+            options.spool_limit_bytes,
+        )?;
+        Ok(Shared {
+            context,
+            repository: self.repository.clone(),
+            cluster: options.cluster.clone(),
+            folder,
+            policy: options.seal,
+            ack: Ack::Local,
+            prefer: options.prefer,
+            gates: Gates::new(options.jobs, options.jobs_per_host),
+            patience: Patience::None,
+            follows: options.cut.is_some(),
+            may_take_bases: kind == BackupKind::Full,
+            backup_id: Some(self.id.clone()),
+            board: Arc::default(),
+            changed: Arc::new(Notify::new()),
+        })
+    }
+
+    /// Waits for the bases, makes the cut, and waits until the log has come so far.
+    async fn follow_to_cut(&self, fleet: &mut Fleet) -> Result<(Discovery, Option<TakenCut>)> {
+        fleet.until_following().await?;
+        let Some(options) = self.options.cut else {
+            let discovery = self.context.unless_stopped(self.look_again()).await?;
+            return Ok((discovery, None));
+        };
+        let mut last = None;
+        for _ in 0..CUT_ATTEMPTS {
+            let attempt = self.context.unless_stopped(self.cut(fleet, options));
+            match attempt.await {
+                Ok(Some(done)) => return Ok(done),
+                Ok(None) => {}
+                Err(error) if error.kind() == ErrorKind::Unreachable => last = Some(error),
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error.context(doing)),
+            wait(self.context, &self.context.stop, CUT_PAUSE).await;
         }
+        let gave_up = || {
+            Error::new(
+                ErrorKind::Failed,
+                "the shards could not be brought to one cut: their histories changed",
+            )
+            .hint("run it again when no failover is under way")
+        };
+        Err(last.unwrap_or_else(gave_up))
     }
-    let first = failures.into_iter().next();
-    let first = first.unwrap_or_else(|| Error::new(ErrorKind::Unreachable, "no node can be captured"));
-    Err(first.context(doing))
+
+    /// A cut that the log has reached; nothing if a shard's history changed before.
+    async fn cut(
+        &self,
+        fleet: &mut Fleet,
+        options: CutOptions,
+    ) -> Result<Option<(Discovery, Option<TakenCut>)>> {
+        let discovery = self.look_again().await?;
+        let primaries = current_primaries(fleet, &discovery)?;
+        let taken = take_cut(self.context, &primaries, options).await?;
+        let complete = tokio::select! {
+            complete = fleet.until_complete(&taken.shards) => complete?,
+            () = self.context.clock.sleep(CUT_LIMIT) => false,
+        };
+        Ok(complete.then_some((discovery, Some(taken))))
+    }
+
+    /// The cluster as it is now. Fails if slots have changed hands since the plan was made: a key that moved could have been missed
+    /// or taken twice.
+    async fn look_again(&self) -> Result<Discovery> {
+        let nodes = self.plan.shards.iter().flat_map(|shard| &shard.candidates);
+        let seeds: Vec<NodeAddr> = std::iter::once(self.plan.discovery.answered.clone())
+            .chain(nodes.map(|candidate| candidate.addr.clone()))
+            .collect();
+        let now = discover(self.context, &seeds)
+            .await
+            .map_err(|error| error.context("looking at the cluster once more"))?;
+        let owners = |discovery: &Discovery| {
+            let shards = &discovery.topology().shards;
+            let mut slots: Vec<String> = shards.iter().map(|shard| shard.slots.to_string()).collect();
+            slots.sort();
+            slots
+        };
+        let moved = owners(&now) != owners(&self.plan.discovery);
+        if moved
+            || now.slots_are_moving()
+            || !nodes_moving_slots(self.context, now.topology()).await.is_empty()
+        {
+            return Err(Error::new(
+                ErrorKind::NotACluster,
+                "slots moved between shards during the backup: a key could have been missed or taken twice",
+            )
+            .hint("no backup was made; run it again when no slots are being moved"));
+        }
+        Ok(now)
+    }
+
+    async fn commit(
+        &self,
+        fleet: &Fleet,
+        discovery: &Discovery,
+        heading: Heading,
+        cut: Option<TakenCut>,
+    ) -> Result<Manifest> {
+        let cuts: Vec<Option<ShardCut>> = match cut {
+            Some(cut) => cut.shards.into_iter().map(Some).collect(),
+            None => fleet.lines.iter().map(|_| None).collect(),
+        };
+        let part = |(line, cut): (&crate::archive::line::LineHandle, Option<ShardCut>)| {
+            let base = line.base().ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Failed,
+                    format!("the shard with slots {} has no base", line.shard().slots),
+                )
+            })?;
+            Ok(Part { shard: line.shard(), base, cut })
+        };
+        let parts: Vec<Part> = fleet.lines.iter().zip(cuts).map(part).collect::<Result<_>>()?;
+        if heading.cut.is_some() {
+            let seen = view::look_at_shards(self.context, discovery).await;
+            let record = view::record(self.context, discovery, &seen)?;
+            self.repository.put_topology(&self.options.cluster, &record).await?;
+        }
+        commit(self.context, self.repository, discovery.topology(), heading, &parts).await
+    }
 }
 
-/// Waits until a replica has received what its primary had written when the backup was planned. A replica that has just attached
-/// says that its link is up a second before the stream flows (the primary waits for its first acknowledgement).
-async fn catch_up(context: &Context, candidate: &Candidate, written_to: Option<u64>) -> Result<()> {
-    let Some(wanted) = written_to.filter(|offset| candidate.offset < *offset) else { return Ok(()) };
-    let wait = async {
-        let began = context.clock.elapsed();
-        loop {
-            let report = node_report(context, &candidate.addr).await?;
-            if report.offset >= wanted {
-                return Ok(());
-            }
-            if context.clock.elapsed().saturating_sub(began) > CATCH_UP_LIMIT {
-                let behind = wanted.saturating_sub(report.offset);
-                let words = format!("{}: it is still {behind} bytes behind its primary", candidate.addr);
-                return Err(Error::new(ErrorKind::Unreachable, words)
-                    .hint("find out why the replica lags, or take the primary: --prefer primary"));
-            }
-            context.clock.sleep(CATCH_UP_LOOK).await;
+/// The primary of each line's shard. Lines learn of a primary that has changed.
+fn current_primaries(fleet: &Fleet, discovery: &Discovery) -> Result<Vec<NodeAddr>> {
+    let followed: Vec<Shard> = fleet.lines.iter().map(crate::archive::line::LineHandle::shard).collect();
+    let shards = &discovery.topology().shards;
+    let lines = match_lines(&followed, shards);
+    for (shard, line) in shards.iter().zip(&lines) {
+        if let Some(line) = line.and_then(|number| fleet.lines.get(number)) {
+            line.shard.send_if_modified(|known| {
+                let changed = known != shard;
+                known.clone_from(shard);
+                changed
+            });
         }
+    }
+    let gone = |shard: &Shard| {
+        Error::new(ErrorKind::Unreachable, format!("the shard with slots {} is gone", shard.slots))
+            .hint("run it again when the cluster is whole")
     };
-    context.unless_stopped(wait).await
-}
-
-fn another_node_may_do(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Failed | ErrorKind::Corrupt)
-}
-
-async fn record(
-    repository: &Repository,
-    plan: &ShardPlan,
-    candidate: &Candidate,
-    captured: Captured,
-) -> Result<(ShardRecord, Option<SlotDigest>)> {
-    let Captured { history, offset, server_time, report, layout } = captured;
-    let mut base = BaseRecord {
-        rdb: report.rdb,
-        rdb_version: report.envelope.version,
-        crc64: match report.envelope.crc {
-            Crc::Matches(_) => CrcRecord::Verified,
-            Crc::NotComputed | Crc::None => CrcRecord::NotComputed,
-        },
-        index: None,
-        digest: None,
-        keys: None,
-        functions: None,
-        not_interpreted: None,
-    };
-    let mut total = None;
-    match report.interpretation {
-        Ok((interpretation, index)) => {
-            let bytes = slotkeep_format::encode_digest(&interpretation.digest, HASH_VERSION);
-            base.index = Some(index);
-            base.digest = Some(put_digest(repository, layout.digest(), bytes).await?);
-            base.keys = Some(interpretation.digest.keys());
-            base.functions = Some(interpretation.digest.functions.keys);
-            total = Some(interpretation.digest.total());
-        }
-        Err(reason) => base.not_interpreted = Some(reason),
-    }
-    let node = |node: &Node| NodeRecord { id: node.id.clone(), addr: node.addr.clone(), online: node.online };
-    let record = ShardRecord {
-        slots: plan.shard.slots.clone(),
-        config_epoch: plan.shard.config_epoch,
-        primary: node(&plan.shard.primary),
-        replicas: plan.shard.replicas.iter().map(node).collect(),
-        source: candidate.addr.clone(),
-        source_role: candidate.role.into(),
-        server: candidate.server.into(),
-        history,
-        offset: offset.0,
-        server_time,
-        base,
-        cut: None,
-    };
-    Ok((record, total))
-}
-
-async fn put_digest(repository: &Repository, path: String, bytes: Vec<u8>) -> Result<ObjectRecord> {
-    let raw_bytes = bytes.len() as u64;
-    let mut writer = repository.create_object(path).await?;
-    match writer.write(bytes.into()).await {
-        Ok(()) => Ok(writer.finish(raw_bytes).await?),
-        Err(error) => {
-            // The first error is the one to report.
-            let _ = writer.abort().await;
-            Err(error.into())
-        }
-    }
-}
-
-/// Fails if slots have changed hands since the plan was made: a key that moved could have been missed or taken twice.
-async fn check_topology(context: &Context, plan: &BackupPlan) -> Result<()> {
-    let seeds: Vec<_> = std::iter::once(plan.discovery.answered.clone())
-        .chain(
-            plan.shards
-                .iter()
-                .flat_map(|shard| shard.candidates.iter().map(|candidate| candidate.addr.clone())),
-        )
-        .collect();
-    let now =
-        discover(context, &seeds).await.map_err(|error| error.context("looking at the cluster once more"))?;
-    let owners = |topology: &slotkeep_model::Topology| {
-        let mut slots: Vec<String> = topology.shards.iter().map(|shard| shard.slots.to_string()).collect();
-        slots.sort();
-        slots
-    };
-    let moved = owners(now.topology()) != owners(plan.discovery.topology());
-    if moved || now.slots_are_moving() || !nodes_moving_slots(context, now.topology()).await.is_empty() {
-        return Err(Error::new(
-            ErrorKind::NotACluster,
-            "slots moved between shards during the backup: a key could have been missed or taken twice",
-        )
-        .hint("nothing was stored; run it again when no slots are being moved"));
-    }
-    Ok(())
-}
-
-/// Deletes what was stored for a backup that is not going to be listed. What can't be deleted stays, unlisted.
-async fn take_back(repository: &Repository, shards: &[ShardRecord]) {
-    for object in shards.iter().flat_map(|shard| shard.base.objects()) {
-        if let Err(error) = repository.discard(&object.path).await {
-            tracing::warn!(%error, "an unlisted object stays in the repository");
-        }
-    }
+    let followed = followed.iter().enumerate();
+    followed
+        .map(|(number, shard)| {
+            let at = lines.iter().position(|line| *line == Some(number));
+            let now = at.and_then(|at| shards.get(at)).ok_or_else(|| gone(shard))?;
+            Ok(now.primary.addr.clone())
+        })
+        .collect()
 }

@@ -44,14 +44,14 @@ enum Stored {
 }
 
 /// What became of the bytes.
-pub(super) struct PipelineReport {
-    pub(super) rdb: ObjectRecord,
-    pub(super) envelope: EnvelopeReport,
-    pub(super) interpretation: std::result::Result<(Interpretation, ObjectRecord), String>,
+pub(crate) struct PipelineReport {
+    pub(crate) rdb: ObjectRecord,
+    pub(crate) envelope: EnvelopeReport,
+    pub(crate) interpretation: std::result::Result<(Interpretation, ObjectRecord), String>,
 }
 
 /// A base that is being written.
-pub(super) struct Pipeline {
+pub(crate) struct Pipeline {
     store: mpsc::Sender<Raw>,
     interpret: mpsc::Sender<Raw>,
     frame: Vec<u8>,
@@ -67,7 +67,7 @@ struct Tasks {
 }
 
 impl Pipeline {
-    pub(super) async fn start(
+    pub(crate) async fn start(
         repository: &Repository,
         layout: &BaseLayout,
         progress: Arc<ShardProgress>,
@@ -98,7 +98,7 @@ impl Pipeline {
     }
 
     /// Takes the next bytes of the RDB. Not cancel-safe: cancelled, the pipeline must be given up.
-    pub(super) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Stopped> {
+    pub(crate) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Stopped> {
         add(&self.progress.raw_bytes, bytes.len() as u64);
         while !bytes.is_empty() {
             let room = FRAME_RAW_BYTES - self.frame.len();
@@ -122,7 +122,7 @@ impl Pipeline {
     }
 
     /// Ends the RDB, and gives what was stored once it is durable. Not cancel-safe.
-    pub(super) async fn finish(mut self) -> Result<PipelineReport> {
+    pub(crate) async fn finish(mut self) -> Result<PipelineReport> {
         let ended = async {
             if !self.frame.is_empty() {
                 self.dispatch().await?;
@@ -138,7 +138,7 @@ impl Pipeline {
     }
 
     /// Gives the base up: nothing of it stays in the repository. Gives the reason why the pipeline stopped, if it was its own.
-    pub(super) async fn abandon(self) -> Option<Error> {
+    pub(crate) async fn abandon(self) -> Option<Error> {
         let Self { store, interpret, tasks, .. } = self;
         drop((store, interpret));
         tasks.collect(Err(Stopped)).await.err()
@@ -147,7 +147,7 @@ impl Pipeline {
 
 /// The pipeline takes no more bytes; [`Pipeline::abandon`] tells why.
 #[derive(Debug)]
-pub(super) struct Stopped;
+pub(crate) struct Stopped;
 
 impl Tasks {
     /// Waits for all tasks. What a task failed of goes before the mere fact that the pipeline stopped.

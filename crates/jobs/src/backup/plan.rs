@@ -1,7 +1,10 @@
 //! Which node each shard is taken from.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use slotkeep_model::{Node, NodeAddr, Role, ServerVersion, Shard, SlotSet};
+use slotkeep_wire::info::Replication;
 
 use crate::discover::{Discovery, NodeReport, node_report, nodes_moving_slots};
 use crate::{Context, Error, ErrorKind, Result};
@@ -59,6 +62,8 @@ pub struct Candidate {
     pub keys: u64,
     /// Its replication offset.
     pub offset: u64,
+    /// Where it stands in its replication history.
+    pub replication: Replication,
 }
 
 /// Looks at every node and chooses.
@@ -93,7 +98,8 @@ async fn look_and_choose(
         )
         .hint("mend the cluster first, or take what there is with --allow-partial"));
     }
-    let plans = futures::stream::iter(shards).map(|shard| plan_shard(context, shard, prefer));
+    let plans = futures::stream::iter(shards)
+        .map(|shard| plan_shard(context, shard, prefer, context.connector.timeout()));
     let plans: Vec<ShardPlan> = plans.buffered(QUESTIONS_IN_FLIGHT).collect().await;
     let (ready, stuck): (Vec<_>, Vec<_>) = plans.into_iter().partition(|plan| !plan.candidates.is_empty());
     if let Some(plan) = stuck.first().filter(|_| !allow_partial || ready.is_empty()) {
@@ -113,11 +119,15 @@ async fn look_and_choose(
     Ok(BackupPlan { discovery, shards: ready, missing_slots: covered.complement() })
 }
 
-async fn plan_shard(context: &Context, shard: Shard, prefer: Prefer) -> ShardPlan {
-    let mut asked = Vec::new();
-    for node in shard.nodes() {
-        asked.push(ask(context, node).await);
-    }
+/// Looks at every node of a shard and puts those that can be captured or followed in order. Nodes that do not answer within
+/// `limit` are passed over.
+pub(crate) async fn plan_shard(
+    context: &Context,
+    shard: Shard,
+    prefer: Prefer,
+    limit: Duration,
+) -> ShardPlan {
+    let asked = futures::future::join_all(shard.nodes().map(|node| ask(context, node, limit))).await;
     let primary_offset = asked
         .iter()
         .filter_map(|(_, report)| report.as_ref().ok())
@@ -134,6 +144,7 @@ async fn plan_shard(context: &Context, shard: Shard, prefer: Prefer) -> ShardPla
                 server: report.server,
                 keys: report.keys,
                 offset: report.offset,
+                replication: report.replication,
             }),
             Err(reason) => passed_over.push((addr, reason)),
         }
@@ -146,12 +157,19 @@ async fn plan_shard(context: &Context, shard: Shard, prefer: Prefer) -> ShardPla
     ShardPlan { shard, candidates, written_to: primary_offset, passed_over }
 }
 
-async fn ask(context: &Context, node: &Node) -> (NodeAddr, std::result::Result<NodeReport, String>) {
+async fn ask(
+    context: &Context,
+    node: &Node,
+    limit: Duration,
+) -> (NodeAddr, std::result::Result<NodeReport, String>) {
     if !node.online {
         return (node.addr.clone(), Err("the cluster takes it for dead".to_owned()));
     }
-    let report = node_report(context, &node.addr).await;
-    (node.addr.clone(), report.map_err(|error| error.to_string()))
+    let report = match context.within(limit, node_report(context, &node.addr)).await {
+        Some(report) => report.map_err(|error| error.to_string()),
+        None => Err(format!("it does not answer within {} s", limit.as_secs())),
+    };
+    (node.addr.clone(), report)
 }
 
 /// Whether a node can be captured; the reason if not.

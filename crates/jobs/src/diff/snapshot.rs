@@ -8,8 +8,10 @@ use slotkeep_model::{NodeAddr, TimestampMs};
 use slotkeep_repo::{Location, Repository};
 use tempfile::TempDir;
 
+use crate::archive::SealPolicy;
 use crate::backup::{BackupOptions, BackupPlan, Prefer, backup, plan};
 use crate::base::Base;
+use crate::dataset::moment;
 use crate::discover::discover;
 use crate::ports::random_hex;
 use crate::progress::ShardProgress;
@@ -63,7 +65,12 @@ impl Snapshot {
             cluster: "cluster".to_owned(),
             jobs,
             jobs_per_host: jobs,
+            prefer: Prefer::Replica,
             include_secrets: false,
+            cut: None,
+            spool: folder.path().join("spool"),
+            spool_limit_bytes: u64::MAX,
+            seal: SealPolicy::default(),
         };
         let manifest = backup(context, &repository, &capture.plan, &options, &capture.progress).await?;
         let name = format!("cluster {}", capture.plan.discovery.answered);
@@ -82,8 +89,7 @@ impl Snapshot {
 
     /// The moment up to which keys may have expired in it: the latest server time of its shards.
     pub(super) fn moment(&self) -> TimestampMs {
-        let latest = self.manifest.shards.iter().filter_map(|shard| shard.server_time).max();
-        TimestampMs(latest.unwrap_or(self.manifest.finished_at).as_millisecond())
+        TimestampMs(moment(&self.manifest).as_millisecond())
     }
 
     pub(super) fn bases(&self) -> Result<Vec<Base<'_>>> {

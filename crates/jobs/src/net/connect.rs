@@ -1,5 +1,6 @@
 //! Dialling a node: the address map, TCP with keep-alive, TLS, and the limits of time.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use slotkeep_model::NodeAddr;
 use slotkeep_wire::replica::Credentials;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::tls::Tls;
 use super::{Connection, LinkError, LinkProblem, TlsOptions};
@@ -65,6 +66,8 @@ pub struct ConnectorOptions {
     pub addresses: AddressMap,
     /// How long connecting, an answer, or the next byte of a snapshot may take; [`Connector::DEFAULT_TIMEOUT`] if not given.
     pub timeout: Option<Duration>,
+    /// The socket file of the one server there is, whatever address is asked for; without TLS.
+    pub socket_file: Option<PathBuf>,
 }
 
 /// How long a TCP connection, and then a TLS handshake, may take at the most.
@@ -76,6 +79,7 @@ pub struct Connector {
     tls: Option<Tls>,
     addresses: AddressMap,
     timeout: Duration,
+    socket_file: Option<PathBuf>,
 }
 
 impl Connector {
@@ -89,6 +93,7 @@ impl Connector {
             credentials: options.credentials,
             addresses: options.addresses,
             timeout: options.timeout.unwrap_or(Self::DEFAULT_TIMEOUT),
+            socket_file: options.socket_file,
         })
     }
 
@@ -125,6 +130,10 @@ impl Connector {
     /// A bare connection, over which nothing has been said.
     pub async fn dial(&self, addr: &NodeAddr) -> Result<Box<dyn Stream>, LinkError> {
         let failed = |problem| LinkError { node: addr.clone(), problem };
+        if let Some(path) = &self.socket_file {
+            let socket = UnixStream::connect(path).await;
+            return Ok(Box::new(socket.map_err(|error| failed(LinkProblem::Connect(error)))?));
+        }
         let timeout = self.timeout.min(CONNECT_TIMEOUT);
         let late = |_| failed(LinkProblem::Timeout { doing: "connecting", after: timeout });
         let tcp = tokio::time::timeout(timeout, self.dial_tcp(addr)).await.map_err(late)?.map_err(failed)?;

@@ -2,11 +2,13 @@
 
 mod connect;
 mod connection;
+mod listen;
 mod tls;
 
 pub use connect::{AddressMap, AddressMapSyntaxError, Connector, ConnectorOptions, Stream};
 pub use connection::Connection;
 pub(crate) use connection::{Reading, Writing, broken};
+pub use listen::Listener;
 pub use tls::TlsOptions;
 
 use std::time::Duration;

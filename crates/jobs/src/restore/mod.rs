@@ -5,8 +5,9 @@ pub mod files;
 pub mod live;
 
 use slotkeep_format::Manifest;
-use slotkeep_model::ServerVersion;
+use slotkeep_model::{Product, ServerVersion};
 
+use crate::log::point::Point;
 use crate::{Error, ErrorKind, Result};
 
 /// Refuses a target that does not load what the backup holds.
@@ -25,6 +26,30 @@ pub fn check_loads(manifest: &Manifest, target: ServerVersion) -> Result<()> {
         ),
     )
     .hint(format!("restore to {source} or a newer version of the same product")))
+}
+
+/// Refuses a target that may not know every command of the log: to a server that loads an append-only file, an unknown one is fatal.
+pub fn check_applies(point: &Point, target: ServerVersion) -> Result<()> {
+    let line = |server: ServerVersion| (server.major, server.minor);
+    for shard in point.shards.iter().filter(|shard| shard.log_bytes > 0) {
+        let Some(source) = shard.server else { continue };
+        let knows = match (source.product, target.product) {
+            // Valkey began as Redis 7.2.
+            (Product::Redis, Product::Valkey) => line(source) <= (7, 2),
+            (source_product, target_product) => {
+                source_product == target_product && line(source) <= line(target)
+            }
+        };
+        if !knows {
+            let what = format!(
+                "{target} may not know every command in the log of slots {}, which {source} wrote",
+                shard.slots
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what)
+                .hint(format!("restore to {source} or a newer version of the same product")));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a backup that lacks slots, unless that is wanted.

@@ -34,6 +34,23 @@ fn each_node_gets_its_own_file() {
 }
 
 #[test]
+fn moving_slots_stand_on_the_nodes_own_line() {
+    let (mut conf, _) = NodesConf::parse(FILES[1]).unwrap();
+    let primaries: Vec<NodeId> =
+        conf.nodes.iter().filter(|node| node.is_primary()).map(|node| node.id.clone()).collect();
+    let (from, to) = (primaries[0].clone(), primaries[1].clone());
+    conf.moves = vec![ConfMove { slots: "5,7".parse().unwrap(), from: from.clone(), to: to.clone() }];
+    let text = conf.render(&from).unwrap();
+    assert_eq!(text.matches('[').count(), 2);
+    assert!(text.contains(&format!("0-5460 [5->-{to}] [7->-{to}]\n")), "{text}");
+    let text = conf.render(&to).unwrap();
+    assert!(text.contains(&format!("5461-10922 [5-<-{from}] [7-<-{from}]\n")), "{text}");
+    assert!(!conf.render(&primaries[2]).unwrap().contains('['));
+    conf.moves[0].slots = "5,6000".parse().unwrap();
+    assert!(matches!(conf.render(&from), Err(NodesConfError::BadMove { .. })));
+}
+
+#[test]
 fn a_cluster_that_would_lose_data_is_not_written() {
     let (conf, myself) = NodesConf::parse(FILES[1]).unwrap();
     let refused = |change: &dyn Fn(&mut NodesConf)| {

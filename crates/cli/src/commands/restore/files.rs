@@ -1,21 +1,24 @@
 //! `slotkeep restore --to-dir`: data directories of a new cluster.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
-use slotkeep_format::Manifest;
 use slotkeep_format::manifest::RoleRecord;
+use slotkeep_jobs::log::apply::feed;
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::files::{
-    FilesOptions, FilesPlan, NodePlan, StartedNode, StockServer, UsersPolicy, apply, check_start, plan, start,
+    FilesOptions, FilesPlan, Links, NodePlan, Source, StartedNode, StockServer, UsersPolicy, apply,
+    check_start, plan, start, start_following,
 };
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_model::{Product, ServerVersion};
 use slotkeep_repo::Repository;
 
 use super::RestoreArgs;
+use super::aim::{Recovery, Wanted, render as render_recovery};
 use crate::args::AccessArgs;
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
@@ -44,6 +47,10 @@ pub(crate) struct FilesArgs {
     /// Server program to start; `valkey-server` or `redis-server` from the PATH if not given
     #[arg(long, value_name = "PATH", requires = "start")]
     server: Option<PathBuf>,
+    /// How the data gets into the nodes that are started: from files in their folders, or over a replication link from here, as
+    /// though from their primaries
+    #[arg(long, value_name = "WAY", requires = "start", default_value = "files", hide_default_value = true)]
+    via: Via,
     /// File whose first line becomes the default user's password
     #[arg(long, value_name = "FILE", requires = "to_dir")]
     new_password_file: Option<PathBuf>,
@@ -52,12 +59,24 @@ pub(crate) struct FilesArgs {
     no_acl: bool,
 }
 
+/// How data gets into nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Via {
+    /// The nodes find it in their folders
+    Files,
+    /// The nodes follow this command until they have it
+    Link,
+}
+
 /// What was restored, or would be.
 #[derive(Serialize)]
 struct Report<'a> {
     dry_run: bool,
     #[serde(flatten)]
     plan: &'a FilesPlan,
+    /// How the log leads to the point; absent where a backup is restored that has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery: Option<Recovery<'a>>,
     /// The running nodes; absent without `--start`.
     #[serde(skip_serializing_if = "Option::is_none")]
     started: Option<Vec<StartedNode>>,
@@ -69,7 +88,7 @@ pub(crate) async fn run(
     output: &Output,
     arguments: &RestoreArgs,
     repository: &Repository,
-    manifest: &Manifest,
+    wanted: &Wanted,
     folder: &Path,
 ) -> Result<u8> {
     let files = &arguments.files;
@@ -78,7 +97,11 @@ pub(crate) async fn run(
     let server = match (&files.server, files.start) {
         (_, false) => None,
         (Some(program), true) => Some(StockServer::at(program).await?),
-        (None, true) => Some(StockServer::on_path(manifest).await?),
+        (None, true) => Some(StockServer::on_path(&wanted.point).await?),
+    };
+    let links = match files.via {
+        Via::Files => None,
+        Via::Link => Some(bind(wanted).await?),
     };
     let options = FilesOptions {
         folder: folder.to_owned(),
@@ -87,21 +110,36 @@ pub(crate) async fn run(
         target: server.as_ref().map(|server| server.version).or(files.for_server),
         allow_partial: arguments.allow_partial,
         users: users(files)?,
+        links: links.as_ref().map(Links::addrs).unwrap_or_default(),
     };
-    let plan = plan(&context, manifest, &options).await?;
+    let plan = plan(&context, &wanted.point, &options).await?;
     if server.is_some() {
         check_start(&context, &plan)?;
     }
     for warning in &plan.warnings {
         output.warn(warning);
     }
-    let mut report = Report { dry_run: arguments.dry_run, plan: &plan, started: None, seconds: 0.0 };
+    let mut report = Report {
+        dry_run: arguments.dry_run,
+        plan: &plan,
+        recovery: wanted.recovery(),
+        started: None,
+        seconds: 0.0,
+    };
     if !arguments.dry_run {
-        write(output, &context, repository, &plan).await?;
+        let source = Source { repository: repository.clone(), past: wanted.past.clone() };
+        write(output, &context, &source, &plan).await?;
         if let Some(server) = &server {
             output.note(&format!("Starting {} ({})…", server.version, nodes_in_words(plan.nodes.len())));
-            report.started =
-                Some(start(&context, &plan, server, |waiting| output.note(&format!("  {waiting}"))).await?);
+            let tell = |waiting: &str| output.note(&format!("  {waiting}"));
+            let started = match links {
+                None => start(&context, &plan, server, tell).await?,
+                Some(links) => {
+                    let shards = Shards { context: &context, repository, wanted };
+                    lead(output, &shards, &plan, server, links).await?
+                }
+            };
+            report.started = Some(started);
         }
     }
     report.seconds = context.clock.elapsed().saturating_sub(began).as_secs_f64();
@@ -109,14 +147,58 @@ pub(crate) async fn run(
     Ok(exit::OK)
 }
 
-async fn write(output: &Output, context: &Context, repository: &Repository, plan: &FilesPlan) -> Result<()> {
+/// Where the primaries to be are going to follow us.
+async fn bind(wanted: &Wanted) -> Result<Links> {
+    if wanted.point.has_relative_times() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "a log of Redis before 7.0 can't be passed on over a link",
+        )
+        .hint("restore it as files: leave --via out"));
+    }
+    Links::bind(Ipv4Addr::LOCALHOST.into(), wanted.point.shards.len()).await
+}
+
+/// What the nodes get.
+struct Shards<'a> {
+    context: &'a Context,
+    repository: &'a Repository,
+    wanted: &'a Wanted,
+}
+
+/// Starts the nodes and is their primary until they have the bases, and the log behind them.
+async fn lead(
+    output: &Output,
+    shards: &Shards<'_>,
+    plan: &FilesPlan,
+    server: &StockServer,
+    links: Links,
+) -> Result<Vec<StartedNode>> {
+    let mut feeds = Vec::new();
+    let mut rows = Vec::new();
+    let point = &shards.wanted.point;
+    for (shard, state) in point.manifest.shards.iter().zip(&point.shards) {
+        let feed = feed(shards.repository, shards.wanted.past.as_ref(), shard, state).await?;
+        let bytes = feed.base.len_bytes.saturating_add(state.log_bytes);
+        rows.push((ShardProgress::new(format!("slots {}", shard.slots)), bytes));
+        feeds.push(feed);
+    }
+    let display = ByteDisplay::start(output, &rows);
+    let progress: Vec<_> = rows.into_iter().map(|(progress, _)| progress).collect();
+    let tell = |waiting: &str| output.note(&format!("  {waiting}"));
+    let started = start_following(shards.context, plan, server, links, feeds, &progress, tell).await;
+    display.finish().await;
+    started
+}
+
+async fn write(output: &Output, context: &Context, source: &Source, plan: &FilesPlan) -> Result<()> {
     let primaries = plan.nodes.iter().filter_map(|node| Some((node, node.dataset.as_ref()?)));
     let rows: Vec<(Arc<ShardProgress>, u64)> = primaries
-        .map(|(node, dataset)| (ShardProgress::new(node.addr.to_string()), dataset.object.raw_bytes))
+        .map(|(node, dataset)| (ShardProgress::new(node.addr.to_string()), dataset.bytes()))
         .collect();
     let display = ByteDisplay::start(output, &rows);
     let progress: Vec<_> = rows.into_iter().map(|(progress, _)| progress).collect();
-    let outcome = apply(context, repository, plan, &progress).await;
+    let outcome = apply(context, source, plan, &progress).await;
     display.finish().await;
     outcome
 }
@@ -150,7 +232,8 @@ fn parse_server(text: &str) -> Result<ServerVersion, String> {
 
 fn render(report: &Report<'_>) -> String {
     let plan = report.plan;
-    let mut rows = table(&["node", "role", "slots", "takes the place of", "dataset", "RDB>", "keys>"]);
+    let mut rows =
+        table(&["node", "role", "slots", "takes the place of", "dataset", "RDB>", "log>", "keys>"]);
     for node in &plan.nodes {
         rows.add_row([
             node.addr.to_string(),
@@ -161,10 +244,16 @@ fn render(report: &Report<'_>) -> String {
                 .as_ref()
                 .map_or_else(|| "-".to_owned(), |dataset| dataset.path.display().to_string()),
             node.dataset.as_ref().map_or_else(String::new, |dataset| bytes(dataset.object.raw_bytes)),
+            log_of(node).map(bytes).unwrap_or_default(),
             keys(report, node).map(count).unwrap_or_default(),
         ]);
     }
-    format!("{}\n\n{}", table_text(&rows), conclusion(report))
+    let way = report.recovery.as_ref().map(|recovery| render_recovery(recovery) + "\n\n").unwrap_or_default();
+    format!("{way}{}\n\n{}", table_text(&rows), conclusion(report))
+}
+
+fn log_of(node: &NodePlan) -> Option<u64> {
+    node.dataset.as_ref().and_then(|dataset| dataset.log.as_ref()).map(|log| log.bytes)
 }
 
 fn nodes_in_words(nodes: usize) -> String {
@@ -184,12 +273,22 @@ fn keys(report: &Report<'_>, node: &NodePlan) -> Option<u64> {
     report.started.as_ref()?.iter().find(|started| started.addr == name).map(|started| started.keys)
 }
 
+/// What is restored, as the beginning of a sentence.
+fn what(report: &Report<'_>) -> String {
+    let backup = &report.plan.backup;
+    let Some(recovery) = &report.recovery else { return format!("Backup {backup}") };
+    match recovery.at() {
+        Some(at) => format!("The cluster as it was at {at}"),
+        None => format!("Backup {backup} with its log"),
+    }
+}
+
 fn conclusion(report: &Report<'_>) -> String {
     let plan = report.plan;
-    let (backup, target, folder) = (&plan.backup, plan.target, plan.folder.display());
+    let (backup, target, folder) = (what(report), plan.target, plan.folder.display());
     let took = seconds(std::time::Duration::from_secs_f64(report.seconds.max(0.0)));
     if report.dry_run {
-        return format!("Backup {backup} would be restored for {target} to {folder}. Nothing was written.");
+        return format!("{backup} would be restored for {target} to {folder}. Nothing was written.");
     }
     if report.started.is_some() {
         let replicas = plan.nodes.iter().any(|node| node.follows.is_some());
@@ -199,7 +298,7 @@ fn conclusion(report: &Report<'_>) -> String {
             (false, true) => ": every replica follows its primary",
             (false, false) => "",
         };
-        return format!("Backup {backup} restored to {folder} and started with {target} in {took}{up}.");
+        return format!("{backup} restored to {folder} and started with {target} in {took}{up}.");
     }
     let example = plan.nodes.first().map(|node| node.config_file.display().to_string()).unwrap_or_default();
     let program = match plan.target.product {
@@ -207,6 +306,6 @@ fn conclusion(report: &Report<'_>) -> String {
         Product::Valkey => "valkey-server",
     };
     format!(
-        "Backup {backup} restored for {target} to {folder} in {took}. Start each node with its file: `{program} {example}`."
+        "{backup} restored for {target} to {folder} in {took}. Start each node with its file: `{program} {example}`."
     )
 }

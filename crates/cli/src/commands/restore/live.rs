@@ -7,14 +7,18 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use slotkeep_format::Manifest;
 use slotkeep_jobs::discover::{Discovery, discover};
+use slotkeep_jobs::merge::MergeTarget;
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::live::{LiveOptions, LivePlan, LiveReport, OnConflict, plan, restore};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_model::NodeAddr;
-use slotkeep_repo::Repository;
+use slotkeep_repo::{Location, Repository};
+use tempfile::TempDir;
 
 use super::RestoreArgs;
+use super::aim::{Wanted, render as render_recovery};
 use crate::args::AccessArgs;
+use crate::commands::merge::{EngineArgs, fold};
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
 use crate::progress::Display;
@@ -49,6 +53,11 @@ pub(crate) struct LiveArgs {
     /// Begin anew, whatever that file says
     #[arg(long)]
     restart: bool,
+    /// Where to keep the dataset while a log is applied to it; the system's folder for temporary files if not given
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
     #[command(flatten)]
     access: AccessArgs,
 }
@@ -68,8 +77,17 @@ pub(crate) async fn run(
     output: &Output,
     arguments: &RestoreArgs,
     repository: &Repository,
-    manifest: &Manifest,
+    wanted: &Wanted,
 ) -> Result<u8> {
+    let folded = if wanted.point.has_log() && !arguments.dry_run {
+        Some(Folded::make(session, output, arguments, repository, wanted).await?)
+    } else {
+        None
+    };
+    let (repository, manifest) = match &folded {
+        Some(folded) => (&folded.repository, &folded.manifest),
+        None => (repository, &wanted.point.manifest),
+    };
     let live = &arguments.live;
     if live.to.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "where to? no target was given").hint(
@@ -101,6 +119,9 @@ pub(crate) async fn run(
         output.warn(warning);
     }
     if arguments.dry_run {
+        if let Some(recovery) = wanted.recovery() {
+            output.note(&render_recovery(&recovery));
+        }
         output.data(&plan, describe)?;
         return Ok(exit::OK);
     }
@@ -117,6 +138,41 @@ pub(crate) async fn run(
     }
     output.data(&report, summary)?;
     Ok(exit::OK)
+}
+
+/// A point that the log leads to, folded into a backup of its own: a log can't be applied by a cluster that takes clients.
+struct Folded {
+    repository: Repository,
+    manifest: Manifest,
+    /// Keeps the folder.
+    _folder: TempDir,
+}
+
+impl Folded {
+    async fn make(
+        session: &Session,
+        output: &Output,
+        arguments: &RestoreArgs,
+        repository: &Repository,
+        wanted: &Wanted,
+    ) -> Result<Self> {
+        let context = session.context(&AccessArgs::default())?;
+        let spool = arguments.live.spool.clone().unwrap_or_else(std::env::temp_dir);
+        let folder =
+            tempfile::Builder::new().prefix("slotkeep-fold-").tempdir_in(&spool).map_err(|error| {
+                let what = format!("can't make a temporary folder in {}: {error}", spool.display());
+                Error::new(ErrorKind::Failed, what).hint("name a folder with enough space: --spool DIR")
+            })?;
+        let temporary = session.init_temporary(&Location::Folder(folder.path().to_owned())).await?;
+        output.note("Applying the log with a private server first…");
+        let target = MergeTarget {
+            repository: &temporary,
+            cluster: &wanted.point.manifest.cluster,
+            shares_bases: false,
+        };
+        let manifest = fold(output, &context, repository, wanted, &target, &arguments.live.engine).await?;
+        Ok(Self { repository: temporary, manifest, _folder: folder })
+    }
 }
 
 /// The file for this backup and this target. The target goes by the lowest of its node ids, which failovers don't change.

@@ -4,13 +4,13 @@
 //! relative to `dir`, so that whoever moves the folder changes one line.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 
 use slotkeep_model::{Product, ServerVersion};
 
 use crate::settings::{Defaults, is_local, is_secret, newer};
+use crate::stock_server::quoted;
 
 /// The ACL file's name in a node's folder.
 pub(super) const USERS_FILE: &str = "users.acl";
@@ -143,28 +143,6 @@ fn setting(name: &str, value: &str) -> Vec<String> {
         name if WORDS.contains(&name) => vec![format!("{name} {}", words.join(" "))],
         _ => vec![format!("{name} {}", quoted(value))],
     }
-}
-
-/// A word as configuration files have it (`sdssplitargs` in `src/sds.c`).
-fn quoted(value: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/,*@+%=".contains(&byte);
-    if !value.is_empty() && value.bytes().all(plain) {
-        return value.to_owned();
-    }
-    let mut text = String::from("\"");
-    for byte in value.bytes() {
-        match byte {
-            b'"' | b'\\' => {
-                text.push('\\');
-                text.push(char::from(byte));
-            }
-            b' '..=b'~' => text.push(char::from(byte)),
-            // Writing to a string cannot fail.
-            _ => drop(write!(text, "\\x{byte:02x}")),
-        }
-    }
-    text.push('"');
-    text
 }
 
 #[cfg(test)]

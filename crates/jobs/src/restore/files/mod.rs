@@ -6,15 +6,20 @@
 
 mod assign;
 mod conf;
+mod dataset;
+mod follow;
+mod led;
+mod log;
 mod place;
 mod plan;
-mod server;
 mod start;
 mod users;
 mod write;
 
-pub use plan::{DatasetPlan, FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
-pub use server::StockServer;
+pub use crate::stock_server::StockServer;
+pub use dataset::{DatasetLog, DatasetPlan};
+pub use follow::{Links, start_following};
+pub use plan::{FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
 pub use start::{StartedNode, check_start, start};
 pub use users::UsersPolicy;
-pub use write::apply;
+pub use write::{Source, apply};

@@ -9,7 +9,7 @@ use slotkeep_format::Manifest;
 use slotkeep_model::NodeAddr;
 
 use super::assign::{ShardAddrs, assign};
-use super::plan::FilesOptions;
+use super::plan::{FilesOptions, FilesPlan};
 use crate::{Error, ErrorKind, Result};
 
 /// How far a node's bus port lies above its port, unless `cluster-port` says otherwise.
@@ -119,4 +119,25 @@ pub(super) fn free_folder(folder: &Path) -> Result<PathBuf> {
         )
         .hint("name a new folder inside it")),
     }
+}
+
+/// Refuses a disk that has no room for what is going to be written.
+pub(super) fn check_space(plan: &FilesPlan) -> Result<()> {
+    let needed = plan.nodes.iter().filter_map(|node| node.dataset.as_ref());
+    let needed = needed.fold(0, |sum: u64, dataset| sum.saturating_add(dataset.bytes()));
+    let existing = plan.folder.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok());
+    let Some(disk) = existing else { return Ok(()) };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free >= needed {
+        return Ok(());
+    }
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let what = format!(
+        "{} has room for {} MiB, and {} MiB are going to be written",
+        plan.folder.display(),
+        mib(free),
+        mib(needed)
+    );
+    Err(Error::new(ErrorKind::Full, what)
+        .hint("free some space, or name a folder on another disk; nothing was written"))
 }

@@ -1,22 +1,25 @@
 //! What is going to be written where. Nothing is touched yet; every refusal that can be made beforehand is made here.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::{NodeRecord, ObjectRecord, RoleRecord, SettingsRecord, ShardRecord};
-use slotkeep_model::{NodeAddr, NodeId, Product, RdbVersion, ServerVersion, SlotSet};
+use slotkeep_format::manifest::{NodeRecord, RoleRecord, SettingsRecord, ShardRecord};
+use slotkeep_model::{NodeAddr, NodeId, ServerVersion, SlotSet};
 use slotkeep_wire::nodes_conf::{ConfNode, ConfRole, NodesConf};
 use slotkeep_wire::replica::Credentials;
 
 use super::assign::ShardAddrs;
 use super::conf::{self, Place, Recorded, USERS_FILE};
+use super::dataset::{DatasetPlan, Primary, moves};
+use super::led::LedPrimary;
 use super::place::{bus_port, free_folder, place_nodes, resolve};
 use super::users::{Users, UsersPolicy, users};
+use crate::log::point::{Point, ShardPoint};
 use crate::ports::{Rng, random_hex};
-use crate::restore::{check_complete, check_loads};
+use crate::restore::{check_applies, check_complete, check_loads};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// What to restore, and how.
@@ -34,6 +37,9 @@ pub struct FilesOptions {
     pub allow_partial: bool,
     /// Users and passwords.
     pub users: UsersPolicy,
+    /// Where each shard's primary is to follow us, in the order of the backup's shards; without any, they find their datasets in
+    /// their folders. For clusters only.
+    pub links: Vec<SocketAddr>,
 }
 
 /// Everything that is going to be written.
@@ -63,6 +69,9 @@ pub struct FilesPlan {
     /// Whether nobody gets into the nodes without a password.
     #[serde(skip)]
     pub(super) needs_password: bool,
+    /// What each primary follows at first, in the order of the shards; empty if they find their datasets in their folders.
+    #[serde(skip)]
+    pub(super) led: Vec<LedPrimary>,
 }
 
 impl NodePlan {
@@ -105,18 +114,6 @@ pub struct NodePlan {
     pub files: Vec<FilePlan>,
 }
 
-/// The dataset of a node.
-#[derive(Clone, Debug, Serialize)]
-pub struct DatasetPlan {
-    /// The object it comes from.
-    pub object: ObjectRecord,
-    /// The version that the RDB must have.
-    #[serde(serialize_with = "as_text")]
-    pub rdb_version: RdbVersion,
-    /// Where it goes, relative to the node's folder.
-    pub path: PathBuf,
-}
-
 /// A small file.
 #[derive(Serialize)]
 pub struct FilePlan {
@@ -127,17 +124,29 @@ pub struct FilePlan {
     pub(super) text: String,
 }
 
-/// Plans the restore of a backup to data directories.
-pub async fn plan(context: &Context, manifest: &Manifest, options: &FilesOptions) -> Result<FilesPlan> {
-    let target = target(manifest, options)?;
+/// Plans the restore of a backup, or of a moment, to data directories.
+pub async fn plan(context: &Context, point: &Point, options: &FilesOptions) -> Result<FilesPlan> {
+    let manifest = &point.manifest;
+    let target = target(point, options)?;
     check_complete(manifest, options.allow_partial)?;
     check_loads(manifest, target)?;
+    check_applies(point, target)?;
     let placed = place_nodes(manifest, options)?;
     let ips = resolve(manifest.cluster_mode, &options.nodes).await?;
     let folder = free_folder(&options.folder)?;
-    let mut planner =
-        Planner { manifest, options, target, folder, ips, rng: &*context.rng, warnings: vec![] };
+    let mut planner = Planner {
+        point,
+        manifest,
+        options,
+        target,
+        folder,
+        ips,
+        rng: &*context.rng,
+        warnings: vec![],
+        led: vec![],
+    };
     let sketches = planner.sketch(&placed)?;
+    planner.led = planner.led(&sketches)?;
     let nodes = planner.render(&sketches)?;
     planner.warn(&sketches);
     let needs_password = sketches.iter().any(|sketch| sketch.users.needs_password());
@@ -154,6 +163,7 @@ pub async fn plan(context: &Context, manifest: &Manifest, options: &FilesOptions
         warnings: planner.warnings,
         credentials,
         needs_password,
+        led: planner.led,
     })
 }
 
@@ -164,52 +174,60 @@ fn credentials(users: &Users) -> Option<Credentials> {
     users.replication.clone().map(|(user, password)| Credentials { user, password })
 }
 
-fn target(manifest: &Manifest, options: &FilesOptions) -> Result<ServerVersion> {
-    let recorded = || manifest.shards.iter().filter_map(|shard| shard.server.version()).max();
+fn target(point: &Point, options: &FilesOptions) -> Result<ServerVersion> {
+    let recorded = || point.shards.iter().filter_map(|shard| shard.server).max();
     options.target.or_else(recorded).ok_or_else(|| {
         Error::new(
             ErrorKind::Usage,
-            format!("backup {} does not say which server it was taken from", manifest.id),
+            format!("backup {} does not say which server it was taken from", point.manifest.id),
         )
         .hint("say which server is to load the files with --for-server")
     })
 }
 
 /// A node, before its files are written out.
-struct Sketch<'a> {
-    addr: NodeAddr,
-    ip: IpAddr,
-    id: Option<NodeId>,
+pub(super) struct Sketch<'a> {
+    pub(super) addr: NodeAddr,
+    pub(super) ip: IpAddr,
+    pub(super) id: Option<NodeId>,
     shard: &'a ShardRecord,
+    /// Where the shard is to be brought back to.
+    state: &'a ShardPoint,
+    /// Whether it has an append-only file for the sake of the restore, and had none before.
+    keeps_log_for_now: bool,
     /// The primary's address and id; none for a primary.
-    follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
+    pub(super) follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
     replaces: &'a NodeRecord,
     config_epoch: u64,
     settings: Option<&'a SettingsRecord>,
     recorded: Recorded,
-    users: Users,
+    pub(super) users: Users,
 }
 
-struct Planner<'a> {
-    manifest: &'a Manifest,
-    options: &'a FilesOptions,
+pub(super) struct Planner<'a> {
+    point: &'a Point,
+    pub(super) manifest: &'a Manifest,
+    pub(super) options: &'a FilesOptions,
     target: ServerVersion,
     folder: PathBuf,
     ips: Vec<(NodeAddr, IpAddr)>,
     rng: &'a dyn Rng,
     warnings: Vec<String>,
+    pub(super) led: Vec<LedPrimary>,
 }
 
 impl<'a> Planner<'a> {
     /// Gives every node its place, its id and its settings.
     fn sketch(&self, placed: &[ShardAddrs]) -> Result<Vec<Sketch<'a>>> {
         let mut sketches = Vec::new();
-        for (epoch, (shard, addrs)) in (1..).zip(self.manifest.shards.iter().zip(placed)) {
-            let primary = self.sketch_node(shard, &shard.primary, &addrs.primary, epoch, None)?;
+        let shards = self.manifest.shards.iter().zip(&self.point.shards);
+        for (epoch, ((shard, state), addrs)) in (1..).zip(shards.zip(placed)) {
+            let primary = self.sketch_node((shard, state), &shard.primary, &addrs.primary, epoch, None)?;
             let follows = (primary.addr.clone(), primary.ip, primary.id.clone());
             sketches.push(primary);
             for (replaces, addr) in shard.replicas.iter().zip(&addrs.replicas) {
-                sketches.push(self.sketch_node(shard, replaces, addr, epoch, Some(follows.clone()))?);
+                let follows = Some(follows.clone());
+                sketches.push(self.sketch_node((shard, state), replaces, addr, epoch, follows)?);
             }
         }
         Ok(sketches)
@@ -217,7 +235,7 @@ impl<'a> Planner<'a> {
 
     fn sketch_node(
         &self,
-        shard: &'a ShardRecord,
+        (shard, state): (&'a ShardRecord, &'a ShardPoint),
         replaces: &'a NodeRecord,
         addr: &NodeAddr,
         config_epoch: u64,
@@ -229,14 +247,22 @@ impl<'a> Planner<'a> {
             (source.product, source.major, source.minor)
                 == (self.target.product, self.target.major, self.target.minor)
         });
-        let recorded =
+        let mut recorded =
             settings.map(|settings| conf::sort(&settings.config, self.target, same_line)).unwrap_or_default();
+        let kept_log = recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
+        let applies_log = follows.is_none() && state.log_bytes > 0 && self.options.links.is_empty();
+        if applies_log {
+            // A server applies a log from its append-only file and from nowhere else.
+            recorded.kept.insert("appendonly".to_owned(), "yes".to_owned());
+        }
         let ip = self.ips.iter().find(|(known, _)| known == addr).map(|(_, ip)| *ip);
         Ok(Sketch {
             addr: addr.clone(),
             ip: ip.ok_or_else(|| Error::new(ErrorKind::Failed, format!("{addr} has no IP address")))?,
             id: if self.manifest.cluster_mode { Some(self.new_id()?) } else { None },
             shard,
+            state,
+            keeps_log_for_now: applies_log && !kept_log,
             follows,
             replaces,
             config_epoch,
@@ -246,7 +272,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn new_id(&self) -> Result<NodeId> {
+    pub(super) fn new_id(&self) -> Result<NodeId> {
         let id = random_hex(self.rng, 40)?;
         id.parse().map_err(|error| Error::new(ErrorKind::Failed, format!("can't make a node id: {error}")))
     }
@@ -254,7 +280,13 @@ impl<'a> Planner<'a> {
     /// Writes out the files of every node.
     fn render(&self, sketches: &[Sketch<'_>]) -> Result<Vec<NodePlan>> {
         let nodes_conf = self.nodes_conf(sketches);
-        sketches.iter().map(|sketch| self.render_node(sketch, &nodes_conf)).collect()
+        let led_conf = self.led_conf(sketches);
+        let conf_of = |sketch: &Sketch<'_>| match &led_conf {
+            // Replicas are started when their primaries are.
+            Some(led_conf) if sketch.follows.is_none() => led_conf,
+            _ => &nodes_conf,
+        };
+        sketches.iter().map(|sketch| self.render_node(sketch, conf_of(sketch))).collect()
     }
 
     fn render_node(&self, sketch: &Sketch<'_>, nodes_conf: &NodesConf) -> Result<NodePlan> {
@@ -274,17 +306,14 @@ impl<'a> Planner<'a> {
             file(USERS_FILE, sketch.users.lines.join("\n") + "\n");
         }
         let mut dataset = None;
-        if sketch.follows.is_none() {
-            let (path, aof_manifest) = self.dataset_path(sketch);
-            if let Some((path, text)) = aof_manifest {
-                file(path, text.to_owned());
+        if sketch.follows.is_none() && self.led.is_empty() {
+            let appendonly = sketch.recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
+            let (plan, aof_manifest) =
+                DatasetPlan::of(&sketch.shard.base, sketch.state, appendonly, self.target);
+            if let Some(text) = aof_manifest {
+                file("appendonlydir/appendonly.aof.manifest", text.to_owned());
             }
-            let base = &sketch.shard.base;
-            dataset = Some(DatasetPlan {
-                object: base.rdb.clone(),
-                rdb_version: base.rdb_version,
-                path: path.into(),
-            });
+            dataset = Some(plan);
         }
         Ok(NodePlan {
             addr: sketch.addr.clone(),
@@ -301,30 +330,13 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Where a primary's RDB goes, and the AOF manifest beside it. A server with `appendonly yes` loads nothing but its AOF.
-    fn dataset_path(&self, sketch: &Sketch<'_>) -> (&'static str, Option<(&'static str, &'static str)>) {
-        let appendonly = sketch.recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
-        let multi_part = self.target.product == Product::Valkey || self.target.major >= 7;
-        match (appendonly, multi_part) {
-            (false, _) => ("dump.rdb", None),
-            // An RDB is an AOF whose preamble is all there is.
-            (true, false) => ("appendonly.aof", None),
-            (true, true) => (
-                "appendonlydir/appendonly.aof.1.base.rdb",
-                Some((
-                    "appendonlydir/appendonly.aof.manifest",
-                    "file appendonly.aof.1.base.rdb seq 1 type b\n",
-                )),
-            ),
-        }
-    }
-
     fn config(&self, sketch: &Sketch<'_>, folder: &Path) -> String {
         let heading = format!(
-            "{} of backup {} of {}, restored by Slotkeep for {}.\nTo move this folder, change `dir`; for another address, `bind`{}.",
+            "{} of backup {} of {}{}, restored by Slotkeep for {}.\nTo move this folder, change `dir`; for another address, `bind`{}.",
             if sketch.follows.is_some() { "Replica" } else { "Primary" },
             self.manifest.id,
             self.manifest.cluster,
+            self.point.at.map(|at| format!(" with its log up to {at}")).unwrap_or_default(),
             self.target,
             if self.manifest.cluster_mode { ", `cluster-announce-ip` and every nodes.conf" } else { "" },
         );
@@ -363,7 +375,11 @@ impl<'a> Planner<'a> {
                 role,
             })
         });
-        NodesConf { nodes: nodes.collect(), current_epoch: self.manifest.current_epoch }
+        NodesConf {
+            nodes: nodes.collect(),
+            moves: moves(&primaries(sketches)),
+            current_epoch: self.manifest.current_epoch,
+        }
     }
 
     /// Collects what the user should know, each thing once.
@@ -383,6 +399,18 @@ impl<'a> Planner<'a> {
                 self.manifest.missing_slots.len()
             ));
         }
+        let for_now: Vec<String> = sketches
+            .iter()
+            .filter(|sketch| sketch.keeps_log_for_now)
+            .map(|sketch| sketch.addr.to_string())
+            .collect();
+        if !for_now.is_empty() {
+            self.warnings.push(format!(
+                "these nodes load the log from an append-only file, so their configuration says `appendonly yes`, where `no` was recorded: {}. \
+                 To go back: BGSAVE, and when it is done, CONFIG SET appendonly no and CONFIG REWRITE",
+                for_now.join(", ")
+            ));
+        }
         if matches!(self.options.users, UsersPolicy::None) {
             self.warnings.push(
                 "users and passwords are left out: whoever reaches the nodes may do everything, and nodes in protected mode \
@@ -391,6 +419,12 @@ impl<'a> Planner<'a> {
             );
         }
     }
+}
+
+/// The primaries by their ids; none outside cluster mode.
+fn primaries<'s>(sketches: &'s [Sketch<'_>]) -> Vec<Primary<'s>> {
+    let primaries = sketches.iter().filter(|sketch| sketch.follows.is_none());
+    primaries.filter_map(|sketch| Some(Primary { id: sketch.id.as_ref()?, state: sketch.state })).collect()
 }
 
 fn warnings_of(sketch: &Sketch<'_>, target: ServerVersion) -> Vec<String> {

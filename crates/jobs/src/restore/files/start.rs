@@ -2,6 +2,7 @@
 //!
 //! Invariant: either all of them run when this returns, or none does.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
@@ -18,10 +19,10 @@ use tokio::process::Child;
 
 use super::conf::LOG_FILE;
 use super::plan::{FilesPlan, NodePlan};
-use super::server::StockServer;
 use super::write::failed;
 use crate::discover::{keys_of, read_info};
 use crate::net::{Connector, ConnectorOptions};
+use crate::stock_server::{StockServer, last_lines};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How often the nodes are asked how they are.
@@ -32,8 +33,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long a server may take to end when asked to.
 const END_LIMIT: Duration = Duration::from_secs(15);
-/// How many lines of a log are shown.
-const LOG_LINES: usize = 12;
 
 /// A node that runs.
 #[derive(Debug, Serialize)]
@@ -75,24 +74,23 @@ pub async fn start(
     server: &StockServer,
     tell: impl FnMut(&str),
 ) -> Result<Vec<StartedNode>> {
+    let context = context_for(context, plan)?;
+    let mut nodes = Nodes::new(&context, plan);
+    let started = match nodes.spawn(server, |_| true) {
+        Ok(()) => nodes.wait_ready(tell).await,
+        Err(error) => Err(error),
+    };
+    nodes.all_or_none(started).await
+}
+
+/// The same context, with connections as the nodes of the plan want them.
+pub(super) fn context_for(context: &Context, plan: &FilesPlan) -> Result<Context> {
     // A password that nobody asks for is an error to the server.
     let given = context.connector.credentials().filter(|_| plan.needs_password);
     let credentials = plan.credentials.as_ref().or(given).cloned();
     let options =
         ConnectorOptions { credentials, timeout: Some(ANSWER_TIMEOUT), ..ConnectorOptions::default() };
-    let context = Context { connector: Arc::new(Connector::new(options)?), ..context.clone() };
-    let mut nodes = Nodes { context: &context, plan, children: vec![] };
-    let started = match nodes.spawn(server) {
-        Ok(()) => nodes.wait_ready(tell).await,
-        Err(error) => Err(error),
-    };
-    match started {
-        Ok(started) => Ok(started),
-        Err(error) => {
-            nodes.stop().await;
-            Err(not_started(error, &plan.folder))
-        }
-    }
+    Ok(Context { connector: Arc::new(Connector::new(options)?), ..context.clone() })
 }
 
 fn not_started(error: Error, folder: &Path) -> Error {
@@ -109,16 +107,33 @@ fn not_started(error: Error, folder: &Path) -> Error {
         .hint("mend what the message says, then start each node with its configuration file; or remove the folder and restore again")
 }
 
-struct Nodes<'a> {
+/// The processes of a plan's nodes.
+pub(super) struct Nodes<'a> {
     context: &'a Context,
     plan: &'a FilesPlan,
-    /// The processes, in the order of the plan's nodes.
-    children: Vec<Child>,
+    /// Those that were started, by their numbers in the plan.
+    children: BTreeMap<usize, Child>,
 }
 
-impl Nodes<'_> {
-    fn spawn(&mut self, server: &StockServer) -> Result<()> {
-        for node in &self.plan.nodes {
+impl<'a> Nodes<'a> {
+    pub(super) const fn new(context: &'a Context, plan: &'a FilesPlan) -> Self {
+        Self { context, plan, children: BTreeMap::new() }
+    }
+
+    /// What was started, or nothing if that failed: then every node is stopped again.
+    pub(super) async fn all_or_none(mut self, started: Result<Vec<StartedNode>>) -> Result<Vec<StartedNode>> {
+        match started {
+            Ok(started) => Ok(started),
+            Err(error) => {
+                self.stop().await;
+                Err(not_started(error, &self.plan.folder))
+            }
+        }
+    }
+
+    /// Starts the nodes that are wanted.
+    pub(super) fn spawn(&mut self, server: &StockServer, wanted: impl Fn(&NodePlan) -> bool) -> Result<()> {
+        for (number, node) in self.plan.nodes.iter().enumerate().filter(|(_, node)| wanted(node)) {
             let log_path = node.folder.join(LOG_FILE);
             let open = || std::fs::File::options().append(true).create(true).open(&log_path);
             let (log, errors) = open()
@@ -134,12 +149,13 @@ impl Nodes<'_> {
                 .process_group(0)
                 .spawn()
                 .map_err(|error| failed("start", &server.program, &error))?;
-            self.children.push(child);
+            self.children.insert(number, child);
         }
         Ok(())
     }
 
-    async fn wait_ready(&mut self, mut tell: impl FnMut(&str)) -> Result<Vec<StartedNode>> {
+    /// Waits until every node of the plan is as it should be.
+    pub(super) async fn wait_ready(&mut self, mut tell: impl FnMut(&str)) -> Result<Vec<StartedNode>> {
         let mut still_since = self.context.clock.elapsed();
         let mut last_told = String::new();
         loop {
@@ -176,7 +192,7 @@ impl Nodes<'_> {
 
     fn started(&self, states: Vec<State>) -> Result<Vec<StartedNode>> {
         let gone = || Error::new(ErrorKind::Failed, "a server ended just after its start");
-        let nodes = self.plan.nodes.iter().zip(&self.children).zip(states);
+        let nodes = self.plan.nodes.iter().zip(self.children.values()).zip(states);
         let started = nodes.map(|((node, child), state)| {
             let State::Ready { keys } = state else { return Err(gone()) };
             Ok(StartedNode { addr: node.addr.to_string(), pid: child.id().ok_or_else(gone)?, keys })
@@ -185,8 +201,9 @@ impl Nodes<'_> {
     }
 
     /// An error if a server has ended, with the last lines of its log.
-    fn check_alive(&mut self) -> Result<()> {
-        for (node, child) in self.plan.nodes.iter().zip(&mut self.children) {
+    pub(super) fn check_alive(&mut self) -> Result<()> {
+        for (number, child) in &mut self.children {
+            let Some(node) = self.plan.nodes.get(*number) else { continue };
             let ended = child.try_wait().map_err(|error| failed("look after", &node.folder, &error))?;
             if let Some(status) = ended {
                 let log = last_lines(&node.folder.join(LOG_FILE));
@@ -235,15 +252,15 @@ impl Nodes<'_> {
     }
 
     /// Ends every server that runs.
-    async fn stop(&mut self) {
-        for child in &self.children {
+    pub(super) async fn stop(&mut self) {
+        for child in self.children.values() {
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
             if let Some(pid) = pid {
                 // One that has ended already needs no signal.
                 let _ = kill_process(pid, Signal::TERM);
             }
         }
-        for child in &mut self.children {
+        for child in self.children.values_mut() {
             let limit = self.context.clock.sleep(END_LIMIT);
             let ended = tokio::select! {
                 ended = child.wait() => ended.is_ok(),
@@ -276,18 +293,4 @@ impl State {
     fn busy(why: &str) -> Self {
         Self::NotYet { why: why.to_owned(), busy: true }
     }
-}
-
-fn last_lines(path: &Path) -> String {
-    let text =
-        std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let from = lines.len().saturating_sub(LOG_LINES);
-    lines
-        .get(from..)
-        .unwrap_or_default()
-        .iter()
-        .map(|line| format!("  {line}"))
-        .collect::<Vec<_>>()
-        .join("\n")
 }

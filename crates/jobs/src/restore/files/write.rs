@@ -17,7 +17,11 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::plan::{DatasetPlan, FilesPlan, NodePlan};
+use super::dataset::DatasetPlan;
+use super::log::append_log;
+use super::place::check_space;
+use super::plan::{FilesPlan, NodePlan};
+use crate::log::Past;
 use crate::ports::random_hex;
 use crate::progress::{Phase, ShardProgress};
 use crate::{Context, Error, ErrorKind, Result};
@@ -25,17 +29,27 @@ use crate::{Context, Error, ErrorKind, Result};
 /// How many datasets are written at a time.
 const WRITES_IN_FLIGHT: usize = 4;
 
+/// Where what is written is read from: the repository, and its past if a log is to be applied.
+#[derive(Clone)]
+pub struct Source {
+    /// The repository.
+    pub repository: Repository,
+    /// What it holds of the cluster's past; none if no log is needed.
+    pub past: Option<Arc<Past>>,
+}
+
 /// Writes the planned folders. `progress` has a row for each primary of the plan, in its order. When it fails, or the user stops
 /// it, nothing stays behind but folders above the target that had to be made.
 pub async fn apply(
     context: &Context,
-    repository: &Repository,
+    source: &Source,
     plan: &FilesPlan,
     progress: &[Arc<ShardProgress>],
 ) -> Result<()> {
+    check_space(plan)?;
     let partial = beside(&plan.folder, &random_hex(&*context.rng, 8)?)?;
     let written = async {
-        write_all(context, repository, plan, &partial, progress).await?;
+        write_all(context, source, plan, &partial, progress).await?;
         put_in_place(&partial, &plan.folder).await
     };
     let outcome = written.await;
@@ -60,7 +74,7 @@ fn beside(folder: &Path, tag: &str) -> Result<PathBuf> {
 
 async fn write_all(
     context: &Context,
-    repository: &Repository,
+    source: &Source,
     plan: &FilesPlan,
     partial: &Path,
     progress: &[Arc<ShardProgress>],
@@ -70,10 +84,10 @@ async fn write_all(
         let folder = partial.join(node.folder.strip_prefix(&plan.folder).unwrap_or(&node.folder));
         write_small_files(node, &folder).await?;
         if let Some(dataset) = &node.dataset {
-            datasets.push((folder.join(&dataset.path), dataset));
+            datasets.push((folder, dataset));
         }
     }
-    write_datasets(context, repository, datasets, progress).await?;
+    write_datasets(context, source, datasets, progress).await?;
     sync_folders(partial).await
 }
 
@@ -81,7 +95,7 @@ async fn write_all(
 /// folder that is being removed.
 async fn write_datasets(
     context: &Context,
-    repository: &Repository,
+    source: &Source,
     datasets: Vec<(PathBuf, &DatasetPlan)>,
     progress: &[Arc<ShardProgress>],
 ) -> Result<()> {
@@ -90,13 +104,13 @@ async fn write_datasets(
     let mut writes: FuturesUnordered<_> = datasets
         .into_iter()
         .zip(progress)
-        .map(|((path, dataset), progress)| {
-            let (context, repository, turns) = (context.clone(), repository.clone(), Arc::clone(&turns));
+        .map(|((folder, dataset), progress)| {
+            let (context, source, turns) = (context.clone(), source.clone(), Arc::clone(&turns));
             let (dataset, progress) = (dataset.clone(), Arc::clone(progress));
             // A task each, so that shards are decompressed and checked on all cores.
             AbortOnDropHandle::new(tokio::spawn(async move {
                 let _turn = turns.acquire().await;
-                let written = write_dataset(&context, &repository, &path, &dataset, &progress).await;
+                let written = write_dataset(&context, &source, &folder, &dataset, &progress).await;
                 progress.enter(if written.is_ok() { Phase::Done } else { Phase::Failed });
                 written
             }))
@@ -144,11 +158,11 @@ async fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await
 }
 
-/// Writes one RDB, and checks it on its way: its length and BLAKE3 against the manifest, its magic and CRC64 by themselves.
+/// Writes a base and the log behind it, durable when this returns.
 async fn write_dataset(
     context: &Context,
-    repository: &Repository,
-    path: &Path,
+    source: &Source,
+    folder: &Path,
     dataset: &DatasetPlan,
     progress: &ShardProgress,
 ) -> Result<()> {
@@ -156,6 +170,39 @@ async fn write_dataset(
         return Err(Error::interrupted());
     }
     progress.enter(Phase::Running);
+    let path = folder.join(&dataset.path);
+    let mut file = write_base(context, &source.repository, &path, dataset, progress).await?;
+    if let Some(log) = &dataset.log {
+        let log_path = folder.join(&log.path);
+        if log.path != dataset.path {
+            end(file, &path).await?;
+            file = create(&log_path).await.map_err(|error| failed("write", &log_path, &error))?;
+        }
+        let past = source.past.as_ref();
+        let past =
+            past.ok_or_else(|| Error::new(ErrorKind::Failed, "a log is to be written and none was opened"))?;
+        append_log(context, past, &mut file, &log_path, &log.pieces, progress).await?;
+    }
+    progress.enter(Phase::Finishing);
+    end(file, &path).await
+}
+
+async fn end(mut file: File, path: &Path) -> Result<()> {
+    let durable = async {
+        file.flush().await?;
+        file.sync_all().await
+    };
+    durable.await.map_err(|error| failed("write", path, &error))
+}
+
+/// Writes one RDB, and checks it on its way: its length and BLAKE3 against the manifest, its magic and CRC64 by themselves.
+async fn write_base(
+    context: &Context,
+    repository: &Repository,
+    path: &Path,
+    dataset: &DatasetPlan,
+    progress: &ShardProgress,
+) -> Result<File> {
     let mut object = repository.framed(&dataset.object).await?;
     let mut file = create(path).await.map_err(|error| failed("write", path, &error))?;
     let mut envelope = Envelope::new();
@@ -171,7 +218,6 @@ async fn write_dataset(
         let bytes = u64::try_from(frame.len()).unwrap_or(u64::MAX);
         progress.raw_bytes.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
     }
-    progress.enter(Phase::Finishing);
     let damaged = |what: String| {
         Error::new(ErrorKind::Corrupt, format!("{} is damaged: {what}", dataset.object.path))
             .hint("nothing was restored; use another backup (`slotkeep list`), and take a new one from the running cluster")
@@ -180,11 +226,7 @@ async fn write_dataset(
     if report.version != dataset.rdb_version {
         return Err(damaged(format!("it is {}, the manifest says {}", report.version, dataset.rdb_version)));
     }
-    let durable = async {
-        file.flush().await?;
-        file.sync_all().await
-    };
-    durable.await.map_err(|error| failed("write", path, &error))
+    Ok(file)
 }
 
 /// Makes the names in a folder and in the folders below it durable.

@@ -1,13 +1,17 @@
-//! Finding a stock server on this machine.
+//! Stock servers on this machine: finding them, and what their configuration files and logs are like.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use slotkeep_format::Manifest;
 use slotkeep_model::{Product, ServerVersion};
 
-use crate::restore::check_loads;
+use crate::log::point::Point;
+use crate::restore::{check_applies, check_loads};
 use crate::{Error, ErrorKind, Result};
+
+/// How many lines of a log are shown.
+const LOG_LINES: usize = 12;
 
 /// A server program.
 #[derive(Clone, Debug)]
@@ -35,9 +39,8 @@ impl StockServer {
     }
 
     /// The server on `PATH` that loads the backup: one of the recorded product if there is one.
-    pub async fn on_path(manifest: &Manifest) -> Result<Self> {
-        let recorded =
-            manifest.shards.iter().find_map(|shard| shard.server.version()).map(|server| server.product);
+    pub async fn on_path(point: &Point) -> Result<Self> {
+        let recorded = point.shards.iter().find_map(|shard| shard.server).map(|server| server.product);
         let programs = match recorded {
             Some(Product::Redis) => ["redis-server", "valkey-server"],
             _ => ["valkey-server", "redis-server"],
@@ -50,7 +53,9 @@ impl StockServer {
                 .find(|program| program.is_file());
             let Some(found) = found else { continue };
             let server = Self::at(&found).await?;
-            match check_loads(manifest, server.version) {
+            let usable = check_loads(&point.manifest, server.version)
+                .and_then(|()| check_applies(point, server.version));
+            match usable {
                 Ok(()) => return Ok(server),
                 Err(error) => refused = refused.or(Some(error)),
             }
@@ -71,6 +76,43 @@ fn read_version(text: &str) -> Option<ServerVersion> {
         _ => return None,
     };
     ServerVersion::parse(product, words.find_map(|word| word.strip_prefix("v="))?)
+}
+
+/// A word as configuration files have it (`sdssplitargs` in `src/sds.c`).
+pub(crate) fn quoted(value: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/,*@+%=".contains(&byte);
+    if !value.is_empty() && value.bytes().all(plain) {
+        return value.to_owned();
+    }
+    let mut text = String::from("\"");
+    for byte in value.bytes() {
+        match byte {
+            b'"' | b'\\' => {
+                text.push('\\');
+                text.push(char::from(byte));
+            }
+            b' '..=b'~' => text.push(char::from(byte)),
+            // Writing to a string cannot fail.
+            _ => drop(write!(text, "\\x{byte:02x}")),
+        }
+    }
+    text.push('"');
+    text
+}
+
+/// The last lines of a log, indented.
+pub(crate) fn last_lines(path: &Path) -> String {
+    let text =
+        std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(LOG_LINES);
+    lines
+        .get(from..)
+        .unwrap_or_default()
+        .iter()
+        .map(|line| format!("  {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[cfg(test)]

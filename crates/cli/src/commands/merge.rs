@@ -1,0 +1,92 @@
+//! `slotkeep merge`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use slotkeep_format::Manifest;
+use slotkeep_jobs::engine::EngineOptions;
+use slotkeep_jobs::fold::FoldProgress;
+use slotkeep_jobs::merge::{MergeTarget, merge};
+use slotkeep_jobs::{Context, Result};
+use slotkeep_repo::Repository;
+
+use super::backup::summary;
+use super::restore::aim::{AimArgs, Wanted};
+use crate::args::{AccessArgs, RepoArgs};
+use crate::exit;
+use crate::output::Output;
+use crate::progress::FoldDisplay;
+use crate::session::Session;
+
+/// Fold a backup and its log into a new full backup, without the cluster
+///
+/// A private server on this machine, one shard after the other, loads the base, applies the log, and gives the result back. It needs as
+/// much memory as the shard's own server. Without a moment: up to the last one that the log leads to.
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    #[command(flatten)]
+    repo: RepoArgs,
+    #[command(flatten)]
+    aim: AimArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// The private server that applies a log.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Engine: the private server that applies a log")]
+pub(crate) struct EngineArgs {
+    /// Server program; the best one on the PATH if not given
+    #[arg(long, value_name = "PATH")]
+    engine: Option<PathBuf>,
+    /// Module to load, for values that it made; more than one by giving it again
+    #[arg(long, value_name = "PATH")]
+    engine_module: Vec<PathBuf>,
+}
+
+impl EngineArgs {
+    /// The options of engines.
+    pub(crate) fn options(&self) -> EngineOptions {
+        EngineOptions {
+            program: self.engine.clone(),
+            modules: self.engine_module.clone(),
+            ..EngineOptions::default()
+        }
+    }
+}
+
+pub(crate) async fn run(session: &Session, output: &Output, arguments: &MergeArgs) -> Result<u8> {
+    let (repository, name) = session.repository(&arguments.repo).await?;
+    let context = session.context(&AccessArgs::default())?;
+    let wanted = arguments.aim.resolve_newest(output, &context, &repository, &name).await?;
+    let target = MergeTarget { repository: &repository, cluster: &name, shares_bases: true };
+    let manifest = fold(output, &context, &repository, &wanted, &target, &arguments.engine).await?;
+    output.data(&manifest, summary)?;
+    Ok(exit::OK)
+}
+
+/// Folds what is wanted into a new backup of the target, and shows how far that has come.
+pub(crate) async fn fold(
+    output: &Output,
+    context: &Context,
+    repository: &Repository,
+    wanted: &Wanted,
+    target: &MergeTarget<'_>,
+    engine: &EngineArgs,
+) -> Result<Manifest> {
+    let point = &wanted.point;
+    let bytes = point.manifest.shards.iter().zip(&point.shards);
+    let rows: Vec<(Arc<FoldProgress>, u64)> = bytes
+        .map(|(record, shard)| {
+            let total = record.base.rdb.raw_bytes.saturating_add(shard.log_bytes);
+            (Arc::new(FoldProgress::new(format!("slots {}", shard.slots))), total)
+        })
+        .collect();
+    let display = FoldDisplay::start(output, &rows);
+    let progress: Vec<_> = rows.into_iter().map(|(progress, _)| progress).collect();
+    let source = (repository, wanted.past.as_ref());
+    let folded = merge(context, source, point, target, &engine.options(), &progress).await;
+    display.finish().await;
+    folded
+}

@@ -1,0 +1,258 @@
+//! What to restore: a backup, a moment, offsets, or the state before an accident.
+
+use std::sync::Arc;
+
+use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
+use slotkeep_format::Manifest;
+use slotkeep_jobs::log::Past;
+use slotkeep_jobs::log::chain::Place;
+use slotkeep_jobs::log::pattern::Pattern;
+use slotkeep_jobs::log::point::{Aim, Point, ShardPoint, Span, resolve};
+use slotkeep_jobs::log::search::{Accident, find};
+use slotkeep_jobs::progress::ShardProgress;
+use slotkeep_jobs::{Context, Error, ErrorKind, Result};
+use slotkeep_repo::{BackupSelector, Repository};
+
+use crate::output::{Output, bytes, table, table_text};
+use crate::progress::ByteDisplay;
+
+/// What to restore.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "What: a backup, or a moment that the log leads to")]
+pub(crate) struct AimArgs {
+    /// The backup: its id, the beginning of its id, or `latest`, which is what is restored if nothing is said
+    #[arg(long, value_name = "ID", conflicts_with_all = ["at", "at_offset", "before_command"])]
+    backup: Option<String>,
+    /// The moment, by the servers' clocks, as 2026-11-25T12:00:00Z or with an offset such as +01:00; or `latest`
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["at_offset", "before_command"])]
+    at: Option<String>,
+    /// The last byte of the log to restore, for one shard or more; other shards are restored to the moment of the last of these bytes
+    #[arg(long, value_name = "REPLID:OFFSET", value_delimiter = ',', conflicts_with = "before_command")]
+    at_offset: Vec<String>,
+    /// Just before the last command that matches, such as FLUSHALL, 'FLUSHALL|FLUSHDB' or 'DEL user:*', on every shard that has one
+    /// within a minute of it
+    #[arg(long, value_name = "PATTERN")]
+    before_command: Option<String>,
+    /// With --before-command: the first such command after this moment
+    #[arg(long, value_name = "TIME", requires = "before_command")]
+    after: Option<String>,
+}
+
+/// What is to be restored, and what that needs.
+pub(crate) struct Wanted {
+    pub(crate) point: Point,
+    /// What the repository holds of the past; none if no log is needed.
+    pub(crate) past: Option<Arc<Past>>,
+    /// What is undone, if that is how the point was named.
+    accident: Option<Accident>,
+}
+
+/// How a restore goes beyond its bases.
+#[derive(Serialize)]
+pub(crate) struct Recovery<'a> {
+    /// The moment, by the servers' clocks.
+    at: Option<Timestamp>,
+    /// What is undone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    undone: Option<&'a Accident>,
+    /// The shards.
+    shards: &'a [ShardPoint],
+}
+
+impl AimArgs {
+    /// The backup that is meant, if it is a backup.
+    async fn backup(&self, repository: &Repository, cluster: &str) -> Result<Option<Manifest>> {
+        if self.at.is_some() || !self.at_offset.is_empty() || self.before_command.is_some() {
+            return Ok(None);
+        }
+        let Ok(selector) = self.backup.as_deref().unwrap_or("latest").parse::<BackupSelector>();
+        repository.find(cluster, &selector).await.map(Some).map_err(Into::into)
+    }
+
+    /// Finds the way to what is wanted.
+    pub(crate) async fn resolve(
+        &self,
+        output: &Output,
+        context: &Context,
+        repository: &Repository,
+        cluster: &str,
+    ) -> Result<Wanted> {
+        let manifest = self.backup(repository, cluster).await?;
+        if let Some(manifest) = &manifest
+            && let Some(point) = Point::of_bases(manifest)
+        {
+            return Ok(Wanted { point, past: None, accident: None });
+        }
+        let past = Arc::new(Past::load(repository, cluster).await?);
+        let mut accident = None;
+        let aim = match (manifest, &self.before_command) {
+            (Some(manifest), _) => Aim::Backup(Box::new(manifest)),
+            (None, Some(pattern)) => {
+                let found = self.search(output, context, &past, pattern).await?;
+                let places = found.matches.iter().map(|found| found.before.clone()).collect();
+                let aim = Aim::Before { places, moment_ms: found.moment_ms };
+                accident = Some(found);
+                aim
+            }
+            (None, None) => match self.at.as_deref() {
+                Some("latest") => Aim::Latest,
+                Some(text) => Aim::Moment(parse_moment(text)?),
+                None => {
+                    Aim::Places(self.at_offset.iter().map(|text| parse_place(text)).collect::<Result<_>>()?)
+                }
+            },
+        };
+        let point = resolve(&past, &aim).await?;
+        Ok(Wanted { point, past: Some(past), accident })
+    }
+
+    /// The same, but the last moment that the log leads to, if there is a log and nothing was said.
+    pub(crate) async fn resolve_newest(
+        &self,
+        output: &Output,
+        context: &Context,
+        repository: &Repository,
+        cluster: &str,
+    ) -> Result<Wanted> {
+        let said = self.backup.is_some()
+            || self.at.is_some()
+            || !self.at_offset.is_empty()
+            || self.before_command.is_some();
+        if !said {
+            let past = Past::load(repository, cluster).await?;
+            if past.has_log() {
+                let point = resolve(&past, &Aim::Latest).await?;
+                return Ok(Wanted { point, past: Some(Arc::new(past)), accident: None });
+            }
+        }
+        self.resolve(output, context, repository, cluster).await
+    }
+
+    async fn search(
+        &self,
+        output: &Output,
+        context: &Context,
+        past: &Past,
+        pattern: &str,
+    ) -> Result<Accident> {
+        let pattern = Pattern::parse(pattern)?;
+        let after = self.after.as_deref().map(parse_moment).transpose()?;
+        let progress = ShardProgress::new("searching the log".to_owned());
+        let display = ByteDisplay::start(output, &[(Arc::clone(&progress), 0)]);
+        let found = find(context, past, &pattern, after, &progress).await;
+        display.finish().await;
+        found
+    }
+}
+
+impl Wanted {
+    /// What to say about the way, if it leads beyond a backup's bases.
+    pub(crate) fn recovery(&self) -> Option<Recovery<'_>> {
+        self.past.is_some().then(|| Recovery {
+            at: self.point.at,
+            undone: self.accident.as_ref(),
+            shards: &self.point.shards,
+        })
+    }
+}
+
+impl Recovery<'_> {
+    /// The moment, by the servers' clocks.
+    pub(crate) const fn at(&self) -> Option<Timestamp> {
+        self.at
+    }
+}
+
+/// A moment as the user typed it.
+pub(crate) fn parse_moment(text: &str) -> Result<Timestamp> {
+    text.parse().map_err(|error| {
+        Error::new(ErrorKind::Usage, format!("`{text}` is no moment: {error}"))
+            .hint("give date, time and offset, as in 2026-11-25T12:00:00Z or 2026-11-25T13:00:00.250+01:00")
+    })
+}
+
+fn parse_place(text: &str) -> Result<Place> {
+    let refuse = || {
+        Error::new(ErrorKind::Usage, format!("`{text}` is no place in the log"))
+            .hint("give a replication id and an offset, as `slotkeep log` and `slotkeep list --history` show them: ID:12345")
+    };
+    let (history, offset) = text.split_once(':').ok_or_else(refuse)?;
+    let history = history.parse().map_err(|_| refuse())?;
+    Ok(Place { history, offset: offset.parse().map_err(|_| refuse())? })
+}
+
+/// The way to a point, as a table.
+pub(crate) fn render(recovery: &Recovery<'_>) -> String {
+    let mut text = String::new();
+    for found in recovery.undone.iter().flat_map(|accident| &accident.matches) {
+        text.push_str(&format!(
+            "Before `{}`, at offset {} of slots {}, written {}\n",
+            found.command,
+            found.offset,
+            found.slots,
+            span(found.written.as_ref())
+        ));
+    }
+    let mut rows =
+        table(&["slots", "base", "offset>", "log>", "cut>", "last byte written", "may be missing>"]);
+    for shard in recovery.shards {
+        rows.add_row([
+            shard.slots.to_string(),
+            shard.backup.clone(),
+            shard.base.offset.to_string(),
+            bytes(shard.log_bytes),
+            shard.cut.offset.to_string(),
+            span(shard.written.as_ref()),
+            lack(shard.may_lack_ms),
+        ]);
+    }
+    text.push_str(&table_text(&rows));
+    text
+}
+
+/// What may be missing before the moment.
+fn lack(may_lack_ms: Option<u64>) -> String {
+    match may_lack_ms {
+        None => "-".to_owned(),
+        Some(0) => "nothing".to_owned(),
+        Some(ms) => format!("the last {ms} ms"),
+    }
+}
+
+/// A span of time for people.
+pub(crate) fn span(span: Option<&Span>) -> String {
+    let moment = |at: Timestamp| at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
+    match span.map(|span| (span.from, span.until)) {
+        None | Some((None, None)) => "at a time that is not known".to_owned(),
+        Some((Some(from), None)) => format!("after {}", moment(from)),
+        Some((None, Some(until))) => format!("before {}", moment(until)),
+        Some((Some(from), Some(until))) => {
+            let width = until.duration_since(from).as_millis();
+            format!("{} −{width} ms", moment(until))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_need_an_offset() {
+        assert!(parse_moment("2026-11-25T12:00:00Z").is_ok());
+        assert!(parse_moment("2026-11-25T12:00:00+01:00").is_ok());
+        assert!(parse_moment("2026-11-25T12:00:00").is_err());
+        assert!(parse_moment("yesterday").is_err());
+    }
+
+    #[test]
+    fn places_are_histories_with_offsets() {
+        let id = "a".repeat(40);
+        assert_eq!(parse_place(&format!("{id}:7")).unwrap().offset, 7);
+        for text in ["7", &id, &format!("{id}:x"), "short:7"] {
+            assert!(parse_place(text).is_err(), "{text}");
+        }
+    }
+}

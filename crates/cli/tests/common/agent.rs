@@ -1,0 +1,143 @@
+//! `slotkeep archive`, running.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use slotkeep_testkit::Cluster;
+use slotkeep_testkit::deadline::{NotYet, wait_for};
+
+use super::command;
+
+const LIMIT: Duration = Duration::from_secs(40);
+
+/// An agent, and what it has said so far.
+pub struct Agent {
+    child: Child,
+    lines: Arc<Mutex<Vec<Value>>>,
+    err: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Agent {
+    /// Starts one for that cluster, with its spool beside the repository.
+    pub fn start(cluster: &Cluster, folder: &Path, more: &[&str]) -> Self {
+        let mut archive = command();
+        let seeds: Vec<String> = cluster.nodes().iter().map(|node| node.addr().to_string()).collect();
+        archive.args(["archive", "--json", "--status-every", "200ms"]);
+        if !more.contains(&"--seal-after") {
+            archive.args(["--seal-after", "500ms"]);
+        }
+        archive.args(["--jobs-per-host", "9", "--cluster", &seeds.join(",")]);
+        archive.arg("--repo").arg(folder.join("repo")).arg("--spool").arg(folder.join("spool")).args(more);
+        Self::spawn(archive)
+    }
+
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let said = Arc::clone(&lines);
+        let reader = std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                said.lock().unwrap().push(serde_json::from_str(&line).unwrap());
+            }
+        });
+        let mut errors = child.stderr.take().unwrap();
+        let err = Arc::new(Mutex::new(String::new()));
+        let text = Arc::clone(&err);
+        let err_reader = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(read @ 1..) = errors.read(&mut buffer) {
+                text.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..read]));
+            }
+        });
+        Self { child, lines, err, readers: vec![reader, err_reader] }
+    }
+
+    /// Waits until what was said so far is as wanted.
+    #[track_caller]
+    pub fn wait(&self, what: &str, wanted: impl Fn(&[Value]) -> bool) {
+        let outcome = wait_for(LIMIT, what, || {
+            if wanted(&self.lines.lock().unwrap()) { Ok(()) } else { Err(NotYet::because("not said yet")) }
+        });
+        if let Err(error) = outcome {
+            let lines = self.lines.lock().unwrap();
+            let last: Vec<String> = lines.iter().rev().take(3).map(ToString::to_string).collect();
+            panic!(
+                "{error}\nsaid: {}\nnotices: {:#?}\nlast: {}",
+                self.err.lock().unwrap(),
+                notices(&lines, None),
+                last.join("\n")
+            );
+        }
+    }
+
+    /// Waits until the last status is as wanted.
+    #[track_caller]
+    pub fn wait_status(&self, what: &str, wanted: impl Fn(&Value) -> bool) {
+        self.wait(what, |lines| lines.iter().rev().find_map(|line| line.get("status")).is_some_and(&wanted));
+    }
+
+    /// Waits until every shard is followed and the first backup is written.
+    #[track_caller]
+    pub fn wait_ready(&self) {
+        self.wait("the first backup", |lines| !notices(lines, Some("backup")).is_empty());
+        self.wait_following();
+    }
+
+    #[track_caller]
+    pub fn wait_following(&self) {
+        self.wait_status("all shards to be followed", |status| {
+            let shards = status["shards"].as_array().unwrap();
+            !shards.is_empty()
+                && shards.iter().all(|shard| shard["phase"] == "following" && shard["source"].is_string())
+        });
+    }
+
+    /// What was said of that kind.
+    pub fn notices(&self, kind: &str) -> Vec<String> {
+        notices(&self.lines.lock().unwrap(), Some(kind))
+    }
+
+    /// The last status.
+    pub fn status(&self) -> Value {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().rev().find_map(|line| line.get("status")).cloned().unwrap_or_default()
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to end, and expects it to end well; gives the last status.
+    #[track_caller]
+    pub fn stop(mut self) -> Value {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        assert_eq!(status.code(), Some(0), "{}", self.err.lock().unwrap());
+        self.status()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn notices(lines: &[Value], kind: Option<&str>) -> Vec<String> {
+    let all = lines.iter().filter_map(|line| line.get("notice"));
+    let fitting = all.filter(|notice| kind.is_none_or(|kind| notice["kind"] == kind));
+    fitting.map(|notice| format!("{}: {}", notice["kind"], notice["what"].as_str().unwrap())).collect()
+}

@@ -1,0 +1,212 @@
+//! Everything at once, from a seed: failovers, killed primaries, moved slots, a killed agent, a repository that goes away, under
+//! writers that keep a ledger; then recoveries to moments taken at random, each held against the ledger.
+//!
+//! `SLOTKEEP_CHAOS_SEED` replays a run, which says its seed when it fails; `SLOTKEEP_CHAOS_STEPS` and
+//! `SLOTKEEP_CHAOS_RECOVERIES` make it longer. Threads and servers run as they like: a seed gives the same steps, not the same instants.
+
+use std::fs;
+
+use slotkeep_model::key_slot;
+use slotkeep_testkit::ledger::{Account, Bounds, Ledger, LedgerOptions};
+use slotkeep_testkit::{Cluster, ClusterBuilder, FailoverMode, Random, Server, servers};
+
+use crate::common::agent::Agent;
+use crate::harness::{Bench, cluster_client, free_addrs};
+use crate::recorder::{now, pause, sample};
+
+const SHARDS: u64 = 3;
+const LISTS: u64 = 40;
+/// By how much the writers' clock and the servers' may be rounded apart: both are this machine's.
+const ROUNDING_MS: i64 = 2;
+/// The exit code of a moment that the log does not lead to.
+const GAP: i32 = 24;
+/// A primary that is killed takes bytes with it that its replica never had: the moments between its last byte and the next base are lost
+/// with it.
+const LOST_WITH_A_PRIMARY_MS: i64 = 30_000;
+
+/// A number from the environment.
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: `{text}`")))
+}
+
+struct Chaos {
+    seed: u64,
+    random: Random,
+    cluster: Cluster,
+    bench: Bench,
+    agent: Option<Agent>,
+    /// When primaries were killed.
+    killed_at_ms: Vec<i64>,
+    said: Vec<String>,
+}
+
+impl Chaos {
+    fn start(seed: u64, server: Server) -> Self {
+        let cluster = ClusterBuilder::new(server)
+            .replicas_per_primary(1)
+            .config("repl-backlog-size", "64mb")
+            .config("cluster-require-full-coverage", "no")
+            .start()
+            .unwrap();
+        let bench = Bench::new();
+        let mut chaos = Self {
+            seed,
+            random: Random::from_seed(seed),
+            cluster,
+            bench,
+            agent: None,
+            killed_at_ms: Vec::new(),
+            said: Vec::new(),
+        };
+        chaos.start_agent();
+        chaos.agent().wait_ready();
+        chaos
+    }
+
+    fn start_agent(&mut self) {
+        let folder = self.bench.repo().parent().unwrap().to_owned();
+        self.agent = Some(Agent::start(&self.cluster, &folder, &[]));
+    }
+
+    fn agent(&self) -> &Agent {
+        self.agent.as_ref().unwrap()
+    }
+
+    fn shard(&mut self) -> usize {
+        usize::try_from(self.random.below(SHARDS)).unwrap()
+    }
+
+    fn step(&mut self) {
+        let shard = self.shard();
+        let words = match self.random.below(6) {
+            0 => {
+                self.cluster.failover_by(shard, FailoverMode::Graceful).unwrap();
+                format!("shard {shard} failed over gracefully")
+            }
+            1 => {
+                self.killed_at_ms.push(now().as_millisecond());
+                self.cluster.primary(shard).unwrap().kill().unwrap();
+                self.cluster.failover(shard).unwrap();
+                self.cluster.start_nodes().unwrap();
+                format!("the primary of shard {shard} was killed")
+            }
+            2 => {
+                self.agent.take().unwrap().kill();
+                self.start_agent();
+                "the agent was killed".to_owned()
+            }
+            3 => {
+                let repo = self.bench.repo();
+                let away = repo.with_extension("away");
+                fs::rename(&repo, &away).unwrap();
+                pause(1500);
+                fs::rename(&away, &repo).unwrap();
+                "the repository was away".to_owned()
+            }
+            _ => {
+                let list = self.random.below(LISTS);
+                let slot = key_slot(format!("ledger:{{{list}}}:list").as_bytes());
+                let owner = self.cluster.client().unwrap().owner(slot).unwrap();
+                let from = (0..self.cluster.shards())
+                    .find(|&shard| self.cluster.primary(shard).unwrap().addr() == owner)
+                    .unwrap();
+                let to = (from + 1) % self.cluster.shards();
+                self.cluster.move_slot(slot, from, to).unwrap();
+                format!("slot {slot} moved from shard {from} to {to}")
+            }
+        };
+        self.said.push(format!("{} {words}", now()));
+        self.agent().wait_following();
+    }
+
+    /// Waits until everything that the primaries have produced by now has been received.
+    fn wait_held(&self) {
+        let mut wanted: Vec<u64> = (0..self.cluster.shards())
+            .map(|shard| sample(&mut self.cluster.primary(shard).unwrap().client().unwrap()).unwrap().offset)
+            .collect();
+        wanted.sort_unstable();
+        self.agent().wait_status("everything to be received", |status| {
+            let shards = status["shards"].as_array().unwrap().iter();
+            let mut received: Vec<u64> = shards.map(|shard| shard["received"].as_u64().unwrap()).collect();
+            received.sort_unstable();
+            received.len() == wanted.len()
+                && received.iter().zip(&wanted).all(|(received, wanted)| received >= wanted)
+        });
+    }
+
+    fn story(&self) -> String {
+        format!("SLOTKEEP_CHAOS_SEED={}\n{}", self.seed, self.said.join("\n"))
+    }
+
+    /// Restores to a moment and compares; false if the moment was lost with a primary.
+    fn recover(&self, server: &Server, account: &Account, number: u64, moment_ms: i64) -> bool {
+        let at = jiff::Timestamp::from_millisecond(moment_ms).unwrap().to_string();
+        let name = format!("moment-{number}");
+        let nodes = free_addrs(3);
+        let program = server.program().to_str().unwrap();
+        let options = ["--at", &at, "--no-replicas", "--start", "--server", program];
+        let run = self.bench.restore(&name, &nodes, &options);
+        if run.code == GAP {
+            let after_a_kill = |killed: &i64| (0..LOST_WITH_A_PRIMARY_MS).contains(&(moment_ms - killed));
+            assert!(
+                self.killed_at_ms.iter().any(after_a_kill),
+                "{at} was not lost with a primary: {}\n{}",
+                run.stderr,
+                self.story()
+            );
+            return false;
+        }
+        assert_eq!(run.code, 0, "{at}: {}\n{}", run.stderr, self.story());
+        let report = run.json();
+        let shards = report["recovery"]["shards"].as_array().unwrap();
+        let lack = shards.iter().map(|shard| shard["may_lack_ms"].as_i64().unwrap()).max().unwrap();
+        let bounds = Bounds {
+            nothing_after_ms: moment_ms + ROUNDING_MS,
+            nothing_missing_before_ms: moment_ms - lack - ROUNDING_MS,
+            consistent: false,
+        };
+        let mut client = cluster_client(&nodes, None);
+        account
+            .check(bounds, &mut |args| client.command(args))
+            .unwrap_or_else(|error| panic!("{at}: {error}\n{report}\n{}", self.story()));
+        for node in &nodes {
+            // Its end closes the connection: there is no reply to wait for.
+            let _ = client.connection(*node).unwrap().command(&["SHUTDOWN", "NOSAVE"]);
+        }
+        fs::remove_dir_all(self.bench.path(&name)).unwrap();
+        true
+    }
+}
+
+#[test]
+fn whatever_happens_every_moment_comes_back() {
+    let seed = setting("SLOTKEEP_CHAOS_SEED", now().as_nanosecond().unsigned_abs() as u64 % 1_000_000);
+    let steps = setting("SLOTKEEP_CHAOS_STEPS", 5);
+    let recoveries = setting("SLOTKEEP_CHAOS_RECOVERIES", 4);
+    let server = servers::require("valkey-9.1").unwrap();
+    let mut chaos = Chaos::start(seed, server.clone());
+    let ledger = Ledger::start(&chaos.cluster, LedgerOptions { seed, lists: LISTS, accounts: 9 }).unwrap();
+    ledger.wait_for_more(100).unwrap();
+    // From then on the servers are asked for their time more than once a second.
+    pause(1500);
+    let from = now().as_millisecond();
+    for _ in 0..steps {
+        chaos.step();
+        ledger.wait_for_more(100).unwrap();
+    }
+    pause(1200);
+    let to = now().as_millisecond();
+    pause(300);
+    let account = ledger.stop(&chaos.cluster).unwrap();
+    chaos.wait_held();
+    chaos.agent.take().unwrap().stop();
+    let span = u64::try_from(to - from).unwrap();
+    let mut recovered = 0;
+    for number in 0..recoveries {
+        let moment = from + i64::try_from(chaos.random.below(span)).unwrap();
+        recovered += u64::from(chaos.recover(&server, &account, number, moment));
+    }
+    // What is there at the end is always within reach.
+    assert!(chaos.recover(&server, &account, recoveries, to), "{}", chaos.story());
+    assert!(recovered > 0 || !chaos.killed_at_ms.is_empty(), "{}", chaos.story());
+}

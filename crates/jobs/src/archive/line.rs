@@ -1,0 +1,587 @@
+//! One shard's line: from node to node, from base to base, for as long as the shard is there.
+//!
+//! Invariants: the position is a safe cut that is durable; a stream is only ever continued from it, so every segment begins where the
+//! one before ended, or a gap is announced; a base counts only once it is durable.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use slotkeep_format::Parent;
+use slotkeep_model::{NodeAddr, ReplId, ReplOffset, Shard};
+use slotkeep_repo::Repository;
+use slotkeep_repo::layout::BaseLayout;
+use slotkeep_wire::info::Replication;
+use slotkeep_wire::replica::Request;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::decide::{Decision, Position, Refusal, decide};
+use super::gates::{Gates, Turn};
+use super::intake::SealPolicy;
+use super::lineage::Lineage;
+use super::link::{Answer, Link};
+use super::sampler::{Sampled, sample};
+use super::sealer::{Patience, SealerHandle, wait};
+use super::session::{Fork, Session};
+use super::spool::SpoolFolder;
+use super::status::{Board, LinePhase, NoticeKind};
+use crate::backup::base::{Announced, TakenBase, receive};
+use crate::backup::{Candidate, Prefer, new_backup_id, plan_shard};
+use crate::discover::replication_at;
+use crate::progress::{Phase, ShardProgress};
+use crate::{Context, Error, ErrorKind, Result};
+
+/// The pause after the first failure; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// For so long a line that has its base is tried again in a job that is to end.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
+/// How long a node may take to say how it stands, before the others are considered without it.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+/// How often a full spool is looked at.
+const SPOOL_LOOK: Duration = Duration::from_millis(200);
+/// How long a replica may take to receive what its primary had written.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(10);
+const CATCH_UP_LOOK: Duration = Duration::from_millis(50);
+
+/// What the server is told to have been received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ack {
+    /// What is durable on the local disk.
+    #[default]
+    Local,
+    /// What the repository holds.
+    Repo,
+    /// What has been received.
+    Received,
+}
+
+/// What all lines of a job share.
+pub(crate) struct Shared {
+    pub(crate) context: Context,
+    pub(crate) repository: Repository,
+    pub(crate) cluster: String,
+    pub(crate) folder: Arc<SpoolFolder>,
+    pub(crate) policy: SealPolicy,
+    pub(crate) ack: Ack,
+    pub(crate) prefer: Prefer,
+    pub(crate) gates: Gates,
+    /// Whether lines are tried again for ever.
+    pub(crate) patience: Patience,
+    /// Whether the stream behind a base is followed.
+    pub(crate) follows: bool,
+    /// Whether a base may be taken where a stream can't be continued.
+    pub(crate) may_take_bases: bool,
+    /// The backup that bases are taken for; each has an id of its own otherwise.
+    pub(crate) backup_id: Option<String>,
+    pub(crate) board: Arc<Board>,
+    /// Rung when the cluster may have changed.
+    pub(crate) changed: Arc<Notify>,
+}
+
+/// How a line stands.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LineState {
+    pub(crate) phase: LinePhase,
+    pub(crate) source: Option<NodeAddr>,
+    pub(crate) history: Option<ReplId>,
+    pub(crate) received: u64,
+    pub(crate) durable: u64,
+    /// Up to here everything is in the repository: base and log.
+    pub(crate) complete: Option<(ReplId, u64)>,
+    /// How the histories of this line descend from each other.
+    pub(crate) lineage: Lineage,
+    pub(crate) base: Option<Arc<TakenBase>>,
+    pub(crate) bases: u64,
+    pub(crate) gaps: u64,
+    pub(crate) trouble: Option<Arc<str>>,
+}
+
+/// How an attempt ended.
+pub(crate) enum End {
+    /// The job is to end.
+    Stopped,
+    /// To be tried again at once.
+    Again,
+}
+
+/// A line.
+pub(crate) struct Line {
+    /// The job's, with a word to stop of its own.
+    pub(crate) context: Context,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) shard: watch::Receiver<Shard>,
+    /// Everything up to this offset is to be sealed.
+    pub(crate) seal_by: watch::Receiver<Option<u64>>,
+    pub(crate) state: watch::Sender<LineState>,
+    pub(crate) sealer: SealerHandle,
+    pub(crate) samples: mpsc::Receiver<Sampled>,
+    pub(crate) position: Option<Position>,
+    pub(crate) progress: Arc<ShardProgress>,
+    /// Nodes that failed since the line last got on, in order.
+    failed: Vec<(NodeAddr, Error)>,
+    pub(crate) lost_at: Option<Duration>,
+    pub(crate) stop: tokio_util::sync::CancellationToken,
+}
+
+/// The way to a line.
+pub(crate) struct LineHandle {
+    pub(crate) shard: watch::Sender<Shard>,
+    seal_by: watch::Sender<Option<u64>>,
+    pub(crate) state: watch::Receiver<LineState>,
+    pub(crate) sealed: watch::Receiver<super::sealer::SealState>,
+    pub(crate) primary_offset: Arc<AtomicU64>,
+    stop: tokio_util::sync::CancellationToken,
+    /// Taken once it has ended.
+    pub(crate) task: Option<tokio::task::JoinHandle<Result<()>>>,
+    _sampler: Option<AbortOnDropHandle<()>>,
+}
+
+impl LineHandle {
+    /// Asks for everything up to that offset to be sealed.
+    pub(crate) fn seal_by(&self, offset: u64) {
+        self.seal_by.send_replace(Some(offset));
+    }
+
+    /// Asks the line to end, when it has sealed what it holds.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl Line {
+    /// Starts a line for that shard, from a position and its base if there are any.
+    pub(crate) fn start(
+        job: &Arc<Shared>,
+        shard: Shard,
+        held: Option<(Position, Arc<TakenBase>)>,
+        progress: Arc<ShardProgress>,
+    ) -> LineHandle {
+        let stop = job.context.stop.child_token();
+        let context = Context { stop: stop.clone(), ..job.context.clone() };
+        let sealer = super::sealer::Sealer {
+            context: context.clone(),
+            repository: job.repository.clone(),
+            folder: Arc::clone(&job.folder),
+            patience: job.patience,
+        }
+        .start();
+        let (shard_sender, shard) = watch::channel(shard);
+        let (seal_sender, seal_by) = watch::channel(None);
+        let mut state = LineState::default();
+        if let Some((position, base)) = &held {
+            state.complete = Some((position.history.clone(), position.offset));
+            state.durable = position.offset;
+            state.received = position.offset;
+            state.history = Some(position.history.clone());
+            state.base = Some(Arc::clone(base));
+        }
+        let (state_sender, state) = watch::channel(state);
+        let (sample_sender, samples) = mpsc::channel(256);
+        let primary_offset = Arc::new(AtomicU64::new(0));
+        let asking = sample(context.clone(), shard.clone(), sample_sender, Arc::clone(&primary_offset));
+        let asking = job.follows.then(|| AbortOnDropHandle::new(tokio::spawn(asking)));
+        let progress_of_seals = sealer.state.clone();
+        let line = Self {
+            context,
+            shared: Arc::clone(job),
+            shard,
+            seal_by,
+            state: state_sender,
+            sealer,
+            samples,
+            position: held.map(|(position, _)| position),
+            progress,
+            failed: Vec::new(),
+            lost_at: None,
+            stop: stop.clone(),
+        };
+        let task = Some(tokio::spawn(line.run()));
+        LineHandle {
+            shard: shard_sender,
+            seal_by: seal_sender,
+            state,
+            sealed: progress_of_seals,
+            primary_offset,
+            stop,
+            task,
+            _sampler: asking,
+        }
+    }
+
+    async fn run(mut self) -> Result<()> {
+        let outcome = self.run_until_stopped().await;
+        self.set_phase(LinePhase::Ended);
+        if outcome.as_ref().is_err_and(|error| error.kind() != ErrorKind::Interrupted) {
+            self.progress.enter(Phase::Failed);
+        }
+        // That the repository took no more is the cause of whatever came after it.
+        self.sealer.finish().await.and(outcome)
+    }
+
+    async fn run_until_stopped(&mut self) -> Result<()> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if self.stop.is_cancelled() {
+                return Ok(());
+            }
+            let before = self.state.borrow().received;
+            match self.attempt().await {
+                Ok(End::Stopped) => return Ok(()),
+                Ok(End::Again) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
+                Err(error) => {
+                    if self.state.borrow().received != before {
+                        pause = FIRST_PAUSE;
+                    }
+                    self.note_trouble(&error);
+                    self.judge(error)?;
+                    self.set_phase(LinePhase::Connecting);
+                    self.shared.changed.notify_one();
+                    wait(&self.context, &self.stop, pause).await;
+                    pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Whether it is worth trying again after that failure; the error for the job if not.
+    fn judge(&mut self, error: Error) -> Result<()> {
+        if self.shared.patience == Patience::Persistent {
+            return Ok(());
+        }
+        let doing = format!("shard with slots {}", self.shard.borrow().slots);
+        let may_pass =
+            matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Failed | ErrorKind::Corrupt);
+        let now = self.context.clock.elapsed();
+        let recovering = self.state.borrow().base.is_some()
+            && now.saturating_sub(*self.lost_at.get_or_insert(now)) < RECOVERY_LIMIT;
+        if may_pass && (recovering || !self.failed.is_empty()) {
+            if recovering {
+                self.failed.clear();
+            }
+            return Ok(());
+        }
+        Err(error.context(doing))
+    }
+
+    fn note_trouble(&self, error: &Error) {
+        let slots = self.shard.borrow().slots.clone();
+        tracing::info!(%slots, %error, "a shard's stream was interrupted");
+        let words: Arc<str> = error.to_string().into();
+        let again = self.state.borrow().trouble.as_ref() == Some(&words);
+        self.state.send_modify(|state| state.trouble = Some(Arc::clone(&words)));
+        if !again {
+            self.shared.board.pin(NoticeKind::Trouble, Some(&slots), words.to_string());
+        }
+    }
+
+    pub(crate) fn set_phase(&self, phase: LinePhase) {
+        self.state.send_if_modified(|state| std::mem::replace(&mut state.phase, phase) != phase);
+    }
+
+    /// Finds a node, and follows it until something comes between.
+    async fn attempt(&mut self) -> Result<End> {
+        if self.shared.folder.is_full() && !self.await_room().await {
+            return Ok(End::Stopped);
+        }
+        let shard = self.shard.borrow_and_update().clone();
+        let limit = self.context.connector.timeout().min(ANSWER_LIMIT);
+        let plan = plan_shard(&self.context, shard, self.shared.prefer, limit);
+        let plan = self.context.unless_stopped(async { Ok(plan.await) }).await?;
+        let mut candidates = plan.candidates;
+        if self.shared.patience == Patience::Persistent {
+            // Those that failed come last.
+            candidates.sort_by_key(|candidate| self.failed.iter().any(|(addr, _)| *addr == candidate.addr));
+        } else {
+            candidates.retain(|candidate| self.failed.iter().all(|(addr, _)| *addr != candidate.addr));
+            if candidates.is_empty() {
+                let none = || {
+                    let reasons: Vec<String> =
+                        plan.passed_over.iter().map(|(addr, reason)| format!("{addr}: {reason}")).collect();
+                    let words = format!("no node can be followed: {}", reasons.join("; "));
+                    Error::new(ErrorKind::Unreachable, words)
+                };
+                let first = std::mem::take(&mut self.failed).into_iter().next();
+                return Err(first.map_or_else(none, |(_, error)| error));
+            }
+        }
+        match decide(self.position.as_ref(), &candidates) {
+            Decision::Wait(words) => Err(Error::new(ErrorKind::Unreachable, words)
+                .hint("bring a node of the shard back; it is tried again meanwhile")),
+            Decision::Continue(number) => match candidates.get(number) {
+                Some(candidate) => {
+                    let outcome = self.follow(candidate, &candidates).await;
+                    self.remember(candidate, outcome)
+                }
+                None => Ok(End::Again),
+            },
+            Decision::Base(refusal) => {
+                let Some(candidate) = candidates.first() else { return Ok(End::Again) };
+                if !self.shared.may_take_bases {
+                    return Err(cannot_continue(refusal.as_ref()));
+                }
+                let outcome = self.rebase(candidate, plan.written_to, refusal.as_ref(), &candidates).await;
+                self.remember(candidate, outcome)
+            }
+        }
+    }
+
+    /// Remembers that the node failed, so that another one is tried first.
+    fn remember(&mut self, candidate: &Candidate, outcome: Result<End>) -> Result<End> {
+        let Err(error) = outcome else { return outcome };
+        let may_pass =
+            matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Failed | ErrorKind::Corrupt);
+        if !may_pass {
+            return Err(error);
+        }
+        self.failed.retain(|(addr, _)| *addr != candidate.addr);
+        let words = error.to_string();
+        if self.shared.patience == Patience::None {
+            tracing::warn!(node = %candidate.addr, error = %words, "this node could not be captured");
+        }
+        let mut kept = Error::new(error.kind(), words);
+        if let Some(advice) = error.advice() {
+            kept = kept.hint(advice);
+        }
+        self.failed.push((candidate.addr.clone(), kept));
+        Err(error)
+    }
+
+    /// Forgets what failed before: the line gets on.
+    pub(crate) fn gets_on(&mut self) {
+        self.failed.clear();
+        self.lost_at = None;
+        self.state.send_modify(|state| state.trouble = None);
+    }
+
+    /// Waits until the spool has room again; false if the job is stopped first.
+    async fn await_room(&self) -> bool {
+        self.set_phase(LinePhase::SpoolFull);
+        let slots = self.shard.borrow().slots.clone();
+        let words = format!(
+            "the spool is full ({} bytes): nothing is received until the repository takes more",
+            self.shared.folder.used_bytes()
+        );
+        self.shared.board.pin(NoticeKind::Trouble, Some(&slots), words);
+        while !self.shared.folder.has_room_again() {
+            tokio::select! {
+                () = self.context.clock.sleep(SPOOL_LOOK) => {}
+                () = self.stop.cancelled() => return false,
+            }
+        }
+        true
+    }
+
+    /// Continues on that node.
+    async fn follow(&mut self, candidate: &Candidate, candidates: &[Candidate]) -> Result<End> {
+        let Some(position) = self.position.clone() else { return Ok(End::Again) };
+        let (context, shared) = (self.context.clone(), Arc::clone(&self.shared));
+        let request = Request::Continue {
+            replid: position.history.clone(),
+            next_offset: ReplOffset(position.next_offset()),
+        };
+        let mut link = context.unless_stopped(Link::open(&context, &candidate.addr)).await?;
+        match context.unless_stopped(link.begin(request)).await? {
+            Answer::Stream { history } => {
+                let history = history.unwrap_or_else(|| position.history.clone());
+                let fork = if history == position.history {
+                    None
+                } else {
+                    let offset = self.fork_offset(&history, &position, candidate).await;
+                    if offset < position.offset {
+                        // Another reader has written the fork down before: the log of the new history begins there.
+                        let parent = Parent { history: position.history, fork: offset };
+                        self.state.send_modify(|state| state.lineage.add(&history, &parent));
+                        self.position = Some(Position { history, offset, database: None });
+                        return Ok(End::Again);
+                    }
+                    Some(Fork { history, offset })
+                };
+                let session = Session::begin(self, link, candidate, position, None, fork).await?;
+                session.run(self).await
+            }
+            // The backlog moved on, or the server changed, between question and request.
+            Answer::Snapshot { .. } if !self.shared.may_take_bases => Err(cannot_continue(None)),
+            snapshot @ Answer::Snapshot { .. } => {
+                let turn = shared.gates.enter(candidate.addr.host()).await;
+                self.capture(link, snapshot, candidate, turn, None, candidates).await
+            }
+        }
+    }
+
+    /// The last byte that both histories have in common.
+    async fn fork_offset(&self, history: &ReplId, position: &Position, candidate: &Candidate) -> u64 {
+        let known = self.shared.repository.history(&self.shared.cluster, history).await;
+        let parent = known.ok().flatten().and_then(|record| record.parent);
+        if let Some(parent) = parent.filter(|parent| parent.history == position.history) {
+            return parent.fork;
+        }
+        let primary = self.shard.borrow().primary.addr.clone();
+        for addr in [&primary, &candidate.addr] {
+            let Ok(replication) = replication_at(&self.context, addr).await else { continue };
+            if let Some(fork) = fork_of(&replication, history, &position.history) {
+                return fork.max(position.offset);
+            }
+        }
+        position.offset
+    }
+
+    /// Takes a base on that node, and follows the stream behind it.
+    async fn rebase(
+        &mut self,
+        candidate: &Candidate,
+        written_to: Option<u64>,
+        refusal: Option<&Refusal>,
+        candidates: &[Candidate],
+    ) -> Result<End> {
+        let (context, shared) = (self.context.clone(), Arc::clone(&self.shared));
+        self.set_phase(LinePhase::Queued);
+        let turn = tokio::select! {
+            turn = shared.gates.enter(candidate.addr.host()) => turn,
+            () = self.stop.cancelled() => return Ok(End::Stopped),
+        };
+        self.progress.restart();
+        self.progress.expected_keys.store(candidate.keys, Ordering::Relaxed);
+        self.set_phase(LinePhase::Base);
+        // No server is to fork for a repository that takes nothing.
+        context.unless_stopped(async { Ok(shared.repository.clusters().await?) }).await?;
+        catch_up(&context, candidate, written_to).await?;
+        let mut link = context.unless_stopped(Link::open(&context, &candidate.addr)).await?;
+        let answer = context.unless_stopped(link.begin(Request::Full)).await?;
+        self.capture(link, answer, candidate, turn, refusal, candidates).await
+    }
+
+    async fn capture(
+        &mut self,
+        mut link: Link<'_>,
+        answer: Answer,
+        candidate: &Candidate,
+        turn: Turn,
+        refusal: Option<&Refusal>,
+        candidates: &[Candidate],
+    ) -> Result<End> {
+        let Answer::Snapshot { history, offset, header, server_time } = answer else {
+            return Err(link.senseless("+CONTINUE where a full resynchronisation was asked for".to_owned()));
+        };
+        let (context, shared) = (self.context.clone(), Arc::clone(&self.shared));
+        self.set_phase(LinePhase::Base);
+        let id = match &shared.backup_id {
+            Some(id) => id.clone(),
+            None => new_backup_id(&context)?,
+        };
+        let announced = Announced {
+            source: candidate.addr.clone(),
+            source_role: candidate.role.into(),
+            server: candidate.server.into(),
+            history: history.clone(),
+            offset: offset.0,
+            server_time,
+            layout: BaseLayout::new(&shared.cluster, &history, offset, &id),
+        };
+        let received =
+            receive(&context, &shared.repository, &mut link, header, announced, &self.progress).await?;
+        if !shared.follows {
+            drop(link);
+            let base = received.store(&shared.repository).await?;
+            self.progress.enter(Phase::Done);
+            self.state.send_modify(|state| state.base = Some(Arc::new(base)));
+            return Ok(End::Stopped);
+        }
+        let parent = self.parent_of(&history, candidates).await;
+        self.announce_break(&history, offset.0, refusal);
+        let repository = shared.repository.clone();
+        let storing = tokio::spawn(async move {
+            let stored = received.store(&repository).await;
+            drop(turn);
+            stored
+        });
+        if let Some(parent) = parent {
+            self.state.send_modify(|state| state.lineage.add(&history, &parent));
+        }
+        let position = Position { history, offset: offset.0, database: None };
+        let session = Session::begin(self, link, candidate, position, Some(storing), None).await?;
+        session.run(self).await
+    }
+
+    /// Says that the line is broken, if there was one.
+    fn announce_break(&self, history: &ReplId, offset: u64, refusal: Option<&Refusal>) {
+        let Some(held) = &self.position else { return };
+        let slots = self.shard.borrow().slots.clone();
+        let why =
+            refusal.map_or_else(|| "the server answered with a snapshot".to_owned(), ToString::to_string);
+        let (kind, what) = if refusal.is_some_and(Refusal::is_divergence) {
+            (NoticeKind::Diverged, "a divergent tail is kept, and a new base begins a new line")
+        } else {
+            (NoticeKind::Gap, "a gap: what was written between is in no segment, and a new base begins")
+        };
+        let words = format!(
+            "{why}; {what}: held up to {} of {}, from {offset} of {history} on",
+            held.offset, held.history
+        );
+        self.state.send_modify(|state| state.gaps = state.gaps.saturating_add(1));
+        self.shared.board.pin(kind, Some(&slots), words);
+    }
+
+    /// Where a history that began with a snapshot comes from, if the servers tell and the repository knows that one.
+    async fn parent_of(&self, history: &ReplId, candidates: &[Candidate]) -> Option<Parent> {
+        let told = candidates.iter().find_map(|candidate| {
+            let replication = &candidate.replication;
+            let before = replication.previous_replid.as_ref()?;
+            Some(Parent { history: before.clone(), fork: fork_of(replication, history, before)? })
+        })?;
+        let held = self.position.as_ref().is_some_and(|position| position.history == told.history);
+        let known = async || {
+            let histories = self.shared.repository.histories(&self.shared.cluster).await;
+            histories.is_ok_and(|known| known.contains(&told.history))
+        };
+        (held || known().await).then_some(told)
+    }
+}
+
+/// The last common byte, if the node follows `history` and came to it from `before`.
+fn fork_of(replication: &Replication, history: &ReplId, before: &ReplId) -> Option<u64> {
+    let told = replication.replid == *history && replication.previous_replid.as_ref() == Some(before);
+    told.then_some(replication.previous_valid_to)??.0.checked_sub(1)
+}
+
+fn cannot_continue(refusal: Option<&Refusal>) -> Error {
+    let why = refusal.map_or_else(
+        || "the server answered with a snapshot instead of the stream".to_owned(),
+        ToString::to_string,
+    );
+    Error::new(ErrorKind::Gap, why)
+        .hint("take a full backup (--type full), give the servers a larger repl-backlog-size, or run `slotkeep archive`")
+}
+
+/// Waits until a replica has received what its primary had written when it was asked. A replica that has just attached says that its
+/// link is up a second before the stream flows (the primary waits for its first acknowledgement).
+async fn catch_up(context: &Context, candidate: &Candidate, written_to: Option<u64>) -> Result<()> {
+    let Some(wanted) = written_to.filter(|offset| candidate.offset < *offset) else { return Ok(()) };
+    let wait = async {
+        let began = context.clock.elapsed();
+        loop {
+            let offset = replication_at(context, &candidate.addr).await?.offset.0;
+            if offset >= wanted {
+                return Ok(());
+            }
+            if context.clock.elapsed().saturating_sub(began) > CATCH_UP_LIMIT {
+                let behind = wanted.saturating_sub(offset);
+                let words = format!("{}: it is still {behind} bytes behind its primary", candidate.addr);
+                return Err(Error::new(ErrorKind::Unreachable, words)
+                    .hint("find out why the replica lags, or take the primary: --prefer primary"));
+            }
+            context.clock.sleep(CATCH_UP_LOOK).await;
+        }
+    };
+    context.unless_stopped(wait).await
+}
+
+/// Where files wait by default when no folder is named: the user's state folder.
+pub fn default_spool() -> Option<PathBuf> {
+    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let state = named("XDG_STATE_HOME").or_else(|| Some(named("HOME")?.join(".local/state")))?;
+    Some(state.join("slotkeep"))
+}

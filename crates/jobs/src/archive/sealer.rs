@@ -1,0 +1,315 @@
+//! From spool files to segments.
+//!
+//! Invariants: a file is deleted only when the repository holds what it held; a file is sealed up to its last safe cut, and what
+//! lies behind that is asked for again from the server; a segment that is there already is as good as one that was written.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use slotkeep_format::lineage::HISTORY_VERSION;
+use slotkeep_format::{HistoryRecord, SpoolHeader, SpoolReader, SpoolRecord, Timeline};
+use slotkeep_model::{ReplId, ReplOffset};
+use slotkeep_repo::{Problem, RepoError, Repository, SegmentMeta};
+use slotkeep_wire::stream::{Splitter, StreamStart};
+use tokio::io::AsyncReadExt;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::spool::{ClosedFile, SpoolFolder};
+use crate::{Context, Error, ErrorKind, Result};
+
+const READ_BYTES: usize = 256 << 10;
+/// The pause after the first failure; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// What a spool file was found to hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Scanned {
+    pub(crate) header: SpoolHeader,
+    /// Its last safe cut; nothing if it holds no whole command.
+    pub(crate) end: Option<u64>,
+    /// The database selected there, if it is known.
+    pub(crate) database: Option<u32>,
+    commands: u64,
+    times: Timeline,
+}
+
+/// Reads a file that is not being written; `None` if it has not even a header.
+pub(crate) fn scan(path: &Path) -> std::io::Result<Option<Scanned>> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path)?;
+    let mut buffer = vec![0; READ_BYTES];
+    let mut reader = SpoolReader::default();
+    let mut found: Option<(Scanned, Splitter)> = None;
+    let mut samples = Vec::new();
+    'file: loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        reader.feed(buffer.get(..read).unwrap_or_default());
+        loop {
+            match reader.record() {
+                Ok(Some(SpoolRecord::Header(header))) => found = Some(begun(*header)),
+                Ok(Some(SpoolRecord::Bytes(bytes))) => {
+                    let Some((scanned, splitter)) = &mut found else { break 'file };
+                    if !count(scanned, splitter, &bytes) {
+                        break 'file;
+                    }
+                }
+                Ok(Some(SpoolRecord::Time(sample))) => samples.push(sample),
+                Ok(None) => break,
+                // A tail that was not written to its end, as after a loss of power.
+                Err(error) => {
+                    tracing::info!(file = %path.display(), %error, "a spool file ends early");
+                    break 'file;
+                }
+            }
+        }
+    }
+    Ok(found.map(|(mut scanned, _)| {
+        for sample in samples {
+            if scanned.end.is_some_and(|end| sample.offset <= end) {
+                scanned.times.push(sample);
+            }
+        }
+        scanned
+    }))
+}
+
+fn begun(header: SpoolHeader) -> (Scanned, Splitter) {
+    let start = StreamStart {
+        offset: ReplOffset(header.start.saturating_sub(1)),
+        db: header.database,
+        in_transaction: false,
+    };
+    let database = header.database;
+    let scanned = Scanned { header, end: None, database, commands: 0, times: Timeline::default() };
+    (scanned, Splitter::new(start))
+}
+
+/// Counts the commands; false if the bytes are no stream.
+fn count(scanned: &mut Scanned, splitter: &mut Splitter, mut bytes: &[u8]) -> bool {
+    let mut commands = 0_u64;
+    loop {
+        match splitter.next(&mut bytes) {
+            Ok(Some(_)) => commands = commands.saturating_add(1),
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+        if splitter.safe_cut() == splitter.offset() {
+            scanned.end = Some(splitter.offset().0);
+            scanned.database = splitter.db();
+            scanned.commands = scanned.commands.saturating_add(std::mem::take(&mut commands));
+        }
+    }
+}
+
+/// How far a line has been sealed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SealState {
+    /// The end of the last segment, with its history.
+    pub(crate) last: Option<(ReplId, u64)>,
+    /// When that was, by the clock's [`crate::ports::Clock::elapsed`].
+    pub(crate) at: Option<Duration>,
+    /// Segments so far.
+    pub(crate) segments: u64,
+    /// What stands in the way now, if something does.
+    pub(crate) trouble: Option<Arc<str>>,
+}
+
+/// What to do while the repository does not take segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Try again until it does, or the job is stopped.
+    Persistent,
+    /// Give up at the first failure.
+    None,
+}
+
+/// Seals the files of one line, one after the other.
+pub(crate) struct Sealer {
+    pub(crate) context: Context,
+    pub(crate) repository: Repository,
+    pub(crate) folder: Arc<SpoolFolder>,
+    pub(crate) patience: Patience,
+}
+
+/// The way to a line's sealer.
+pub(crate) struct SealerHandle {
+    files: mpsc::UnboundedSender<ClosedFile>,
+    /// Files that have been handed over and are not yet sealed.
+    pub(crate) waiting: Arc<AtomicU64>,
+    pub(crate) state: watch::Receiver<SealState>,
+    task: tokio::task::JoinHandle<Result<()>>,
+}
+
+impl SealerHandle {
+    /// Where closed files go. Their number is bounded: while some wait, pieces are cut by size alone, and all of them together are
+    /// within the spool's limit.
+    pub(crate) fn files(&self) -> mpsc::UnboundedSender<ClosedFile> {
+        self.files.clone()
+    }
+
+    /// Waits until everything that was handed over is sealed or given up.
+    pub(crate) async fn finish(self) -> Result<()> {
+        drop(self.files);
+        self.task
+            .await
+            .unwrap_or_else(|error| Err(Error::new(ErrorKind::Failed, format!("a worker ended: {error}"))))
+    }
+}
+
+impl Sealer {
+    /// Starts sealing.
+    pub(crate) fn start(self) -> SealerHandle {
+        let (files, queue) = mpsc::unbounded_channel();
+        let (publish, state) = watch::channel(SealState::default());
+        let waiting = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&waiting);
+        let task = tokio::spawn(async move { self.run(queue, &publish, &count).await });
+        SealerHandle { files, waiting, state, task }
+    }
+
+    async fn run(
+        &self,
+        mut queue: mpsc::UnboundedReceiver<ClosedFile>,
+        publish: &watch::Sender<SealState>,
+        waiting: &AtomicU64,
+    ) -> Result<()> {
+        let mut known = HashSet::new();
+        let mut outcome = Ok(());
+        while let Some(file) = queue.recv().await {
+            waiting.store(1_u64.saturating_add(queue.len() as u64), Ordering::Relaxed);
+            // After a failure the rest stays where it is, in order.
+            if outcome.is_ok() {
+                outcome = self.seal_in_time(&file.path, &mut known, publish).await;
+            }
+            waiting.store(queue.len() as u64, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    async fn seal_in_time(
+        &self,
+        path: &Path,
+        known: &mut HashSet<ReplId>,
+        publish: &watch::Sender<SealState>,
+    ) -> Result<()> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match Box::pin(seal_file(&self.repository, &self.folder, path, known)).await {
+                Ok(sealed) => {
+                    publish.send_modify(|state| {
+                        state.trouble = None;
+                        if let Some(sealed) = sealed {
+                            state.last = Some(sealed);
+                            state.segments = state.segments.saturating_add(1);
+                            state.at = Some(self.context.clock.elapsed());
+                        }
+                    });
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            publish.send_modify(|state| state.trouble = Some(error.to_string().into()));
+            if self.patience == Patience::None || self.context.stop.is_cancelled() {
+                return Err(error);
+            }
+            tracing::debug!(%error, "a segment could not be stored; it is tried again");
+            wait(&self.context, &self.context.stop, pause).await;
+            pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// Waits about that long (between half of it and all of it), or until the job is stopped.
+pub(crate) async fn wait(context: &Context, stop: &CancellationToken, pause: Duration) {
+    let mut random = [0];
+    // Without randomness all pauses are the same, which is no harm.
+    let _ = context.rng.fill(&mut random);
+    let part = u32::from(random.first().copied().unwrap_or_default());
+    let jittered = pause / 2 + pause / 2 * part / 255;
+    tokio::select! {
+        () = context.clock.sleep(jittered) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Seals one file and deletes it; gives the end of the segment, or nothing if the file held no whole command.
+pub(crate) async fn seal_file(
+    repository: &Repository,
+    folder: &SpoolFolder,
+    path: &Path,
+    known: &mut HashSet<ReplId>,
+) -> Result<Option<(ReplId, u64)>> {
+    let unreadable = |error: std::io::Error| {
+        Error::new(ErrorKind::Failed, format!("can't read spool file {}: {error}", path.display()))
+    };
+    let file: PathBuf = path.to_owned();
+    let scanned = tokio::task::spawn_blocking(move || scan(&file)).await;
+    let scanned = scanned.map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;
+    let scanned = scanned.map_err(unreadable)?;
+    let Some((scanned, end)) = scanned.and_then(|scanned| Some((scanned.clone(), scanned.end?))) else {
+        folder.remove(path);
+        return Ok(None);
+    };
+    let header = &scanned.header;
+    if !known.contains(&header.history) {
+        repository.put_history(&header.cluster, &history_record(header)).await?;
+        known.insert(header.history.clone());
+    }
+    let behind = end.saturating_add(1);
+    let created = repository.create_segment(&header.cluster, &header.history, header.start..behind).await;
+    match created {
+        Ok(mut segment) => {
+            let mut left = behind.saturating_sub(header.start);
+            let mut source = tokio::fs::File::open(path).await.map_err(unreadable)?;
+            let mut buffer = vec![0; READ_BYTES];
+            let mut reader = SpoolReader::default();
+            while left > 0 {
+                let read = source.read(&mut buffer).await.map_err(unreadable)?;
+                if read == 0 {
+                    break;
+                }
+                reader.feed(buffer.get(..read).unwrap_or_default());
+                while let Ok(Some(record)) = reader.record() {
+                    let SpoolRecord::Bytes(bytes) = record else { continue };
+                    let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                    segment.write(bytes.get(..wanted).unwrap_or_default()).await?;
+                    left = left.saturating_sub(wanted as u64);
+                }
+            }
+            let meta = SegmentMeta {
+                database: header.database,
+                commands: scanned.commands,
+                source: header.source.clone(),
+                server: header.server.clone(),
+                times: scanned.times.clone(),
+            };
+            match segment.finish(meta).await {
+                Ok(_) | Err(RepoError { problem: Problem::Exists, .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(RepoError { problem: Problem::Exists, .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    folder.remove(path);
+    Ok(Some((header.history.clone(), end)))
+}
+
+fn history_record(header: &SpoolHeader) -> HistoryRecord {
+    HistoryRecord {
+        format_version: HISTORY_VERSION,
+        history: header.history.clone(),
+        parent: header.parent.clone(),
+        slots: header.slots.clone(),
+        source: header.source.clone(),
+        first_seen_at: header.begun_at,
+    }
+}

@@ -1,0 +1,216 @@
+//! A base: from the snapshot on a link to its record.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use slotkeep_format::manifest::{
+    BaseRecord, CrcRecord, NodeRecord, ObjectRecord, RoleRecord, ServerRecord, ShardCut, ShardRecord,
+};
+use slotkeep_model::{Node, NodeAddr, ReplId, Shard, SlotDigest};
+use slotkeep_rdb::Crc;
+use slotkeep_repo::layout::BaseLayout;
+use slotkeep_repo::{Problem, RepoError, Repository};
+use slotkeep_wire::transfer::PayloadHeader;
+
+use super::HASH_VERSION;
+use super::pipeline::{Pipeline, PipelineReport};
+use crate::archive::link::{Interruption, Link};
+use crate::progress::{Phase, ShardProgress};
+use crate::{Context, Error, ErrorKind, Result};
+
+/// A base that has been stored.
+#[derive(Clone, Debug)]
+pub(crate) struct TakenBase {
+    pub(crate) source: NodeAddr,
+    pub(crate) source_role: RoleRecord,
+    pub(crate) server: ServerRecord,
+    pub(crate) history: ReplId,
+    pub(crate) offset: u64,
+    pub(crate) server_time: Option<Timestamp>,
+    pub(crate) base: BaseRecord,
+    /// Its keys and digest, if they are known without reading it.
+    total: Option<SlotDigest>,
+    /// The backup that lists it already.
+    pub(crate) listed_in: Option<String>,
+}
+
+/// What a snapshot is to become.
+#[derive(Clone, Debug)]
+pub(crate) struct Announced {
+    pub(crate) source: NodeAddr,
+    pub(crate) source_role: RoleRecord,
+    pub(crate) server: ServerRecord,
+    pub(crate) history: ReplId,
+    pub(crate) offset: u64,
+    pub(crate) server_time: Option<Timestamp>,
+    pub(crate) layout: BaseLayout,
+}
+
+/// A snapshot that has been received whole and is still being stored.
+pub(crate) struct Received {
+    pipeline: Pipeline,
+    announced: Announced,
+}
+
+/// Receives a snapshot. Unless it succeeds, nothing of it stays in the repository.
+pub(crate) async fn receive(
+    context: &Context,
+    repository: &Repository,
+    link: &mut Link<'_>,
+    header: PayloadHeader,
+    announced: Announced,
+    progress: &Arc<ShardProgress>,
+) -> Result<Received> {
+    let mut pipeline = Pipeline::start(repository, &announced.layout, Arc::clone(progress)).await?;
+    progress.enter(Phase::Running);
+    let received = tokio::select! {
+        received = link.receive(header, &mut pipeline) => received,
+        () = context.stop.cancelled() => Err(Interruption::Other(Error::interrupted())),
+    };
+    let error = match received {
+        Ok(()) => {
+            progress.enter(Phase::Finishing);
+            return Ok(Received { pipeline, announced });
+        }
+        Err(Interruption::Pipeline) => {
+            let cause = pipeline.abandon().await;
+            cause.unwrap_or_else(|| Error::new(ErrorKind::Failed, "the snapshot could not be stored"))
+        }
+        Err(Interruption::Other(error)) => {
+            pipeline.abandon().await;
+            error
+        }
+    };
+    discard(repository, &announced.layout).await;
+    Err(error)
+}
+
+impl Received {
+    /// Waits until the base is durable. Unless it succeeds, nothing of it stays in the repository.
+    pub(crate) async fn store(self, repository: &Repository) -> Result<TakenBase> {
+        let Self { pipeline, announced } = self;
+        let layout = announced.layout.clone();
+        let stored = match pipeline.finish().await {
+            Ok(report) => describe(repository, report, announced).await,
+            Err(error) => Err(error),
+        };
+        if stored.is_err() {
+            discard(repository, &layout).await;
+        }
+        stored
+    }
+}
+
+async fn describe(
+    repository: &Repository,
+    report: PipelineReport,
+    announced: Announced,
+) -> Result<TakenBase> {
+    let mut base = BaseRecord {
+        rdb: report.rdb,
+        rdb_version: report.envelope.version,
+        crc64: match report.envelope.crc {
+            Crc::Matches(_) => CrcRecord::Verified,
+            Crc::NotComputed | Crc::None => CrcRecord::NotComputed,
+        },
+        index: None,
+        digest: None,
+        keys: None,
+        functions: None,
+        not_interpreted: None,
+    };
+    let mut total = None;
+    match report.interpretation {
+        Ok((interpretation, index)) => {
+            total = Some(interpretation.digest.total());
+            let bytes = slotkeep_format::encode_digest(&interpretation.digest, HASH_VERSION);
+            base.index = Some(index);
+            base.digest = Some(put_digest(repository, announced.layout.digest(), bytes).await?);
+            base.keys = Some(interpretation.digest.keys());
+            base.functions = Some(interpretation.digest.functions.keys);
+        }
+        Err(reason) => base.not_interpreted = Some(reason),
+    }
+    let Announced { source, source_role, server, history, offset, server_time, layout: _ } = announced;
+    Ok(TakenBase { source, source_role, server, history, offset, server_time, base, total, listed_in: None })
+}
+
+async fn put_digest(repository: &Repository, path: String, bytes: Vec<u8>) -> Result<ObjectRecord> {
+    let raw_bytes = bytes.len() as u64;
+    let mut writer = repository.create_object(path).await?;
+    match writer.write(bytes.into()).await {
+        Ok(()) => Ok(writer.finish(raw_bytes).await?),
+        Err(error) => {
+            // The first error is the one to report.
+            let _ = writer.abort().await;
+            Err(error.into())
+        }
+    }
+}
+
+impl TakenBase {
+    /// A base that a backup lists.
+    pub(crate) fn of(record: &ShardRecord, backup: &str) -> Self {
+        Self {
+            source: record.source.clone(),
+            source_role: record.source_role,
+            server: record.server.clone(),
+            history: record.history.clone(),
+            offset: record.offset,
+            server_time: record.server_time,
+            base: record.base.clone(),
+            total: None,
+            listed_in: Some(backup.to_owned()),
+        }
+    }
+
+    /// The shard's record in a manifest.
+    pub(crate) fn record(&self, shard: &Shard, cut: Option<ShardCut>) -> ShardRecord {
+        let node =
+            |node: &Node| NodeRecord { id: node.id.clone(), addr: node.addr.clone(), online: node.online };
+        ShardRecord {
+            slots: shard.slots.clone(),
+            config_epoch: shard.config_epoch,
+            primary: node(&shard.primary),
+            replicas: shard.replicas.iter().map(node).collect(),
+            source: self.source.clone(),
+            source_role: self.source_role,
+            server: self.server.clone(),
+            history: self.history.clone(),
+            offset: self.offset,
+            server_time: self.server_time,
+            base: self.base.clone(),
+            cut,
+        }
+    }
+
+    /// Its keys and digest; nothing if it was not interpreted.
+    pub(crate) async fn total(&self, repository: &Repository) -> Result<Option<SlotDigest>> {
+        if self.total.is_some() || self.base.not_interpreted.is_some() {
+            return Ok(self.total);
+        }
+        Ok(Some(crate::base::Base::open(repository, &self.base)?.digest().await?.total()))
+    }
+
+    /// Deletes a base that will not be listed. What can't be deleted stays, unlisted.
+    pub(crate) async fn take_back(&self, repository: &Repository) {
+        if self.listed_in.is_some() {
+            return;
+        }
+        for object in self.base.objects() {
+            if let Err(error) = repository.discard(&object.path).await {
+                tracing::warn!(%error, "an unlisted object stays in the repository");
+            }
+        }
+    }
+}
+
+/// Deletes what there is of a base that will not be listed: one of its objects may be complete where another failed.
+async fn discard(repository: &Repository, layout: &BaseLayout) {
+    for path in [layout.rdb(), layout.index(), layout.digest()] {
+        match repository.discard(&path).await {
+            Ok(()) | Err(RepoError { problem: Problem::Missing, .. }) => {}
+            Err(error) => tracing::warn!(%error, "an unlisted object stays in the repository"),
+        }
+    }
+}

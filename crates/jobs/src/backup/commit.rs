@@ -1,0 +1,74 @@
+//! The manifest: what makes a backup.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use slotkeep_format::Manifest;
+use slotkeep_format::manifest::{
+    BackupKind, ClusterCut, FORMAT_VERSION, SettingsRecord, ShardCut, ShardRecord,
+};
+use slotkeep_model::{Shard, SlotDigest, SlotSet, Topology};
+use slotkeep_repo::Repository;
+
+use super::base::TakenBase;
+use crate::{Context, Result};
+
+/// A shard's part of a backup.
+pub(crate) struct Part {
+    pub(crate) shard: Shard,
+    pub(crate) base: Arc<TakenBase>,
+    /// Where it ends; at the base if nowhere else.
+    pub(crate) cut: Option<ShardCut>,
+}
+
+/// Everything that a manifest says and that is not found in the parts.
+pub(crate) struct Heading {
+    pub(crate) id: String,
+    pub(crate) cluster: String,
+    pub(crate) kind: BackupKind,
+    pub(crate) started_at: Timestamp,
+    pub(crate) settings: Vec<SettingsRecord>,
+    pub(crate) cut: Option<ClusterCut>,
+}
+
+/// Writes the manifest, once everything it names is durable.
+pub(crate) async fn commit(
+    context: &Context,
+    repository: &Repository,
+    topology: &Topology,
+    heading: Heading,
+    parts: &[Part],
+) -> Result<Manifest> {
+    let mut shards: Vec<ShardRecord> =
+        parts.iter().map(|part| part.base.record(&part.shard, part.cut.clone())).collect();
+    shards.sort_by_key(|shard| shard.slots.ranges().first().map(|range| range.first()));
+    let covered: SlotSet = shards.iter().flat_map(|shard| shard.slots.ranges().iter().copied()).collect();
+    let missing_slots = covered.complement();
+    let mut digest = Some(SlotDigest::default());
+    for part in parts {
+        let total = part.base.total(repository).await?;
+        digest = digest.zip(total).map(|(mut sum, more)| {
+            sum.merge(more);
+            sum
+        });
+    }
+    let manifest = Manifest {
+        format_version: FORMAT_VERSION,
+        id: heading.id,
+        cluster: heading.cluster,
+        kind: heading.kind,
+        partial: !missing_slots.is_empty(),
+        missing_slots,
+        started_at: heading.started_at,
+        finished_at: context.clock.now(),
+        slotkeep_version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster_mode: topology.cluster_mode,
+        current_epoch: topology.current_epoch,
+        shards,
+        settings: heading.settings,
+        cut: heading.cut,
+        digest,
+    };
+    repository.commit(&manifest).await?;
+    Ok(manifest)
+}

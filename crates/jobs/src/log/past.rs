@@ -1,0 +1,169 @@
+//! What a repository holds of a cluster's past, and what its segments say about time.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use slotkeep_format::manifest::ShardRecord;
+use slotkeep_format::{HistoryRecord, Manifest, SegmentRecord, TopologyRecord};
+use slotkeep_model::{ReplId, SlotSet};
+use slotkeep_repo::{Repository, SegmentEntry};
+
+use super::chain::{BasePlace, Chain, Path, Piece, Place};
+use crate::{Error, ErrorKind, Result};
+
+/// How many histories are looked at at a time.
+const READS_IN_FLIGHT: usize = 8;
+/// How many segments' records are remembered.
+const REMEMBERED_RECORDS: usize = 4096;
+
+/// What a repository holds of a cluster: backups, histories with their segments, and how the cluster looked.
+pub struct Past {
+    pub(super) repository: Repository,
+    /// The name under which the repository keeps the cluster.
+    pub cluster: String,
+    /// The backups whose manifests can be read, oldest first.
+    pub backups: Vec<Manifest>,
+    /// How the cluster looked, oldest first.
+    pub topologies: Vec<TopologyRecord>,
+    /// Where histories come from, as far as it was written down.
+    pub histories: BTreeMap<ReplId, HistoryRecord>,
+    /// How all of it belongs together.
+    pub chain: Chain,
+    segments: BTreeMap<ReplId, Vec<SegmentEntry>>,
+    /// Of each base of the chain, by number: which backup names it, and as which shard.
+    bases: Vec<(usize, usize)>,
+    records: Mutex<HashMap<String, Arc<SegmentRecord>>>,
+}
+
+impl Past {
+    /// Looks at what a repository holds of a cluster. Listings only: no segment is read.
+    pub async fn load(repository: &Repository, cluster: &str) -> Result<Self> {
+        let backups = repository.backups(cluster).await?.backups;
+        let mut topologies = repository.topologies(cluster).await?;
+        topologies.sort_by(|a, b| (a.seen_at, &a.id).cmp(&(b.seen_at, &b.id)));
+        let known = repository.histories(cluster).await?;
+        let read: Vec<_> = futures::stream::iter(known)
+            .map(async |history| {
+                let record = repository.history(cluster, &history).await?;
+                let segments = repository.segments(cluster, &history).await?;
+                Ok::<_, Error>((history, record, segments))
+            })
+            .buffered(READS_IN_FLIGHT)
+            .try_collect()
+            .await?;
+        let mut past = Self {
+            repository: repository.clone(),
+            cluster: cluster.to_owned(),
+            backups,
+            topologies,
+            histories: BTreeMap::new(),
+            chain: Chain::default(),
+            segments: BTreeMap::new(),
+            bases: Vec::new(),
+            records: Mutex::default(),
+        };
+        for (history, record, segments) in read {
+            past.add_history(history, record, segments);
+        }
+        past.add_bases();
+        Ok(past)
+    }
+
+    fn add_history(&mut self, history: ReplId, record: Option<HistoryRecord>, segments: Vec<SegmentEntry>) {
+        let parent = record.as_ref().and_then(|record| record.parent.clone());
+        let rank = record.as_ref().map_or(i64::MIN, |record| record.first_seen_at.as_millisecond());
+        let ranges = segments.iter().map(|segment| segment.start..segment.end).collect();
+        self.chain.add_history(history.clone(), parent, rank, ranges);
+        self.histories.extend(record.map(|record| (history.clone(), record)));
+        self.segments.insert(history, segments);
+    }
+
+    /// Bases by the manifests that name them. Backups share bases: the first one that names a base counts.
+    fn add_bases(&mut self) {
+        let mut seen = BTreeSet::new();
+        for (backup, manifest) in self.backups.iter().enumerate() {
+            for (shard, record) in manifest.shards.iter().enumerate() {
+                if seen.insert(&record.base.rdb.path) {
+                    let place = Place { history: record.history.clone(), offset: record.offset };
+                    self.chain.add_base(BasePlace { place, number: self.bases.len() });
+                    self.bases.push((backup, shard));
+                }
+            }
+        }
+    }
+
+    /// The backup that names a base of the chain, and the shard as that backup has it.
+    pub fn base(&self, number: usize) -> Option<(&Manifest, &ShardRecord)> {
+        let (backup, shard) = *self.bases.get(number)?;
+        let manifest = self.backups.get(backup)?;
+        Some((manifest, manifest.shards.get(shard)?))
+    }
+
+    /// Whether there is a log at all.
+    pub fn has_log(&self) -> bool {
+        self.segments.values().any(|segments| !segments.is_empty())
+    }
+
+    /// Fails if there is no log.
+    pub fn expect_log(&self) -> Result<()> {
+        if self.has_log() {
+            return Ok(());
+        }
+        let what = format!("{} holds no log of `{}`", self.repository.location(), self.cluster);
+        Err(Error::new(ErrorKind::NotFound, what).hint(
+            "`slotkeep archive` keeps one; without it only backups can be restored (--backup, `slotkeep list`)",
+        ))
+    }
+
+    /// Which segments to read for those bytes, and which of their bytes.
+    pub(super) fn segments_for(&self, piece: &Piece) -> Vec<(SegmentEntry, std::ops::Range<u64>)> {
+        let entries = self.segments.get(&piece.history).map(Vec::as_slice).unwrap_or_default();
+        let entry = |range: &std::ops::Range<u64>| {
+            let order = (range.start, std::cmp::Reverse(range.end));
+            let at =
+                entries.binary_search_by_key(&order, |entry| (entry.start, std::cmp::Reverse(entry.end)));
+            entries.get(at.ok()?).cloned()
+        };
+        let chosen = self.chain.choose(piece);
+        chosen.into_iter().filter_map(|(segment, part)| Some((entry(&segment)?, part))).collect()
+    }
+
+    /// The segments of a whole path in order, each with the bytes of it that lie on the path.
+    pub(super) fn segments_on(&self, path: &Path) -> Vec<(SegmentEntry, std::ops::Range<u64>)> {
+        path.pieces(0, u64::MAX - 1).iter().flat_map(|piece| self.segments_for(piece)).collect()
+    }
+
+    /// A segment's record, read once.
+    pub(super) async fn record(&self, entry: &SegmentEntry) -> Result<Arc<SegmentRecord>> {
+        let remembered = || self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(record) = remembered().get(entry.path()) {
+            return Ok(Arc::clone(record));
+        }
+        let record = Arc::new(self.repository.segment_record(entry).await?);
+        let mut records = remembered();
+        if records.len() >= REMEMBERED_RECORDS {
+            records.clear();
+        }
+        records.insert(entry.path().to_owned(), Arc::clone(&record));
+        Ok(record)
+    }
+
+    /// The slots of a history's shard when they were seen last.
+    pub fn slots_of(&self, history: &ReplId) -> Option<&SlotSet> {
+        let mut seen = self.topologies.iter().rev().flat_map(|topology| &topology.shards);
+        let in_topology =
+            seen.find(|shard| shard.history.as_ref() == Some(history)).map(|shard| &shard.slots);
+        let mut shards = self.backups.iter().rev().flat_map(|backup| &backup.shards);
+        in_topology
+            .or_else(|| self.histories.get(history).map(|record| &record.slots))
+            .or_else(|| shards.find(|shard| shard.history == *history).map(|shard| &shard.slots))
+    }
+
+    /// How the cluster looked at a moment, as far as it was seen.
+    pub fn topology_at(&self, moment: Timestamp) -> Option<&TopologyRecord> {
+        let count = self.topologies.partition_point(|topology| topology.seen_at <= moment);
+        self.topologies.get(count.saturating_sub(1))
+    }
+}

@@ -1,0 +1,207 @@
+//! How the cluster looked at a moment.
+
+use jiff::Timestamp;
+use slotkeep_format::manifest::{BackupKind, FORMAT_VERSION, RoleRecord, ShardRecord};
+use slotkeep_format::{Manifest, ShardState, TopologyRecord};
+use slotkeep_model::{ReplId, SlotSet};
+
+use super::{CLOCKS_APART_MS, Past, SEEN_LATE_MS, ShardPoint};
+use crate::log::windows::Moments;
+use crate::{Error, ErrorKind, Result};
+
+/// A cluster, from a topology that was seen or, where none was, from a backup.
+pub(in crate::log) struct View {
+    cluster_mode: bool,
+    current_epoch: u64,
+    pub(in crate::log) shards: Vec<ShardState>,
+}
+
+impl View {
+    /// The cluster as it was seen last at that moment; as it was seen first, if the moment is before that.
+    pub(super) fn at(past: &Past, at: Timestamp) -> Result<Self> {
+        match past.topology_at(at) {
+            Some(topology) => Ok(Self::of_topology(topology)),
+            None => {
+                let earlier = past.backups.iter().rev().find(|backup| backup.finished_at <= at);
+                earlier.or(past.backups.first()).map(Self::of_backup).ok_or_else(nothing_seen)
+            }
+        }
+    }
+
+    /// The cluster as it was seen last.
+    pub(super) fn newest(past: &Past) -> Result<Self> {
+        let seen = past.topologies.last().map(Self::of_topology);
+        seen.or_else(|| past.backups.last().map(Self::of_backup)).ok_or_else(nothing_seen)
+    }
+
+    /// Every look that the cluster had, with the moments from when it was seen until the next one was; without any, the newest.
+    pub(in crate::log) fn all(past: &Past) -> Result<Vec<(Self, Moments)>> {
+        let always = Moments { from: Timestamp::MIN, to: Timestamp::MAX };
+        if past.topologies.is_empty() {
+            return Ok(vec![(Self::newest(past)?, always)]);
+        }
+        let from =
+            std::iter::once(always.from).chain(past.topologies.iter().skip(1).map(|seen| seen.seen_at));
+        let to = past.topologies.iter().skip(1).map(|seen| seen.seen_at).chain(std::iter::once(always.to));
+        let spans = from.zip(to).map(|(from, to)| Moments { from, to });
+        Ok(past.topologies.iter().map(Self::of_topology).zip(spans).collect())
+    }
+
+    fn of_topology(topology: &TopologyRecord) -> Self {
+        let serves = |shard: &&ShardState| !shard.slots.is_empty();
+        Self {
+            cluster_mode: topology.cluster_mode,
+            current_epoch: topology.current_epoch,
+            shards: topology.shards.iter().filter(serves).cloned().collect(),
+        }
+    }
+
+    fn of_backup(manifest: &Manifest) -> Self {
+        let state = |shard: &ShardRecord| ShardState {
+            slots: shard.slots.clone(),
+            importing: SlotSet::default(),
+            migrating: SlotSet::default(),
+            config_epoch: shard.config_epoch,
+            primary: shard.primary.clone(),
+            replicas: shard.replicas.clone(),
+            history: Some(shard.history.clone()),
+            offset: Some(shard.offset),
+        };
+        Self {
+            cluster_mode: manifest.cluster_mode,
+            current_epoch: manifest.current_epoch,
+            shards: manifest.shards.iter().map(state).collect(),
+        }
+    }
+
+    /// The history that a shard followed. Where its primary could not be asked, or named one of which nothing is kept (a server chooses
+    /// a new one when it is followed for the first time), the one that its slots had next, or else before.
+    pub(in crate::log) fn history_of(past: &Past, state: &ShardState) -> Result<ReplId> {
+        let kept = |history: &&ReplId| past.chain.holds(history);
+        if let Some(history) = state.history.as_ref().filter(kept) {
+            return Ok(history.clone());
+        }
+        let seen = |topology: &TopologyRecord| {
+            let mut same = topology.shards.iter().filter(|shard| shard.slots == state.slots);
+            same.find_map(|shard| shard.history.as_ref().filter(kept).cloned())
+        };
+        let at = past.topologies.iter().position(|topology| topology.shards.contains(state)).unwrap_or(0);
+        let (before, after) = past.topologies.split_at_checked(at).unwrap_or_default();
+        let found = after.iter().find_map(seen).or_else(|| before.iter().rev().find_map(seen));
+        found.or_else(|| state.history.clone()).ok_or_else(|| {
+            Error::new(ErrorKind::Gap, format!("the history of slots {} is not known", state.slots))
+                .hint("restore to an earlier moment, or a backup (`slotkeep list`)")
+        })
+    }
+
+    /// Refuses a moment at which it is not known who served some slots: when they changed hands was seen only afterwards.
+    pub(super) fn check_settled(past: &Past, moment_ms: i64) -> Result<()> {
+        for pair in past.topologies.windows(2) {
+            let [before, after] = pair else { continue };
+            let seen_ms = after.seen_at.as_millisecond();
+            let early = seen_ms.saturating_sub(SEEN_LATE_MS).max(before.seen_at.as_millisecond());
+            let late = seen_ms.saturating_add(CLOCKS_APART_MS);
+            if moment_ms <= early || moment_ms >= late || owners(before) == owners(after) {
+                continue;
+            }
+            let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
+            let moved = moved(before, after);
+            let what = format!(
+                "slots {moved} changed hands between {} and {}: which shard served them at {} is not known exactly",
+                text(early),
+                text(late),
+                text(moment_ms)
+            );
+            return Err(Error::new(ErrorKind::Gap, what).hint(format!(
+                "restore to {} or earlier, or to {} or later",
+                text(early),
+                text(late)
+            )));
+        }
+        Ok(())
+    }
+
+    /// The manifest of the cluster at that moment, on the bases of its shards.
+    pub(super) fn manifest(
+        &self,
+        past: &Past,
+        at: Timestamp,
+        shards: &[(ShardPoint, usize)],
+    ) -> Result<Manifest> {
+        let mut records = Vec::new();
+        let mut newest: Option<&Manifest> = None;
+        for (state, (_, number)) in self.shards.iter().zip(shards) {
+            let (manifest, base) = past.base(*number).ok_or_else(nothing_seen)?;
+            newest = newest.filter(|newest| newest.id >= manifest.id).or(Some(manifest));
+            records.push(record(state, base));
+        }
+        let newest = newest.ok_or_else(nothing_seen)?;
+        // Settings are recorded with backups only: those of the last one before the moment hold.
+        let settings = past.backups.iter().rev().find(|backup| backup.finished_at <= at).unwrap_or(newest);
+        let covered: SlotSet =
+            records.iter().flat_map(|shard| shard.slots.ranges().iter().copied()).collect();
+        let missing_slots = covered.complement();
+        Ok(Manifest {
+            format_version: FORMAT_VERSION,
+            id: newest.id.clone(),
+            cluster: past.cluster.clone(),
+            kind: BackupKind::Full,
+            partial: !missing_slots.is_empty(),
+            missing_slots,
+            started_at: newest.started_at,
+            finished_at: newest.finished_at,
+            slotkeep_version: newest.slotkeep_version.clone(),
+            cluster_mode: self.cluster_mode,
+            current_epoch: self.current_epoch,
+            shards: records,
+            settings: settings.settings.clone(),
+            cut: None,
+            digest: None,
+        })
+    }
+}
+
+fn record(state: &ShardState, base: &ShardRecord) -> ShardRecord {
+    ShardRecord {
+        slots: state.slots.clone(),
+        config_epoch: state.config_epoch,
+        primary: state.primary.clone(),
+        replicas: state.replicas.clone(),
+        source: base.source.clone(),
+        source_role: RoleRecord::Primary,
+        server: base.server.clone(),
+        history: base.history.clone(),
+        offset: base.offset,
+        server_time: base.server_time,
+        base: base.base.clone(),
+        cut: None,
+    }
+}
+
+fn nothing_seen() -> Error {
+    Error::new(ErrorKind::NotFound, "the repository does not say how the cluster looked")
+        .hint("`slotkeep list` shows what there is")
+}
+
+/// Which slots each shard served; who its nodes were does not matter.
+fn owners(topology: &TopologyRecord) -> Vec<&SlotSet> {
+    let mut owners: Vec<&SlotSet> = topology.shards.iter().map(|shard| &shard.slots).collect();
+    owners.retain(|slots| !slots.is_empty());
+    owners.sort_by_key(|slots| slots.ranges().first().copied());
+    owners
+}
+
+/// Slots that lie in another set of slots than before.
+fn moved(before: &TopologyRecord, after: &TopologyRecord) -> SlotSet {
+    let kept = |slots: &SlotSet| {
+        let best = before.shards.iter().map(|shard| shard.slots.intersection(slots)).max_by_key(SlotSet::len);
+        best.unwrap_or_default()
+    };
+    let stayed: SlotSet = after
+        .shards
+        .iter()
+        .map(|shard| kept(&shard.slots))
+        .flat_map(|slots| slots.ranges().to_vec())
+        .collect();
+    stayed.complement()
+}
