@@ -223,7 +223,7 @@ impl Session {
     }
 
     /// How the user wants the repository to be used.
-    fn open_options(&self, arguments: &RepoArgs) -> Result<OpenOptions> {
+    pub(crate) fn open_options(&self, arguments: &RepoArgs) -> Result<OpenOptions> {
         let mut options = self.key_options(&arguments.keys)?;
         options.limit = arguments.limit_rate.and_then(RateLimit::new);
         Ok(options)

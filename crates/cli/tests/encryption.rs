@@ -94,6 +94,8 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     let unsigned = on("third", &backup).expect_code(25);
     assert!(unsigned.stderr.contains("export-signing"), "{}", unsigned.stderr);
     assert_eq!(files(Path::new(&repo)), before);
+    let checked = on("third", &["check", "--cluster", &addr]).expect_code(41).stdout;
+    assert!(checked.contains("signing key"), "{checked}");
     // What another machine needs to write here.
     let key = on("host", &["key", "export-signing"]).expect_code(0).json();
     let file = path("signing.key");

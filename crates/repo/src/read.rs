@@ -169,6 +169,7 @@ impl Repository {
             let what = format!("{} bytes came where {wanted} were asked for", bytes.len());
             return Err(Problem::Damaged(what));
         }
+        self.note_read(bytes.len());
         Ok(bytes)
     }
 

@@ -16,7 +16,7 @@ use crate::error::{Problem, RepoError};
 use crate::keys::{keyring, write_key_files};
 use crate::known::{Known, StateFolder};
 use crate::layout::REPOSITORY_FILE;
-use crate::location::{Location, object_path};
+use crate::location::{Location, io_problem, object_path};
 use crate::probe::probe;
 use crate::store::{Creating, RateLimit, create_new, stack};
 
@@ -213,8 +213,21 @@ impl Repository {
         self.create(&object_path(path)?, bytes.into()).await
     }
 
+    /// Fails if the folder of a local repository is gone, as when what is mounted there is not: the library would make the folder anew,
+    /// and what is written there would be missed later.
+    pub(crate) async fn must_be_there(&self) -> Result<(), RepoError> {
+        let Location::Folder(folder) = &self.location else { return Ok(()) };
+        let failed = |problem| RepoError::new("write to", &self.location, problem);
+        match tokio::fs::try_exists(folder.join(REPOSITORY_FILE)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(Problem::NoRepository)),
+            Err(error) => Err(failed(io_problem(&error))),
+        }
+    }
+
     /// Writes an object in one piece. It must not exist yet, unless it holds the same bytes.
     pub(crate) async fn create(&self, path: &Path, bytes: Bytes) -> Result<(), RepoError> {
+        self.must_be_there().await?;
         let created = create_new(&*self.store, path, bytes, creating(&self.file)).await;
         created.map_err(|problem| RepoError::new("write", path, problem))
     }

@@ -33,6 +33,7 @@ impl Repository {
     /// Begins an object.
     pub async fn create_object(&self, path: String) -> Result<ObjectWriter, RepoError> {
         let object = object_path(&path)?;
+        self.must_be_there().await?;
         let upload =
             self.store.put_multipart(&object).await.map_err(|error| RepoError::new("write", &path, error))?;
         let upload = WriteMultipart::new_with_chunk_size(upload, self.part_bytes());

@@ -115,3 +115,16 @@ async fn a_flipped_bit_anywhere_in_a_segment_is_found() {
         assert!(matches!(read(&repository, &entry).await, Err(Problem::Damaged(_))), "{length} bytes");
     }
 }
+
+#[tokio::test]
+async fn a_folder_that_went_away_is_not_made_anew() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("mounted");
+    let repository = repository(&folder).await;
+    std::fs::rename(&folder, place.path().join("away")).unwrap();
+    assert!(matches!(write(&repository, 1, b"lost").await, Err(Problem::NoRepository)));
+    assert!(repository.create_object("main/x".to_owned()).await.is_err());
+    assert!(!folder.exists());
+    std::fs::rename(place.path().join("away"), &folder).unwrap();
+    write(&repository, 1, b"kept").await.unwrap();
+}

@@ -87,6 +87,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     // A cluster that can't be found must leave no new repository behind.
     discover(&context, &seeds).await?;
     let repository = session.open_or_create(&location, &arguments.repo).await?;
+    repository.check_signs()?;
     let options = ArchiveOptions {
         cluster: name,
         spool: arguments.spool.folder(),
@@ -104,7 +105,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
         prefer: Prefer::from(arguments.prefer),
         jobs: arguments.jobs,
         jobs_per_host: arguments.jobs_per_host,
-        include_secrets: arguments.include_secrets,
+        include_secrets: arguments.include_secrets || repository.is_encrypted(),
         cut: arguments.cut.options(),
     };
     let watch = Watch::default();

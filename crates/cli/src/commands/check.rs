@@ -38,6 +38,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &CheckArg
     let options = CheckOptions {
         watch: Duration::from_secs(arguments.sample.max(1)),
         repository: session.location_if_given(&arguments.repo)?,
+        open: session.open_options(&arguments.repo)?,
     };
     let report = check(&context, &seeds, &options).await?;
     output.data(&report, |report| render(report, arguments.all, options.repository.is_some()))?;

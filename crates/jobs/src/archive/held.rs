@@ -99,8 +99,12 @@ impl Holdings {
         Ok(self.segments.get(history).map(Vec::as_slice).unwrap_or_default())
     }
 
-    /// The database that is selected behind `offset`, from the segment that ends there.
+    /// The database that is selected behind `offset`, from the segment that ends there. Not known where segments are encrypted and this machine
+    /// only writes; whoever reads them knows it from the segments before.
     async fn database_at(&mut self, history: &ReplId, offset: u64) -> Result<Option<u32>> {
+        if !self.repository.is_readable() {
+            return Ok(None);
+        }
         let behind = offset.saturating_add(1);
         let last = self.segments_of(history).await?.iter().find(|segment| segment.end == behind).cloned();
         let Some(last) = last else { return Ok(None) };

@@ -86,8 +86,6 @@ pub async fn backup(
     options: &BackupOptions,
     progress: &[Arc<ShardProgress>],
 ) -> Result<Manifest> {
-    // Before hours are spent on what could not be signed.
-    repository.check_signs()?;
     let held = plan.shards.iter().map(|_| None).collect();
     Run::begin(context, repository, plan, options)?.take(BackupKind::Full, held, progress).await
 }
@@ -148,6 +146,8 @@ impl<'a> Run<'a> {
         plan: &'a BackupPlan,
         options: &'a BackupOptions,
     ) -> Result<Self> {
+        // Before hours are spent on what could not be signed.
+        repository.check_signs()?;
         let id = new_backup_id(context)?;
         Ok(Self { context, repository, plan, options, id, started_at: context.clock.now() })
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use serde::Serialize;
 use slotkeep_model::{Node, NodeAddr, Shard};
-use slotkeep_repo::Location;
+use slotkeep_repo::{Location, OpenOptions};
 
 pub use finding::{Finding, Severity, Subject};
 
@@ -36,6 +36,8 @@ pub struct CheckOptions {
     pub watch: Duration,
     /// The repository, and the cluster's name in it, if it is to be checked too.
     pub repository: Option<(Location, String)>,
+    /// How the repository is to be opened.
+    pub open: OpenOptions,
 }
 
 /// What a check came to.
@@ -75,7 +77,7 @@ async fn look(context: &Context, seeds: &[NodeAddr], options: &CheckOptions) -> 
         Err(error) => return Err(error),
     };
     if let Some((location, cluster)) = &options.repository {
-        let facts = repository::gather(context, location, cluster).await?;
+        let facts = repository::gather(context, location, cluster, &options.open).await?;
         findings.extend(repository::judge(facts, needed_bytes));
     }
     Ok(CheckReport::of(findings))

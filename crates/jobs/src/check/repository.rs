@@ -1,7 +1,7 @@
 //! The checks of the repository.
 
 use jiff::Timestamp;
-use slotkeep_repo::{Listing, Location, Probe, RepoError, Repository};
+use slotkeep_repo::{Listing, Location, OpenOptions, Probe, RepoError, Repository};
 
 use super::finding::{Finding, Findings, Subject, size, span};
 use crate::ports::random_hex;
@@ -14,6 +14,8 @@ const RECENT_S: i64 = 86_400;
 pub(super) struct RepositoryFacts {
     pub(super) location: String,
     pub(super) state: State,
+    /// Whether what is written there can be signed, or need not be.
+    pub(super) signs: Result<(), RepoError>,
     /// What a probe has shown, unless there was nothing to probe.
     pub(super) probe: Result<Probe, RepoError>,
     /// Free space, where that can be known.
@@ -32,11 +34,20 @@ pub(super) enum State {
 }
 
 /// Looks at the repository. What is written to probe it is deleted again.
-pub(super) async fn gather(context: &Context, location: &Location, cluster: &str) -> Result<RepositoryFacts> {
+pub(super) async fn gather(
+    context: &Context,
+    location: &Location,
+    cluster: &str,
+    open: &OpenOptions,
+) -> Result<RepositoryFacts> {
+    let mut signs = Ok(());
     let state = match location.can_become_repository().await {
         Ok(true) => State::New,
-        Ok(false) => match Repository::open(location).await {
-            Ok(repository) => State::Open(repository.backups(cluster).await),
+        Ok(false) => match Repository::open_with(location, open).await {
+            Ok(repository) => {
+                signs = repository.check_signs();
+                State::Open(repository.backups(cluster).await)
+            }
             Err(error) => State::Unusable(error),
         },
         Err(error) => State::Unusable(error),
@@ -44,13 +55,13 @@ pub(super) async fn gather(context: &Context, location: &Location, cluster: &str
     let probe = location.probe(&random_hex(&*context.rng, 16)?).await;
     let free_bytes = location.free_bytes().await.ok().flatten();
     let now = context.clock.now();
-    Ok(RepositoryFacts { location: location.to_string(), state, probe, free_bytes, now })
+    Ok(RepositoryFacts { location: location.to_string(), state, signs, probe, free_bytes, now })
 }
 
 /// Every finding about the repository; a backup is expected to need `needed_bytes` at the most.
 pub(super) fn judge(facts: RepositoryFacts, needed_bytes: u64) -> Vec<Finding> {
     let mut out = Findings::about(Subject::Repository);
-    let RepositoryFacts { location, state, probe, free_bytes, now } = facts;
+    let RepositoryFacts { location, state, signs, probe, free_bytes, now } = facts;
     let usable = match state {
         State::Open(listing) => {
             out.ok("open", format!("{location} is a repository"));
@@ -67,6 +78,9 @@ pub(super) fn judge(facts: RepositoryFacts, needed_bytes: u64) -> Vec<Finding> {
         }
     };
     if usable {
+        if let Err(error) = signs {
+            failed("signing key", error, &mut out);
+        }
         writable(probe, &mut out);
         space(free_bytes, needed_bytes, &mut out);
     }
