@@ -40,7 +40,8 @@ fn main() -> ExitCode {
 async fn run(arguments: Arguments, output: &Output) -> slotkeep_jobs::Result<u8> {
     let session = Session::new(&arguments)?;
     session.stop_on_signals();
-    dispatch(arguments.command, &session, output).await
+    // On the heap: it is as large as the largest command's.
+    Box::pin(dispatch(arguments.command, &session, output)).await
 }
 
 /// Runs one command.

@@ -174,7 +174,7 @@ impl Run<'_> {
         let sent = input.feed.send(&mut follower, &mut editor, &self.progress.fed_bytes).await?;
         follower.keep_until(self.client.wait_applied(self.context, sent, PATIENCE)).await?;
         // Stopped or not, it has to come to its end, where it takes back what it has stored.
-        let taken = follower.hold(self.take(&history, sent, cut)).await?;
+        let taken = Box::pin(follower.hold(self.take(&history, sent, cut))).await?;
         let digest = taken.total(self.destination.repository).await?;
         Ok(Done { base: taken.base, digest, history, offset: cut, left_out_commands: editor.left_out() })
     }

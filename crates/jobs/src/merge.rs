@@ -60,7 +60,10 @@ pub async fn merge(
             Err(error) => {
                 progress.capture.enter(Phase::Failed);
                 take_back(target.repository, &stored).await;
-                return Err(error.context(format!("merging slots {}", shard.slots)));
+                return Err(match error.kind() {
+                    ErrorKind::Interrupted => error,
+                    _ => error.context(format!("merging slots {}", shard.slots)),
+                });
             }
         }
     }

@@ -128,7 +128,7 @@ impl Recorder {
                 repository.put_topology(&self.manifest.cluster, topology).await.unwrap();
             }
             for (shard, followed) in &all {
-                write(&repository, &self.manifest, *shard, followed, segment_bytes).await;
+                Box::pin(write(&repository, &self.manifest, *shard, followed, segment_bytes)).await;
             }
         });
     }
