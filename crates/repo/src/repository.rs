@@ -42,7 +42,7 @@ pub struct OpenOptions {
 pub struct Repository {
     location: Location,
     pub(crate) store: Arc<dyn ObjectStore>,
-    file: RepositoryFile,
+    file: Arc<RepositoryFile>,
     /// Shared by all clones.
     bytes_read: Arc<AtomicU64>,
     pub(crate) keyring: Keyring,
@@ -116,7 +116,14 @@ impl Repository {
             Some(state) if file.signing_key.is_some() => Some(Known::made(state, location, &file).await?),
             _ => None,
         };
-        Ok(Self { location: location.clone(), store, file, keyring, known, bytes_read: Arc::default() })
+        Ok(Self {
+            location: location.clone(),
+            store,
+            file: Arc::new(file),
+            keyring,
+            known,
+            bytes_read: Arc::default(),
+        })
     }
 
     /// Opens a repository that exists.
@@ -155,7 +162,14 @@ impl Repository {
             None => None,
         };
         let keyring = keyring(&*store, &file, options).await?;
-        Ok(Self { location: location.clone(), store, file, keyring, known, bytes_read: Arc::default() })
+        Ok(Self {
+            location: location.clone(),
+            store,
+            file: Arc::new(file),
+            keyring,
+            known,
+            bytes_read: Arc::default(),
+        })
     }
 
     /// Opens a repository, or makes one if the location is a local folder that does not exist or is empty.

@@ -194,7 +194,7 @@ impl Run<'_> {
                 let looker = looker.clone();
                 running.spawn(async move {
                     match job {
-                        Job::Base(job) => looker.base(job).await,
+                        Job::Base(job) => looker.base(*job).await,
                         Job::Segment(job) => looker.segment(job).await,
                     }
                 });

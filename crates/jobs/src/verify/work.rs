@@ -16,7 +16,7 @@ use super::proofs::{Known, fingerprint};
 
 /// One thing to look at.
 pub(super) enum Job {
-    Base(BaseJob),
+    Base(Box<BaseJob>),
     Segment(SegmentJob),
 }
 
@@ -107,7 +107,7 @@ impl Planner<'_> {
         }
         let bytes = stored.iter().flatten().fold(0, |sum: u64, object| sum.saturating_add(object.bytes));
         let job = BaseJob { number, record: base.record.clone(), slots: base.slots.clone(), stored };
-        work.add(there, bytes, Job::Base(job));
+        work.add(there, bytes, Job::Base(Box::new(job)));
     }
 
     /// What ends where in the log: cuts, bases and forks whose own files are not proved yet.
