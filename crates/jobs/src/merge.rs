@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use slotkeep_format::Manifest;
 use slotkeep_format::manifest::{BackupKind, BaseRecord, ClusterCut, CutMethod, FORMAT_VERSION, ShardRecord};
 use slotkeep_model::{DatasetDigest, SlotDigest};
@@ -45,7 +46,7 @@ pub async fn merge(
     let mut stored: Vec<BaseRecord> = Vec::new();
     let mut shards = Vec::new();
     let mut digest = Some(SlotDigest::default());
-    let merger = Merger { context, source, target, options, id: &id };
+    let merger = Merger { context, source, target, options, id: &id, at: point.at };
     for ((record, shard), progress) in point.manifest.shards.iter().zip(&point.shards).zip(progress) {
         progress.capture.enter(Phase::Running);
         match Box::pin(merger.shard(record, shard, progress)).await {
@@ -125,6 +126,8 @@ struct Merger<'a> {
     target: &'a MergeTarget<'a>,
     options: &'a EngineOptions,
     id: &'a str,
+    /// The moment that the logs lead to.
+    at: Option<Timestamp>,
 }
 
 impl Merger<'_> {
@@ -148,7 +151,7 @@ impl Merger<'_> {
         let lacks_past = || Error::new(ErrorKind::Failed, "a log is to be applied and none was opened");
         let time_of = match point.server {
             Some(server) if server.major < 7 && point.log_bytes > 0 => {
-                Some(time_of(past.ok_or_else(lacks_past)?, &point.log).await?)
+                Some(time_of(past.ok_or_else(lacks_past)?, &point.log, self.at).await?)
             }
             _ => None,
         };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use slotkeep_format::manifest::ShardRecord;
 use slotkeep_format::{TimeSample, Timeline};
 use slotkeep_model::ReplOffset;
@@ -52,8 +53,9 @@ pub async fn feed(
     })
 }
 
-/// Gives the server's time at an offset of those pieces, by the samples of their segments.
-pub async fn time_of(past: &Past, pieces: &[Piece]) -> Result<TimeOf> {
+/// Gives the server's time at an offset of those pieces, by the samples of their segments; `at`, the moment that they lead to, where
+/// there is none.
+pub async fn time_of(past: &Past, pieces: &[Piece], at: Option<Timestamp>) -> Result<TimeOf> {
     let mut times = Timeline::default();
     for piece in pieces {
         for (entry, part) in past.segments_for(piece) {
@@ -65,7 +67,8 @@ pub async fn time_of(past: &Past, pieces: &[Piece]) -> Result<TimeOf> {
             });
         }
     }
-    if times.samples().is_empty() {
+    let at_ms = at.and_then(|at| u64::try_from(at.as_millisecond()).ok());
+    if times.samples().is_empty() && at_ms.is_none() {
         return Err(Error::new(
             ErrorKind::Gap,
             "the log's expiry times are relative (Redis before 7.0), and nothing tells when it was written",
@@ -73,6 +76,7 @@ pub async fn time_of(past: &Past, pieces: &[Piece]) -> Result<TimeOf> {
     }
     Ok(Box::new(move |offset: ReplOffset| {
         let (from, until) = times.produced(offset.0);
-        u64::try_from(until.or(from).unwrap_or_default()).unwrap_or_default()
+        let sampled = until.or(from).and_then(|ms| u64::try_from(ms).ok());
+        sampled.or(at_ms).unwrap_or_default()
     }))
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use slotkeep_format::decode_digest;
 use slotkeep_format::manifest::{BaseRecord, ShardRecord};
+use slotkeep_jobs::archive::SealPolicy;
 use slotkeep_jobs::backup::{BackupOptions, Prefer, backup, plan};
 use slotkeep_jobs::discover::discover;
 use slotkeep_jobs::engine::{EngineNeeds, EngineOptions, choose_engine};
@@ -85,11 +86,25 @@ impl Place {
         let addr = NodeAddr::new("127.0.0.1", cluster.node(0).unwrap().port());
         let discovery = discover(&self.context, &[addr]).await.unwrap();
         let plan = plan(&self.context, discovery, Prefer::Primary, false).await.unwrap();
-        let options =
-            BackupOptions { cluster: "c".to_owned(), jobs: 1, jobs_per_host: 1, include_secrets: false };
+        let options = self.bases_only(1);
         let progress = [ShardProgress::new("all".to_owned())];
         let manifest = backup(&self.context, &self.repository, &plan, &options, &progress).await.unwrap();
         manifest.shards.into_iter().next().unwrap()
+    }
+
+    /// A backup that ends at its bases.
+    fn bases_only(&self, jobs: usize) -> BackupOptions {
+        BackupOptions {
+            cluster: "c".to_owned(),
+            jobs,
+            jobs_per_host: jobs,
+            prefer: Prefer::Primary,
+            include_secrets: false,
+            cut: None,
+            spool: self.folder.path().join("spool"),
+            spool_limit_bytes: u64::MAX,
+            seal: SealPolicy::default(),
+        }
     }
 
     async fn digest(&self, base: &BaseRecord) -> DatasetDigest {

@@ -5,11 +5,12 @@ use std::process::Command;
 
 use bytes::Bytes;
 use slotkeep_format::Manifest;
-use slotkeep_jobs::backup::{BackupOptions, Prefer, backup, plan};
+use slotkeep_jobs::backup::{Prefer, backup, plan};
 use slotkeep_jobs::discover::discover;
 use slotkeep_jobs::link::{Feed, Snapshot};
+use slotkeep_jobs::log::point::Point;
 use slotkeep_jobs::progress::ShardProgress;
-use slotkeep_jobs::restore::files::{self, FilesOptions, Links, StartedNode, start_following};
+use slotkeep_jobs::restore::files::{self, FilesOptions, Links, Source, StartedNode, start_following};
 use slotkeep_jobs::source::MemorySource;
 use slotkeep_jobs::stock_server::StockServer;
 use slotkeep_model::{NodeAddr, ReplOffset};
@@ -44,8 +45,7 @@ fn free_addrs(count: usize) -> Vec<NodeAddr> {
 async fn full_backup(place: &Place, node: NodeAddr) -> Manifest {
     let discovery = discover(&place.context, &[node]).await.unwrap();
     let plan = plan(&place.context, discovery, Prefer::Primary, false).await.unwrap();
-    let options =
-        BackupOptions { cluster: "c".to_owned(), jobs: 3, jobs_per_host: 3, include_secrets: false };
+    let options = place.bases_only(3);
     let progress: Vec<_> = plan.shards.iter().map(|_| ShardProgress::new(String::new())).collect();
     backup(&place.context, &place.repository, &plan, &options, &progress).await.unwrap()
 }
@@ -90,8 +90,10 @@ async fn nodes_follow_to_the_cut(name: &str) {
         links: links.addrs(),
         ..FilesOptions::default()
     };
-    let plan = files::plan(&place.context, &manifest, &options).await.unwrap();
-    files::apply(&place.context, &place.repository, &plan, &[]).await.unwrap();
+    let point = Point::of_bases(&manifest).unwrap();
+    let plan = files::plan(&place.context, &point, &options).await.unwrap();
+    let source = Source { repository: place.repository.clone(), past: None };
+    files::apply(&place.context, &source, &plan, &[]).await.unwrap();
     let feeds = manifest.shards.iter().map(|shard| {
         let at = recordings.iter().position(|(port, _)| *port == shard.source.port()).unwrap();
         let (_, recording) = recordings.remove(at);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use slotkeep_format::manifest::{BaseRecord, ObjectRecord};
 use slotkeep_model::{NodeId, Product, RdbVersion, ServerVersion};
@@ -42,6 +43,9 @@ pub struct DatasetLog {
     /// The bytes of the log, in order.
     #[serde(skip)]
     pub(super) pieces: Vec<Piece>,
+    /// The moment that it leads to, if there is one.
+    #[serde(skip)]
+    pub(super) at: Option<Timestamp>,
 }
 
 /// Where a dataset's parts go, relative to the node's folder, and what the AOF manifest says.
@@ -55,7 +59,7 @@ impl DatasetPlan {
     /// The dataset of a primary, and what its AOF manifest says if it has one.
     pub(super) fn of(
         base: &BaseRecord,
-        state: &ShardPoint,
+        (state, at): (&ShardPoint, Option<Timestamp>),
         appendonly: bool,
         target: ServerVersion,
     ) -> (Self, Option<&'static str>) {
@@ -65,6 +69,7 @@ impl DatasetPlan {
             path: form.log.into(),
             bytes: state.log_bytes,
             pieces: state.log.clone(),
+            at,
         });
         let plan =
             Self { object: base.rdb.clone(), rdb_version: base.rdb_version, path: form.base.into(), log };

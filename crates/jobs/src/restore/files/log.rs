@@ -13,8 +13,10 @@ use slotkeep_wire::stream::{AbsoluteExpiry, Filter, Gap, Reader};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
+use super::dataset::DatasetLog;
 use super::write::failed;
-use crate::log::chain::Piece;
+use crate::link::TimeOf;
+use crate::log::apply::time_of;
 use crate::log::{LogReader, Past};
 use crate::progress::{ShardProgress, add};
 use crate::{Context, Error, ErrorKind, Result};
@@ -23,15 +25,17 @@ use crate::{Context, Error, ErrorKind, Result};
 pub(super) async fn append_log(
     context: &Context,
     past: &Arc<Past>,
-    file: &mut File,
-    path: &Path,
-    pieces: &[Piece],
+    (file, path): (&mut File, &Path),
+    log: &DatasetLog,
     progress: &ShardProgress,
 ) -> Result<()> {
-    let mut reader = LogReader::new(Arc::clone(past), pieces)?;
+    let mut reader = LogReader::new(Arc::clone(past), &log.pieces)?;
     let mut editor: Option<Editor> = None;
     while let Some(chunk) = context.unless_stopped(reader.next()).await? {
         let editor = editor.get_or_insert_with(|| Editor::new(chunk.start, reader.database()));
+        if editor.lacks_times(&chunk.segment) {
+            editor.time_of = Some(time_of(past, &log.pieces, log.at).await?);
+        }
         let edited = editor.edit(chunk.start, &chunk.bytes, &chunk.segment)?;
         file.write_all(&edited).await.map_err(|error| failed("write", path, &error))?;
         add(&progress.raw_bytes, chunk.bytes.len() as u64);
@@ -52,6 +56,8 @@ struct Editor {
     expiry: Option<AbsoluteExpiry>,
     /// The end of the segment that `expiry` is for.
     expiry_end: u64,
+    /// Gives the time where a segment has no samples of its own.
+    time_of: Option<TimeOf>,
     /// What goes before the first byte.
     prefix: Vec<u8>,
 }
@@ -66,8 +72,14 @@ impl Editor {
             filter: Filter::new(before, Reader::AofFile, Gap::Close),
             expiry: None,
             expiry_end: 0,
+            time_of: None,
             prefix: prefix.unwrap_or_default(),
         }
+    }
+
+    /// Whether times are needed that a segment has no samples for.
+    fn lacks_times(&self, segment: &SegmentRecord) -> bool {
+        self.time_of.is_none() && segment.times.samples().is_empty() && passes_on_relative_times(segment)
     }
 
     fn edit(&mut self, start: u64, bytes: &[u8], segment: &SegmentRecord) -> Result<Vec<u8>> {
@@ -93,16 +105,17 @@ impl Editor {
         bytes: &[u8],
         segment: &SegmentRecord,
     ) -> Result<Vec<u8>, String> {
-        if segment.times.samples().is_empty() {
-            return Err("its expiry times are relative, and nothing tells when it was written".to_owned());
-        }
         if self.expiry.is_none() || self.expiry_end != segment.end {
             self.expiry = Some(AbsoluteExpiry::new(ReplOffset(start.saturating_sub(1))));
             self.expiry_end = segment.end;
         }
         let mut absolute = Vec::with_capacity(bytes.len());
         if let Some(expiry) = &mut self.expiry {
-            let time = |offset: ReplOffset| written_ms(segment, offset.0);
+            let time_of = &mut self.time_of;
+            let time = |offset: ReplOffset| match time_of {
+                Some(time_of) if segment.times.samples().is_empty() => time_of(offset),
+                _ => written_ms(segment, offset.0),
+            };
             expiry.feed(bytes, &mut absolute, time).map_err(|error| error.to_string())?;
         }
         Ok(absolute)

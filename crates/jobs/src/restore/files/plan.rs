@@ -309,7 +309,7 @@ impl<'a> Planner<'a> {
         if sketch.follows.is_none() && self.led.is_empty() {
             let appendonly = sketch.recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
             let (plan, aof_manifest) =
-                DatasetPlan::of(&sketch.shard.base, sketch.state, appendonly, self.target);
+                DatasetPlan::of(&sketch.shard.base, (sketch.state, self.point.at), appendonly, self.target);
             if let Some(text) = aof_manifest {
                 file("appendonlydir/appendonly.aof.manifest", text.to_owned());
             }
