@@ -123,6 +123,10 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
 
 /// What the log of a cluster leads to; nothing if there is none.
 async fn moments(repository: &Repository, cluster: &str, history: bool) -> Result<Option<ClusterMoments>> {
+    // When the bytes of the log were written stands in its segments, which this machine may not be able to read.
+    if !repository.is_readable() {
+        return Ok(None);
+    }
     let past = Past::load(repository, cluster).await?;
     if !past.has_log() && !history {
         return Ok(None);
