@@ -109,6 +109,7 @@ main() {
   cd "$here/.."
   prepare
   step 'Format (cargo fmt)' cargo fmt --all --check
+  step 'Format of the fuzzers (cargo fmt)' cargo fmt --manifest-path fuzz/Cargo.toml --check
   check_scripts
   step 'Lints (cargo clippy)' cargo clippy --workspace --all-targets --locked -- -D warnings
   step 'Documentation (cargo doc)' env RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked

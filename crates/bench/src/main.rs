@@ -1,7 +1,8 @@
-//! Slotkeep beside what a user would use instead, on one cluster, in one run.
+//! Slotkeep beside what a user would use instead, on one cluster or one file, in one run.
 //!
 //! ```text
 //! cargo run --release -p slotkeep-bench -- backup
+//! cargo run --release -p slotkeep-bench -- rdb
 //! cargo run --release -p slotkeep-bench -- fold
 //! ```
 //!
@@ -18,6 +19,7 @@ mod backup;
 mod discard;
 mod fold;
 mod measure;
+mod rdb;
 
 use clap::{Parser, Subcommand};
 
@@ -31,6 +33,16 @@ struct Arguments {
 enum Command {
     /// A full backup against `redis-cli --cluster backup` and against readers that discard what they read
     Backup(backup::BackupArgs),
+    /// Reading an RDB, against librdb and the crate `rdb`
+    Rdb(rdb::RdbArgs),
+    /// Read an RDB and print what was found; for this program's own use
+    #[command(hide = true)]
+    Read {
+        /// How
+        pass: rdb::Pass,
+        /// The file
+        path: std::path::PathBuf,
+    },
     /// A log applied over a link, against the server's own load of it
     Fold(fold::FoldArgs),
     /// Run a command and print what it used, as JSON; for this program's own use
@@ -50,6 +62,8 @@ enum Command {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     match Arguments::parse().command {
         Command::Backup(arguments) => backup::run(&arguments),
+        Command::Rdb(arguments) => rdb::run(&arguments),
+        Command::Read { pass, path } => rdb::read(pass, &path),
         Command::Fold(arguments) => fold::run(&arguments),
         Command::Measure { command } => measure::child(&command),
         Command::Discard { nodes } => discard::run(&nodes),

@@ -37,6 +37,9 @@ pub(crate) enum Command {
     Log(commands::log::LogArgs),
     Merge(commands::merge::MergeArgs),
     Show(commands::show::ShowArgs),
+    Inspect(Box<commands::inspect::InspectArgs>),
+    Get(commands::get::GetArgs),
+    Export(Box<commands::export::ExportArgs>),
     Demo(commands::demo::DemoArgs),
     Completions(commands::generate::CompletionsArgs),
     Man(commands::generate::ManArgs),
@@ -134,7 +137,7 @@ impl CutArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Spool")]
 pub(crate) struct SpoolArgs {
-    /// Folder for what is received and not yet sealed, on a local disk; $XDG_STATE_HOME/slotkeep or ~/.local/state/slotkeep if not
+    /// Folder for what is received and not yet sealed, on a local disk; `slotkeep` in `$XDG_STATE_HOME` or `~/.local/state` if not
     /// given
     #[arg(long, value_name = "DIR", env = "SLOTKEEP_SPOOL")]
     pub(crate) spool: Option<PathBuf>,

@@ -4,6 +4,7 @@
 
 mod args;
 mod commands;
+mod dataset_args;
 mod exit;
 mod output;
 mod progress;
@@ -56,6 +57,9 @@ async fn dispatch(command: Command, session: &Session, output: &Output) -> slotk
         Command::Merge(command) => commands::merge::run(session, output, &command).await,
         Command::List(command) => commands::list::run(session, output, &command).await,
         Command::Show(command) => commands::show::run(session, output, &command).await,
+        Command::Inspect(command) => commands::inspect::run(session, output, &command).await,
+        Command::Get(command) => commands::get::run(session, output, &command).await,
+        Command::Export(command) => commands::export::run(session, output, &command).await,
         Command::Demo(command) => commands::demo::run(session, output, &command).await,
         Command::Completions(command) => commands::generate::completions(output, &command),
         Command::Man(command) => commands::generate::man(output, &command),

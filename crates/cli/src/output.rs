@@ -1,7 +1,8 @@
 //! The only place that prints. Data goes to standard output; progress, notes, warnings and errors to standard error.
 
-use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io::{BufWriter, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -53,6 +54,11 @@ impl Output {
 
     fn hold(&self) -> Option<MutexGuard<'_, Held>> {
         self.held.as_ref().map(|held| held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether programs are to read what is printed.
+    pub(crate) const fn is_json(&self) -> bool {
+        self.json
     }
 
     /// Whether a story is to be told while it happens.
@@ -166,6 +172,57 @@ impl Output {
             let _ = writeln!(err, "hint: {hint}");
         }
     }
+}
+
+/// Standard output, for data that comes bit by bit. Whoever reads it may go away when they have seen enough: that is no failure.
+pub(crate) struct Stream {
+    out: BufWriter<std::io::Stdout>,
+    closed: Closed,
+}
+
+/// Whether the reader of standard output went away.
+#[derive(Clone, Default)]
+pub(crate) struct Closed(Arc<AtomicBool>);
+
+impl Stream {
+    pub(crate) fn new() -> (Self, Closed) {
+        let closed = Closed::default();
+        (Self { out: BufWriter::with_capacity(64 << 10, std::io::stdout()), closed: closed.clone() }, closed)
+    }
+
+    fn note<T>(&self, outcome: std::io::Result<T>) -> std::io::Result<T> {
+        if outcome.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+            self.closed.0.store(true, Ordering::Relaxed);
+        }
+        outcome
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let outcome = self.out.write(bytes);
+        self.note(outcome)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let outcome = self.out.flush();
+        self.note(outcome)
+    }
+}
+
+impl Closed {
+    /// What came of the writing; nothing if it ended because the reader went away.
+    pub(crate) fn unless_closed<T>(&self, outcome: Result<T>) -> Result<Option<T>> {
+        match outcome {
+            Err(_) if self.0.load(Ordering::Relaxed) => Ok(None),
+            outcome => outcome.map(Some),
+        }
+    }
+}
+
+/// Whether standard output is a terminal, which progress beside it would disturb.
+pub(crate) fn prints_to_terminal() -> bool {
+    std::io::stdout().is_terminal()
 }
 
 impl Held {

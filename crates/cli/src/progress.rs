@@ -124,7 +124,8 @@ impl ByteDisplay {
         let shards: Vec<_> = rows.iter().map(|(shard, _)| Arc::clone(shard)).collect();
         Self(Display::start_with(output, &shards, move |row, shard, bar| {
             let done = shard.raw_bytes.load(Ordering::Relaxed);
-            bar.set_length(totals.get(row).copied().unwrap_or(done).max(1));
+            let total = totals.get(row).copied().filter(|total| *total > 0);
+            bar.set_length(total.unwrap_or(done).max(1));
             bar.set_position(done);
             bar.set_message(match shard.phase() {
                 Phase::Queued | Phase::Waiting | Phase::Verifying => "waits for its turn".to_owned(),
@@ -132,7 +133,9 @@ impl ByteDisplay {
                     let elapsed = bar.elapsed().as_secs().max(1);
                     let left = if done > 0 { bar.eta() } else { Duration::ZERO };
                     let left = indicatif::HumanDuration(left);
-                    format!("{}, {}/s, {left} left", bytes(done), bytes(done / elapsed))
+                    // Of standard input nobody knows how much is to come.
+                    let left = total.map(|_| format!(", {left} left")).unwrap_or_default();
+                    format!("{}, {}/s{left}", bytes(done), bytes(done / elapsed))
                 }
                 Phase::Finishing => format!("{}, being made durable", bytes(done)),
                 Phase::Done => format!("done: {}", bytes(done)),

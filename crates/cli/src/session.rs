@@ -200,6 +200,11 @@ impl Session {
         Ok(Repository::open_or_create(location, self.repository_id()?, self.now()).await?)
     }
 
+    /// Cancelled when the user wants to stop.
+    pub(crate) const fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
     /// The time of day.
     pub(crate) fn now(&self) -> jiff::Timestamp {
         slotkeep_jobs::ports::Clock::now(&*self.clock)

@@ -247,6 +247,57 @@ fn a_repository_that_is_away_is_caught_up_with() {
     assert_logs_are_the_streams(&folder, &cluster);
 }
 
+/// With `--ack repo` a write counts only once the repository holds it.
+#[test]
+fn what_is_acknowledged_is_what_was_chosen() {
+    let cluster = cluster("valkey-8.0", 1, 0);
+    let folder = tempfile::tempdir().unwrap();
+    let (repo, away) = (folder.path().join("repo"), folder.path().join("away"));
+    let agent = Agent::start(&cluster, folder.path(), &["--ack", "repo"]);
+    agent.wait_ready();
+    let mut client = cluster.nodes()[0].client().unwrap();
+    client.command(&["SET", "a", "1"]).unwrap();
+    assert_eq!(client.command(&["WAIT", "1", "20000"]).unwrap().int().unwrap(), 1);
+    std::fs::rename(&repo, &away).unwrap();
+    std::fs::write(&repo, b"").unwrap();
+    client.command(&["SET", "a", "2"]).unwrap();
+    assert_eq!(client.command(&["WAIT", "1", "1500"]).unwrap().int().unwrap(), 0);
+    std::fs::remove_file(&repo).unwrap();
+    std::fs::rename(&away, &repo).unwrap();
+    assert_eq!(client.command(&["WAIT", "1", "30000"]).unwrap().int().unwrap(), 1);
+    agent.stop();
+    assert_logs_are_the_streams(&folder, &cluster);
+}
+
+/// The spool's disk fills up (1 MiB, in a mount namespace of its own): the link is dropped, what is there is sealed, and the stream goes on.
+#[test]
+fn a_disk_that_is_full_loses_nothing() {
+    let cluster = cluster("valkey-9.1", 1, 0);
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    std::fs::create_dir(&spool).unwrap();
+    let script = "mount -t tmpfs -o size=1m none \"$0\" && exec \"$@\"";
+    let mut shell = std::process::Command::new("unshare");
+    shell.args(["-rm", "sh", "-c", script]).arg(&spool).arg(env!("CARGO_BIN_EXE_slotkeep"));
+    shell.args(["archive", "--json", "--status-every", "200ms", "--seal-after", "500ms", "--cluster"]);
+    shell.arg(cluster.nodes()[0].addr().to_string()).arg("--repo").arg(folder.path().join("repo"));
+    let agent = Agent::spawn({
+        shell.arg("--spool").arg(&spool);
+        shell
+    });
+    agent.wait_ready();
+    for number in 0..40 {
+        set(&cluster, &format!("key{number}"), &"d".repeat(100_000));
+    }
+    agent.wait("the full disk", |lines| {
+        lines.iter().any(|line| line["notice"]["what"].to_string().contains("No space left"))
+    });
+    wait_held(&agent, &cluster);
+    assert_eq!(agent.notices("gap"), Vec::<String>::new());
+    agent.stop();
+    assert_logs_are_the_streams(&folder, &cluster);
+}
+
 /// The spool's limit: the link is dropped, the server stays as it was, and what was lost meanwhile is announced as a gap.
 #[test]
 fn a_full_spool_drops_the_link_and_a_lost_stream_is_a_gap() {

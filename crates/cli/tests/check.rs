@@ -98,18 +98,28 @@ fn the_advised_line_suffices(server_name: &str) {
     let blind = check_as(&cluster, "blind", "hidden").expect_code(41).json();
     assert!(faults(&blind, "permissions")[0]["advice"].as_str().unwrap().contains("ACL SETUSER blind on"));
 
-    let advice = problem["advice"].as_str().unwrap();
-    let words: Vec<&str> = advice.split(' ').skip_while(|word| *word != "ACL").collect();
-    for node in cluster.nodes() {
-        node.client().unwrap().command(&words).unwrap();
-    }
+    let follow = |finding: &Value| {
+        let advice = finding["advice"].as_str().unwrap();
+        let words: Vec<&str> = advice.split(' ').skip_while(|word| *word != "ACL").collect();
+        for node in cluster.nodes() {
+            node.client().unwrap().command(&words).unwrap();
+        }
+    };
+    follow(problem);
+    // What is left is the barrier, with a line of its own.
+    let report = check_as(&cluster, "keeper", "hidden").expect_code(0).json();
+    let left = faults(&report, "permissions");
+    assert!(!left.is_empty() && left.iter().all(|one| one["severity"] == "note"), "{report:#}");
+    assert!(left[0]["what"].as_str().unwrap().contains("client|pause, client|unpause"), "{}", left[0]);
+    follow(left[0]);
     let report = check_as(&cluster, "keeper", "hidden").expect_code(0).json();
     assert!(faults(&report, "permissions").is_empty(), "{report:#}");
     let folder = tempfile::tempdir().unwrap();
     let mut backup = command();
-    backup.args(["backup", "--user", "keeper", "--cluster", &seed(&cluster), "--repo"]);
+    backup.args(["backup", "--json", "--user", "keeper", "--cluster", &seed(&cluster)]);
+    backup.args(["--barrier", "--barrier-budget", "2000", "--repo"]);
     let run = Run::of(&backup.arg(folder.path()).env("SLOTKEEP_PASSWORD", "hidden").output().unwrap());
-    run.expect_code(0);
+    assert_eq!(run.expect_code(0).json()["cut"]["method"], "barrier");
 }
 
 #[test]

@@ -505,7 +505,10 @@ fn a_format_that_is_newer() {
     let (repo, open) = (repo.to_str().unwrap(), seed(&OPEN));
     let newer = |path: &Path| {
         let whole = fs::read_to_string(path).unwrap();
-        let changed = whole.replacen("\"format_version\": 1", "\"format_version\": 99", 1);
+        let known = ["\"format_version\": 1", "\"format_version\": 2"];
+        let changed = known
+            .iter()
+            .fold(whole.clone(), |text, version| text.replacen(version, "\"format_version\": 99", 1));
         assert_ne!(changed, whole);
         fs::write(path, changed).unwrap();
         whole

@@ -152,7 +152,7 @@ impl SpoolReader {
     }
 
     /// The next record; `None` if more bytes are needed. After an error there are no further records.
-    pub fn next(&mut self) -> Result<Option<SpoolRecord>, SpoolError> {
+    pub fn record(&mut self) -> Result<Option<SpoolRecord>, SpoolError> {
         let not_whole = SpoolError::NotWhole { at: self.at };
         let unread = self.buffer.get(self.taken..).unwrap_or_default();
         let Some((head, rest)) = unread.split_first_chunk::<HEAD_BYTES>() else { return Ok(None) };
@@ -251,7 +251,7 @@ mod tests {
         for piece in pieces {
             reader.feed(piece);
             loop {
-                match reader.next() {
+                match reader.record() {
                     Ok(Some(record)) => found.push(record),
                     Ok(None) => break,
                     Err(_) => return (found, false),

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use slotkeep_format::manifest::BaseRecord;
 use slotkeep_format::{IndexEntry, IndexReader, decode_digest};
-use slotkeep_model::{DatasetDigest, SlotSet, TimestampMs};
-use slotkeep_rdb::{Digester, KeyDigest, Level, Parser};
+use slotkeep_model::{DatasetDigest, SlotSet, TimestampMs, key_slot};
+use slotkeep_rdb::{Digester, Event, KeyDigest, Level, Parser, key_fingerprint};
 use slotkeep_repo::{FramedObject, Problem, RepoError, Repository};
 
 use crate::backup::HASH_VERSION;
@@ -83,25 +83,50 @@ impl<'a> Base<'a> {
         slots: &SlotSet,
         mut visit: impl FnMut(&KeyDigest, &[u8]),
     ) -> Result<()> {
-        let mut wanted: Vec<Extent> = Vec::new();
+        let wanted = self.extents(|entry| slots.contains(entry.slot)).await?;
+        let mut records = self.records(Level::Element).await?;
+        let mut digester = Digester::new();
+        for extent in &wanted {
+            let mut take = |event: &Event<'_>| {
+                if let Some(key) = digester.event(event) {
+                    visit(&key, digester.key());
+                }
+                Ok(())
+            };
+            records.read(extent, &mut take).await?;
+        }
+        Ok(())
+    }
+
+    /// Where the records lie that may be of that key, whatever the database.
+    pub(crate) async fn extents_of(&self, key: &[u8]) -> Result<Vec<Extent>> {
+        let slot = key_slot(key);
+        self.extents(|entry| entry.slot == slot && entry.fingerprint == key_fingerprint(entry.database, key))
+            .await
+    }
+
+    /// Where the records lie whose index entries are wanted.
+    async fn extents(&self, mut wanted: impl FnMut(&IndexEntry) -> bool) -> Result<Vec<Extent>> {
+        let mut extents: Vec<Extent> = Vec::new();
         let mut open: Option<(u64, u32)> = None;
         self.each_entry(|entry| {
             if let Some((start, database)) = open.take() {
-                wanted.push(Extent { start, end: entry.offset, database });
+                extents.push(Extent { start, end: entry.offset, database });
             }
-            if slots.contains(entry.slot) {
+            if wanted(&entry) {
                 open = Some((entry.offset, entry.database));
             }
         })
         .await?;
         if let Some((start, database)) = open {
-            wanted.push(Extent { start, end: self.record.rdb.raw_bytes, database });
+            extents.push(Extent { start, end: self.record.rdb.raw_bytes, database });
         }
-        let mut records = Records::open(self.repository, self.record).await?;
-        for extent in &wanted {
-            records.read(extent, &mut visit).await?;
-        }
-        Ok(())
+        Ok(extents)
+    }
+
+    /// Makes ready to read records.
+    pub(crate) async fn records(&self, level: Level) -> Result<Records> {
+        Records::open(self.repository, self.record, level).await
     }
 
     async fn each_entry(&self, mut visit: impl FnMut(IndexEntry)) -> Result<()> {
@@ -123,37 +148,36 @@ impl<'a> Base<'a> {
 }
 
 /// Where a record lies in the RDB.
-struct Extent {
+pub(crate) struct Extent {
     start: u64,
     /// The start of the next record, or the end of the RDB: a few opcodes may stand before it.
     end: u64,
-    database: u32,
+    pub(crate) database: u32,
 }
 
 /// Records of an RDB, read one by one. The parser sees them as one RDB: a magic, then each record behind its `SELECTDB`.
-struct Records {
+pub(crate) struct Records {
     object: FramedObject,
     path: String,
     frame: Option<(usize, Vec<u8>)>,
     parser: Parser,
-    digester: Digester,
 }
 
 impl Records {
-    async fn open(repository: &Repository, record: &BaseRecord) -> Result<Self> {
+    async fn open(repository: &Repository, record: &BaseRecord, level: Level) -> Result<Self> {
         let object = repository.framed(&record.rdb).await?;
-        let mut records = Self {
-            object,
-            path: record.rdb.path.clone(),
-            frame: None,
-            parser: Parser::new(Level::Element),
-            digester: Digester::new(),
-        };
-        records.parse(record.rdb_version.to_string().as_bytes(), &mut |_, _| ())?;
+        let mut records =
+            Self { object, path: record.rdb.path.clone(), frame: None, parser: Parser::new(level) };
+        records.parse(record.rdb_version.to_string().as_bytes(), &mut |_| Ok(()))?;
         Ok(records)
     }
 
-    async fn read(&mut self, extent: &Extent, visit: &mut impl FnMut(&KeyDigest, &[u8])) -> Result<()> {
+    /// Calls `visit` with the events of a record, the last of which is its [`Event::KeyEnd`]. Offsets in them are not those of the RDB.
+    pub(crate) async fn read(
+        &mut self,
+        extent: &Extent,
+        visit: &mut impl FnMut(&Event<'_>) -> Result<()>,
+    ) -> Result<()> {
         // A 32-bit length, whatever the number: loaders accept any form.
         let [a, b, c, d] = extent.database.to_be_bytes();
         self.parse(&[OPCODE_SELECTDB, 0x80, a, b, c, d], visit)?;
@@ -180,15 +204,15 @@ impl Records {
     }
 
     /// Parses on; true once a key has ended. What follows the record belongs to the next one and is passed over.
-    fn parse(&mut self, mut bytes: &[u8], visit: &mut impl FnMut(&KeyDigest, &[u8])) -> Result<bool> {
+    fn parse(&mut self, mut bytes: &[u8], visit: &mut impl FnMut(&Event<'_>) -> Result<()>) -> Result<bool> {
         loop {
             let event = match self.parser.next(&mut bytes) {
                 Ok(Some(event)) => event,
                 Ok(None) => return Ok(false),
                 Err(error) => return Err(self.damaged(error.to_string())),
             };
-            if let Some(key) = self.digester.event(&event) {
-                visit(&key, self.digester.key());
+            visit(&event)?;
+            if let Event::KeyEnd { .. } = event {
                 return Ok(true);
             }
         }

@@ -18,7 +18,7 @@ use slotkeep_model::NodeAddr;
 use slotkeep_wire::resp::Command;
 
 use crate::archive::sampler::{ClockReading, read_clock};
-use crate::net::{Connection, LinkError, LinkProblem};
+use crate::net::{Connection, LinkError};
 use crate::{Context, Result};
 
 /// How many connections are made at a time.
@@ -85,12 +85,7 @@ async fn read_all(context: &Context, connections: &mut [Connection]) -> Result<V
     let readings = connections.iter_mut().map(async |connection| {
         let sent_us = now_us(context);
         let reading = read_clock(connection).await?;
-        let received_us = now_us(context);
-        let refused = || LinkError {
-            node: connection.node().clone(),
-            problem: LinkProblem::Protocol("it does not tell its time and offset".to_owned()),
-        };
-        Ok(Timed { reading: reading.ok_or_else(refused)?, sent_us, received_us })
+        Ok(Timed { reading, sent_us, received_us: now_us(context) })
     });
     join_all(readings).await.into_iter().collect()
 }
@@ -101,7 +96,7 @@ async fn instant(
     fell_back: Option<String>,
 ) -> Result<TakenCut> {
     let readings = read_all(context, connections).await?;
-    let (at_us, error_us) = spread(&readings);
+    let (at_us, error_us) = spread(&readings, wall_us(context));
     let cut = ClusterCut {
         method: CutMethod::Instant,
         at: timestamp(at_us),
@@ -120,21 +115,40 @@ fn shard_cuts(readings: &[Timed]) -> Vec<ShardCut> {
     readings.iter().map(cut).collect()
 }
 
-/// The latest moment of the readings by the servers' clocks, and by how much two of them can lie apart, in microseconds.
-fn spread(readings: &[Timed]) -> (i64, i64) {
-    let latest = readings.iter().map(|timed| timed.reading.until_us).max().unwrap_or_default();
-    let earliest = readings.iter().map(|timed| timed.reading.from_us).min().unwrap_or(latest);
-    (latest, latest.saturating_sub(earliest).saturating_add(clock_difference(readings)))
+/// What our clock that counts from any beginning has to be added to give the time of day, in microseconds.
+fn wall_us(context: &Context) -> i64 {
+    context.clock.now().as_microsecond().saturating_sub(now_us(context))
+}
+
+/// The latest moment of the readings by the servers' clocks, and by how much two of them can lie apart, in microseconds. Where a
+/// server does not tell its time, all are judged by our clock, between question and answer.
+fn spread(readings: &[Timed], wall_us: i64) -> (i64, i64) {
+    let clocks: Option<Vec<(i64, i64)>> = readings.iter().map(|timed| timed.reading.clock_us).collect();
+    let (moments, difference) = match clocks {
+        Some(clocks) => {
+            let difference = clock_difference(readings, &clocks);
+            (clocks, difference)
+        }
+        None => {
+            let ours = |us: i64| us.saturating_add(wall_us);
+            (readings.iter().map(|timed| (ours(timed.sent_us), ours(timed.received_us))).collect(), 0)
+        }
+    };
+    let latest = moments.iter().map(|(_, until)| *until).max().unwrap_or_default();
+    let earliest = moments.iter().map(|(from, _)| *from).min().unwrap_or(latest);
+    (latest, latest.saturating_sub(earliest).saturating_add(difference))
 }
 
 /// How far two servers' clocks may be apart at the most: each was read between sending a question and receiving its answer by ours.
-fn clock_difference(readings: &[Timed]) -> i64 {
-    // The first TIME was told before the second, and both between the two moments of ours.
-    let lowest = |timed: &Timed| timed.reading.until_us.saturating_sub(timed.received_us);
-    let highest = |timed: &Timed| timed.reading.from_us.saturating_sub(timed.sent_us);
-    let pairs = readings.iter().enumerate().flat_map(|(number, one)| {
-        let others = readings.iter().enumerate().filter(move |(other, _)| *other != number);
-        others.map(move |(_, other)| highest(one).saturating_sub(lowest(other)))
+fn clock_difference(readings: &[Timed], clocks: &[(i64, i64)]) -> i64 {
+    // The first TIME was told before the second, and both between the two moments of ours: lowest and highest lead over us.
+    let leads = readings.iter().zip(clocks).map(|(timed, (from, until))| {
+        (until.saturating_sub(timed.received_us), from.saturating_sub(timed.sent_us))
+    });
+    let leads: Vec<(i64, i64)> = leads.collect();
+    let pairs = leads.iter().enumerate().flat_map(|(number, (_, highest))| {
+        let others = leads.iter().enumerate().filter(move |(other, _)| *other != number);
+        others.map(move |(_, (lowest, _))| highest.saturating_sub(*lowest))
     });
     pairs.max().unwrap_or_default().max(0)
 }
@@ -188,7 +202,7 @@ async fn barrier(
     // A node that did not take the word to resume has resumed by itself when its time was up.
     let all_took_it = resumed.len() == connections.len() && resumed.iter().all(std::result::Result::is_ok);
     let paused = if all_took_it { measured.min(budget) } else { budget };
-    let (at_us, _) = spread(&readings);
+    let (at_us, _) = spread(&readings, wall_us(context));
     let cut = ClusterCut {
         method: CutMethod::Barrier,
         at: timestamp(at_us),
@@ -249,17 +263,22 @@ mod tests {
             replicas: vec![],
         };
         let middle = sent_us + round_us / 2;
-        let reading =
-            ClockReading { from_us: middle + ahead_us, until_us: middle + ahead_us + 10, replication };
+        let clock_us = Some((middle + ahead_us, middle + ahead_us + 10));
+        let reading = ClockReading { clock_us, replication };
         Timed { reading, sent_us, received_us: sent_us + round_us }
+    }
+
+    fn difference(readings: &[Timed]) -> i64 {
+        let clocks: Vec<_> = readings.iter().map(|timed| timed.reading.clock_us.unwrap()).collect();
+        clock_difference(readings, &clocks)
     }
 
     #[test]
     fn clocks_that_agree_are_apart_by_the_round_trips_at_most() {
         let readings = [timed(0, 1000, 400), timed(0, 1010, 600)];
-        let difference = clock_difference(&readings);
+        let difference = difference(&readings);
         assert!((0..=1000).contains(&difference), "{difference}");
-        let (at, error) = spread(&readings);
+        let (at, error) = spread(&readings, 0);
         assert_eq!(at, 1320);
         assert!(error >= 110 + difference && error < 1200, "{error}");
     }
@@ -267,14 +286,21 @@ mod tests {
     #[test]
     fn clocks_that_are_apart_widen_the_error() {
         let readings = [timed(0, 1000, 400), timed(5_000_000, 1000, 400)];
-        assert!(clock_difference(&readings) >= 5_000_000);
-        let (_, error) = spread(&readings);
+        assert!(difference(&readings) >= 5_000_000);
+        let (_, error) = spread(&readings, 0);
         assert!(error >= 10_000_000, "the readings look as far apart as the clocks are: {error}");
     }
 
     #[test]
     fn one_shard_has_nothing_to_differ_from() {
-        assert_eq!(clock_difference(&[timed(5, 1000, 400)]), 0);
-        assert_eq!(whole_ms(spread(&[timed(5, 1000, 400)]).1), 1);
+        assert_eq!(difference(&[timed(5, 1000, 400)]), 0);
+        assert_eq!(whole_ms(spread(&[timed(5, 1000, 400)], 0).1), 1);
+    }
+
+    #[test]
+    fn without_a_servers_clock_ours_bounds_the_cut() {
+        let mut silent = timed(5_000_000, 1000, 400);
+        silent.reading.clock_us = None;
+        assert_eq!(spread(&[silent, timed(0, 1100, 200)], 9000), (10_400, 400));
     }
 }

@@ -124,8 +124,7 @@ pub async fn fold<B: ByteSource, L: ByteSource>(
             destination,
             progress,
         };
-        let work = run.run(input);
-        tokio::pin!(work);
+        let mut work = Box::pin(run.run(input));
         tokio::select! {
             biased;
             outcome = &mut work => outcome,

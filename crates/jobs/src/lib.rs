@@ -8,12 +8,17 @@ pub mod backup;
 mod base;
 pub mod check;
 pub mod cut;
+pub mod dataset;
 pub mod diff;
 pub mod discover;
 pub mod engine;
 mod error;
+pub mod export;
 pub mod fence;
 pub mod fold;
+pub mod get;
+pub mod inspect;
+pub mod keys;
 pub mod link;
 pub mod log;
 pub mod merge;
@@ -24,9 +29,11 @@ pub mod restore;
 pub mod settings;
 pub mod source;
 pub mod stock_server;
+mod value;
 pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};
+pub use value::{quoted, unescaped};
 
 /// What every job needs: the clock, randomness and the way to the nodes.
 #[derive(Clone)]

@@ -89,9 +89,11 @@ pub async fn merge(
     Ok(manifest)
 }
 
-/// How the cuts of a moment belong together: as far apart as what may be missing of each.
+/// How the cuts of a moment belong together: as far apart as what may be missing of each. Cuts that the user named need not belong
+/// together.
 fn cut_of(point: &Point) -> Option<ClusterCut> {
-    let error_ms = point.shards.iter().filter_map(|shard| shard.may_lack_ms).max().unwrap_or(0);
+    let lacks: Option<Vec<u64>> = point.shards.iter().map(|shard| shard.may_lack_ms).collect();
+    let error_ms = lacks?.into_iter().max().unwrap_or(0);
     point.at.map(|at| ClusterCut {
         method: CutMethod::Instant,
         at,

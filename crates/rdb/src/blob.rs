@@ -11,9 +11,10 @@ use crate::string::WHOLE_BYTES;
 
 mod layout;
 
+pub(crate) use layout::back_length_bytes;
+
 use layout::{
-    Head, Payload, back_length_bytes, intset_head, is_back_length, listpack_head, read_preamble,
-    ziplist_head, zipmap_head,
+    Head, Payload, intset_head, is_back_length, listpack_head, read_preamble, ziplist_head, zipmap_head,
 };
 
 /// Which layout.
@@ -131,6 +132,9 @@ impl Blob {
         left: u64,
         total: u64,
     ) -> Result<(usize, Option<Entry>), ErrorKind> {
+        if let Some((used, entry)) = self.quick_entry(view) {
+            return Ok((used, Some(entry)));
+        }
         let mut rest = view;
         loop {
             let flow = match self.phase {
@@ -153,6 +157,28 @@ impl Blob {
                 Step::Emit(entry) => return Ok((view.len() - rest.len(), Some(entry))),
             }
         }
+    }
+
+    /// The commonest entries in one step: those of a listpack, at most 63 bytes or a small integer, that lie in the view as a whole.
+    #[inline]
+    fn quick_entry(&mut self, view: &[u8]) -> Option<(usize, Entry)> {
+        if self.layout != Layout::Listpack || !matches!(self.phase, Phase::Entry) || !self.carry.is_empty() {
+            return None;
+        }
+        let first = *view.first()?;
+        let (len, entry) = match first {
+            0..0x80 => (1, Entry::Integer(i64::from(first))),
+            0x80..0xc0 => {
+                let len = 1 + usize::from(first & 0x3f);
+                (len, Entry::Bytes { place: EntryPlace::View(1, len), last: true })
+            }
+            _ => return None,
+        };
+        if view.get(len).map(|&back| usize::from(back)) != Some(len) {
+            return None;
+        }
+        self.walked += 1;
+        Some((len + 1, entry))
     }
 
     fn preamble(&mut self, rest: &mut &[u8], total: u64) -> Result<Step, ErrorKind> {

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 
 use slotkeep_model::{Product, ServerVersion};
 
+use crate::encode::score_text;
 use crate::types::{LogicalType, ValueType};
 use crate::value::{Element, Part, StreamId, StreamInfo};
 
@@ -297,16 +298,6 @@ impl CommandBuilder {
 
 fn texts(texts: &[&str]) -> Command {
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()
-}
-
-/// Text that reads back as the same number.
-fn score_text(score: f64) -> String {
-    let magnitude = score.abs();
-    if score == 0.0 || magnitude.is_infinite() || (1e-5..1e17).contains(&magnitude) {
-        format!("{score}")
-    } else {
-        format!("{score:e}")
-    }
 }
 
 #[cfg(test)]

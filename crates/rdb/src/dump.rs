@@ -121,6 +121,7 @@ impl<'a> DumpPayload<'a> {
             return Err(at_end(ErrorKind::Malformed {
                 part: "a DUMP payload",
                 what: "its CRC64 is not that of its bytes",
+                expected: "the CRC64 of all before it, or 0",
             }));
         }
         let number = u16::from_le_bytes(*number);

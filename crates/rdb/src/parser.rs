@@ -102,6 +102,8 @@ pub struct Parser {
     db: u32,
     next: Attributes,
     value_type: ValueType,
+    /// The opcode or type byte read last, once there is one.
+    opcode: Option<u8>,
     value_offset: u64,
     carry: Carry,
     key: Vec<u8>,
@@ -127,6 +129,7 @@ impl Parser {
             db: 0,
             next: Attributes::default(),
             value_type: ValueType::String,
+            opcode: None,
             value_offset: 0,
             carry: Carry::new(),
             key: Vec::new(),
@@ -151,6 +154,7 @@ impl Parser {
 
     /// Takes bytes off the front of `input` and gives the next event, or `None` when all of the input is consumed. After an
     /// error every call gives an error.
+    #[inline]
     pub fn next<'s, 'i: 's>(&'s mut self, input: &mut &'i [u8]) -> Result<Option<Event<'s>>, Error> {
         let before = input.len();
         self.input_end = self.offset.saturating_add(wide(before));
@@ -163,6 +167,7 @@ impl Parser {
                     return Ok(Some(Event::Element(self.decoder.element(item))));
                 }
                 Ok(_) => {
+                    debug_assert!(input.is_empty(), "a decoder that needs more has taken all there is");
                     self.offset = self.input_end;
                     return Ok(None);
                 }
@@ -208,7 +213,7 @@ impl Parser {
 
     #[cold]
     fn error(&self, kind: ErrorKind) -> Error {
-        let error = Error::new(kind, self.offset);
+        let error = Error { opcode: self.opcode, ..Error::new(kind, self.offset) };
         match self.state {
             State::Value | State::KeyEnd => error.in_value(self.value_type).in_key(&self.key),
             State::Key => error.in_value(self.value_type),
@@ -250,9 +255,14 @@ impl Parser {
     fn opcode<'i>(&mut self, input: &mut &'i [u8]) -> Result<Flow<Step<'i>>, ErrorKind> {
         let start = self.here(input);
         let Some(&opcode) = take(input, 1).first() else { return Ok(Flow::Need) };
+        self.opcode = Some(opcode);
         let valkey = self.version.product == Product::Valkey;
         if self.next.start.is_some() && matches!(opcode, 0xf4..=0xf7 | 0xfa | 0xfb | 0xfe | 0xff) {
-            return Err(ErrorKind::Malformed { part: "a record", what: "no key follows its attributes" });
+            return Err(ErrorKind::Malformed {
+                part: "a record",
+                what: "no key follows its attributes",
+                expected: "another attribute, or the type of a value",
+            });
         }
         self.state = match opcode {
             0xff if self.version.number < FIRST_WITH_CRC => {

@@ -56,7 +56,11 @@ impl Carry {
     ) -> Result<Option<T>, ErrorKind> {
         while let Some((&byte, rest)) = input.split_first() {
             let Some(place) = self.bytes.get_mut(self.len) else {
-                return Err(ErrorKind::Malformed { part: "a piece", what: "it does not end" });
+                return Err(ErrorKind::Malformed {
+                    part: "a piece",
+                    what: "it does not end",
+                    expected: "at most 256 bytes",
+                });
             };
             *place = byte;
             self.len += 1;
@@ -67,6 +71,12 @@ impl Carry {
             }
         }
         Ok(None)
+    }
+
+    /// Whether no piece has been begun.
+    #[inline]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     pub(crate) fn clear(&mut self) {
@@ -168,7 +178,11 @@ pub(crate) fn text_score(bytes: &[u8]) -> Decoded<f64> {
     }
 }
 
-const BAD_SCORE: ErrorKind = ErrorKind::Malformed { part: "a score", what: "it is not a number" };
+const BAD_SCORE: ErrorKind = ErrorKind::Malformed {
+    part: "a score",
+    what: "it is not a number",
+    expected: "a decimal number, or an infinity",
+};
 
 /// Reads the text of a score. Servers refuse NaN when they load, and so does this.
 pub(crate) fn parse_score(text: &[u8]) -> Result<f64, ErrorKind> {

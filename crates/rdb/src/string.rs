@@ -114,6 +114,14 @@ impl StringReader {
     /// Reads up to where bytes of the string can be had; false if more input is needed first.
     #[inline]
     pub(crate) fn open(&mut self, input: &mut &[u8]) -> Result<bool, ErrorKind> {
+        if matches!(self.mode, Mode::Decoded | Mode::Plain) {
+            return Ok(true);
+        }
+        self.open_further(input)
+    }
+
+    #[inline(never)]
+    fn open_further(&mut self, input: &mut &[u8]) -> Result<bool, ErrorKind> {
         loop {
             match self.mode {
                 Mode::Plain | Mode::Decoded | Mode::LzfStream { .. } => return Ok(true),
@@ -218,8 +226,16 @@ impl StringReader {
     }
 
     /// Decodes more of a long LZF string, if all that was decoded is consumed.
+    #[inline]
     pub(crate) fn fill(&mut self, input: &mut &[u8]) -> Result<(), ErrorKind> {
-        let Mode::LzfStream { compressed_left } = self.mode else { return Ok(()) };
+        match self.mode {
+            Mode::LzfStream { compressed_left } => self.fill_stream(compressed_left, input),
+            _ => Ok(()),
+        }
+    }
+
+    #[inline(never)]
+    fn fill_stream(&mut self, compressed_left: u64, input: &mut &[u8]) -> Result<(), ErrorKind> {
         if self.start < self.end || self.left == 0 {
             return Ok(());
         }
@@ -248,7 +264,8 @@ impl StringReader {
             take(input, consumed);
             compressed_left -= wide(consumed);
             let paused = self.end.saturating_sub(self.start) >= BURST_BYTES;
-            if !paused && input.len() < lzf::LONGEST_TOKEN_BYTES {
+            // What is left of the string may end inside a token although input follows it.
+            if !paused && at_most(compressed_left, input.len()) < lzf::LONGEST_TOKEN_BYTES {
                 let rest = take(input, at_most(compressed_left, input.len()));
                 compressed_left -= wide(rest.len());
                 self.gathered.extend_from_slice(rest);

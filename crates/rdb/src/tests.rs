@@ -1,8 +1,14 @@
 //! Tests of the crate as a whole: vectors of real servers, properties, hostile input.
 
+mod ancient;
+mod deliver;
 mod hostile;
+mod owned;
 mod properties;
+mod rewrite;
 mod support;
+mod translate;
+mod values;
 mod vectors;
 pub(crate) mod writer;
 

@@ -3,7 +3,7 @@
 //! Source: `src/rdb.h` of Redis 6.2 to 8.8 and Valkey 7.2 to 9.1. Numbers from 22 on differ between the products, so a
 //! [`ValueType`] is read from a number *and* a product.
 
-use slotkeep_model::{Product, ServerVersion};
+use slotkeep_model::{Product, RdbVersion, ServerVersion};
 
 use crate::error::ErrorKind;
 
@@ -183,6 +183,32 @@ impl ValueType {
         }
     }
 
+    /// The name of the encoding, as names of fixtures have it; unique among the types of one kind of value and product.
+    pub const fn encoding(self) -> &'static str {
+        match self {
+            Self::String => "raw",
+            Self::List => "linked",
+            Self::Set | Self::Hash => "hashtable",
+            Self::Zset => "skiplist-text",
+            Self::Zset2 => "skiplist",
+            Self::Module2 => "opaque",
+            Self::HashZipmap => "zipmap",
+            Self::ListZiplist | Self::ZsetZiplist | Self::HashZiplist => "ziplist",
+            Self::SetIntset => "intset",
+            Self::ListQuicklist => "quicklist",
+            Self::ListQuicklist2 => "quicklist2",
+            Self::HashListpack | Self::ZsetListpack | Self::SetListpack => "listpack",
+            Self::StreamListpacks => "listpacks",
+            Self::StreamListpacks2 => "listpacks2",
+            Self::StreamListpacks3 => "listpacks3",
+            Self::StreamListpacks4 => "listpacks4",
+            Self::StreamListpacks5 => "listpacks5",
+            Self::ValkeyHash2 | Self::HashMetadata => "hashtable-ttl",
+            Self::HashListpackEx => "listpack-ttl",
+            Self::Array => "sparse",
+        }
+    }
+
     /// What the value is to a user.
     pub const fn logical(self) -> LogicalType {
         match self {
@@ -235,10 +261,15 @@ impl ValueType {
         }
     }
 
+    /// Whether an RDB or DUMP payload of that version may hold values of this type.
+    pub fn exists_in(self, version: RdbVersion) -> bool {
+        self.introduced_in(version.product).is_some_and(|number| number <= version.number)
+    }
+
     /// Whether a server of that version decodes values of this type, in an RDB or in `RESTORE`. Of a module's value this says
     /// only that the frame is known: the server must have the module too.
     pub fn loads_on(self, server: ServerVersion) -> bool {
-        self.introduced_in(server.product).is_some_and(|number| number <= server.newest_rdb().number)
+        self.exists_in(RdbVersion { product: server.product, number: server.newest_rdb().number })
     }
 }
 
@@ -261,6 +292,19 @@ mod tests {
             Err(ErrorKind::PreRelease { number: 22 })
         ));
         assert!(matches!(ValueType::from_byte(24, Product::Valkey), Err(ErrorKind::UnknownType { .. })));
+    }
+
+    #[test]
+    fn names_of_encodings_tell_the_encodings_of_a_type_apart() {
+        for product in [Product::Redis, Product::Valkey] {
+            let mut names = std::collections::BTreeSet::new();
+            for value_type in (0..=255).filter_map(|number| ValueType::from_byte(number, product).ok()) {
+                assert!(
+                    names.insert((value_type.logical(), value_type.encoding())),
+                    "{value_type:?} on {product}"
+                );
+            }
+        }
     }
 
     #[test]

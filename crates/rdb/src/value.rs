@@ -346,7 +346,13 @@ impl Decoder {
             State::Container => match number {
                 1 => self.go_string(Part::Item),
                 2 => self.go_blob(Layout::Listpack, Turn::Item),
-                found => return Err(ErrorKind::OutOfRange { part: "the container of a list node", found }),
+                found => {
+                    return Err(ErrorKind::OutOfRange {
+                        part: "the container of a list node",
+                        found,
+                        expected: "1, a plain node, or 2, a packed one",
+                    });
+                }
             },
             _ => {
                 self.count = number;
@@ -361,11 +367,13 @@ impl Decoder {
         if ttl == 0 {
             return Ok(None);
         }
-        i64::try_from(ttl - 1)
-            .ok()
-            .and_then(|ttl| self.min_expiry_ms.checked_add(ttl))
-            .map(Some)
-            .ok_or(ErrorKind::OutOfRange { part: "the expiry of a field", found: ttl })
+        i64::try_from(ttl - 1).ok().and_then(|ttl| self.min_expiry_ms.checked_add(ttl)).map(Some).ok_or(
+            ErrorKind::OutOfRange {
+                part: "the expiry of a field",
+                found: ttl,
+                expected: "a time within 63 bits of ms",
+            },
+        )
     }
 
     #[inline]

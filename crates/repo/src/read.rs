@@ -28,6 +28,7 @@ type Pieces = BoxStream<'static, Result<Bytes, object_store::Error>>;
 
 /// The bytes of one object in order, checked against its record when they end.
 pub struct ObjectStream {
+    repository: Repository,
     record: ObjectRecord,
     stream: Pieces,
     hasher: Hasher,
@@ -39,6 +40,7 @@ impl ObjectStream {
     pub async fn next(&mut self) -> Result<Option<Bytes>, RepoError> {
         match self.stream.next().await {
             Some(Ok(piece)) => {
+                self.repository.note_read(piece.len());
                 self.hasher.update(&piece);
                 self.bytes = self.bytes.saturating_add(piece.len() as u64);
                 Ok(Some(piece))
@@ -69,7 +71,13 @@ impl Repository {
     pub async fn stream(&self, record: &ObjectRecord) -> Result<ObjectStream, RepoError> {
         let path = object_path(&record.path)?;
         let stream = self.pieces(path).await.map_err(|error| RepoError::new("read", &record.path, error))?;
-        Ok(ObjectStream { record: record.clone(), stream, hasher: Hasher::new(), bytes: 0 })
+        Ok(ObjectStream {
+            repository: self.clone(),
+            record: record.clone(),
+            stream,
+            hasher: Hasher::new(),
+            bytes: 0,
+        })
     }
 
     /// The stored bytes of an object. A local file is read in large pieces, one ahead; the library's own stream takes 8 KiB at a time, each
@@ -127,7 +135,10 @@ impl Repository {
         }
         let tail = async |bytes: u64| {
             let start = meta.size.saturating_sub(bytes);
-            self.store.get_range(&path, start..meta.size).await.map_err(|error| failed(error.into()))
+            let range = start..meta.size;
+            let bytes = self.store.get_range(&path, range).await.map_err(|error| failed(error.into()))?;
+            self.note_read(bytes.len());
+            Ok::<_, RepoError>(bytes)
         };
         let footer = tail(SEEK_FOOTER_BYTES).await?;
         let table_bytes =
@@ -183,6 +194,7 @@ impl FramedObject {
         let range = frame.stored_start..frame.stored_end();
         let stored =
             self.repository.store.get_range(&self.path, range).await.map_err(|error| failed(error.into()))?;
+        self.repository.note_read(stored.len());
         frame.decompress(&mut self.decompressor, &stored).map_err(|error| failed(error.into()))
     }
 

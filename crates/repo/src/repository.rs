@@ -1,6 +1,7 @@
 //! A repository: one store, one `slotkeep.json`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::TryStreamExt;
 use jiff::Timestamp;
@@ -19,6 +20,8 @@ pub struct Repository {
     location: Location,
     pub(crate) store: Arc<dyn ObjectStore>,
     file: RepositoryFile,
+    /// Shared by all clones.
+    bytes_read: Arc<AtomicU64>,
 }
 
 impl Repository {
@@ -44,7 +47,7 @@ impl Repository {
         put_new(&store, &Path::from(REPOSITORY_FILE), json)
             .await
             .map_err(|problem| RepoError::new("write", format!("{location}/{REPOSITORY_FILE}"), problem))?;
-        Ok(Self { location: location.clone(), store, file })
+        Ok(Self::with(location, store, file))
     }
 
     /// Opens a repository that exists.
@@ -54,7 +57,7 @@ impl Repository {
         }
         let store = location.store()?;
         match read_repository_file(location, &store).await? {
-            Some(file) => Ok(Self { location: location.clone(), store, file }),
+            Some(file) => Ok(Self::with(location, store, file)),
             None => Err(RepoError::new("open", location, Problem::NoRepository)),
         }
     }
@@ -69,6 +72,19 @@ impl Repository {
             return Self::init(location, repository_id, now).await;
         }
         Self::open(location).await
+    }
+
+    fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
+        Self { location: location.clone(), store, file, bytes_read: Arc::default() }
+    }
+
+    /// How many stored bytes of objects were read since it was opened; manifests are not counted.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_read(&self, bytes: usize) {
+        self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Where it is.

@@ -71,7 +71,7 @@ fn rules(wanted: impl Fn(Need) -> bool) -> String {
 }
 
 /// The name as `redis-cli` and `valkey-cli` read it back.
-fn quoted(name: &str) -> String {
+pub fn quoted(name: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_-.:@".contains(c);
     if !name.is_empty() && name.chars().all(plain) { name.to_owned() } else { format!("{name:?}") }
 }

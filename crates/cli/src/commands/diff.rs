@@ -8,6 +8,8 @@ use slotkeep_jobs::{Context, Result};
 use slotkeep_model::NodeAddr;
 use slotkeep_repo::BackupSelector;
 
+use super::merge::{EngineArgs, Folded};
+use super::restore::aim::Wanted;
 use crate::args::{AccessArgs, RepoArgs};
 use crate::exit;
 use crate::output::{Output, count, table, table_text};
@@ -17,7 +19,8 @@ use crate::session::Session;
 /// Compare two datasets, each a backup or a running cluster
 ///
 /// Compares digests of all 16384 slots and opens only those that differ, to name the keys. Keys that have expired at the later of the two
-/// moments count as absent on both sides. Exits with 0 if nothing differs, with 40 if something does.
+/// moments count as absent on both sides. A backup with a log behind its bases is compared as it ends: a private server applies the log
+/// first. Exits with 0 if nothing differs, with 40 if something does.
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
     /// A backup of the repository (its id, the beginning of its id, or `latest`), or a cluster (host:port)
@@ -33,12 +36,15 @@ pub(crate) struct DiffArgs {
     /// Most keys to name
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
-    /// Folder in which a running cluster is captured for the comparison; needs as much space as a backup of it
+    /// Folder in which a running cluster is captured for the comparison, and the log of a backup applied; needs as much space as a
+    /// backup
     #[arg(long, value_name = "DIR")]
     spool: Option<PathBuf>,
     /// Most shards of a running cluster at a time
     #[arg(long, value_name = "N", default_value_t = 4)]
     jobs: usize,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &DiffArgs) -> Result<u8> {
@@ -62,7 +68,13 @@ async fn snapshot(
         let (repository, name) = session.repository(&arguments.repo).await?;
         let Ok(selector) = side.parse::<BackupSelector>();
         let manifest = repository.find(&name, &selector).await?;
-        return Ok(Snapshot::of_backup(repository, manifest));
+        let wanted = Wanted::of_backup(&repository, &name, manifest.clone()).await?;
+        if !wanted.point.has_log() {
+            return Ok(Snapshot::of_backup(repository, manifest));
+        }
+        let spool = arguments.spool.clone().unwrap_or_else(std::env::temp_dir);
+        let folded = Folded::make(session, output, &repository, &wanted, &arguments.engine, &spool).await?;
+        return Ok(Snapshot::of_folded(&manifest.id, folded.repository, folded.manifest, folded.folder));
     };
     let capture = Snapshot::plan(context, &[seed]).await?;
     let spool = arguments.spool.clone().unwrap_or_else(std::env::temp_dir);

@@ -1,6 +1,6 @@
 //! `slotkeep merge`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -8,8 +8,9 @@ use slotkeep_format::Manifest;
 use slotkeep_jobs::engine::EngineOptions;
 use slotkeep_jobs::fold::FoldProgress;
 use slotkeep_jobs::merge::{MergeTarget, merge};
-use slotkeep_jobs::{Context, Result};
-use slotkeep_repo::Repository;
+use slotkeep_jobs::{Context, Error, ErrorKind, Result};
+use slotkeep_repo::{Location, Repository};
+use tempfile::TempDir;
 
 use super::backup::summary;
 use super::restore::aim::{AimArgs, Wanted};
@@ -64,6 +65,39 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &MergeArg
     let manifest = fold(output, &context, &repository, &wanted, &target, &arguments.engine).await?;
     output.data(&manifest, summary)?;
     Ok(exit::OK)
+}
+
+/// A point that the log leads to, folded into a backup of its own in a temporary repository: neither a cluster that takes clients nor a
+/// comparison can apply a log.
+pub(crate) struct Folded {
+    pub(crate) repository: Repository,
+    pub(crate) manifest: Manifest,
+    /// Keeps the repository.
+    pub(crate) folder: TempDir,
+}
+
+impl Folded {
+    pub(crate) async fn make(
+        session: &Session,
+        output: &Output,
+        repository: &Repository,
+        wanted: &Wanted,
+        engine: &EngineArgs,
+        spool: &Path,
+    ) -> Result<Self> {
+        let context = session.context(&AccessArgs::default())?;
+        let folder =
+            tempfile::Builder::new().prefix("slotkeep-fold-").tempdir_in(spool).map_err(|error| {
+                let what = format!("can't make a temporary folder in {}: {error}", spool.display());
+                Error::new(ErrorKind::Failed, what).hint("name a folder with enough space: --spool DIR")
+            })?;
+        let temporary = session.init(&Location::Folder(folder.path().to_owned())).await?;
+        output.note("Applying the log with a private server first…");
+        let cluster = &wanted.point.manifest.cluster;
+        let target = MergeTarget { repository: &temporary, cluster, shares_bases: false };
+        let manifest = fold(output, &context, repository, wanted, &target, engine).await?;
+        Ok(Self { repository: temporary, manifest, folder })
+    }
 }
 
 /// Folds what is wanted into a new backup of the target, and shows how far that has come.

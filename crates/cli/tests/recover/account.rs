@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use slotkeep_testkit::{Cluster, ClusterBuilder, ClusterClient, servers};
 
 use crate::harness::{Bench, cluster_client, free_addrs, seed};
-use crate::recorder::{Recorder, manifest_of, now};
+use crate::recorder::{Recorder, manifest_of, now, pause};
 
 const KEYS: usize = 40;
 
@@ -87,13 +87,9 @@ fn recover(name: &str) {
     let recorder = Recorder::start(&cluster, &manifest);
     let mut earlier = before.stop();
     let accountant = Accountant::start(&cluster);
-    let wait = |ms: u64| {
-        let (_keep, never) = channel::<()>();
-        let _ = never.recv_timeout(std::time::Duration::from_millis(ms));
-    };
-    wait(600);
+    pause(600);
     let first_moment = now();
-    wait(600);
+    pause(600);
     let account = accountant.stop();
     let end_ms = now().as_millisecond();
     recorder.catch_up();
@@ -102,7 +98,7 @@ fn recover(name: &str) {
         flushed.unwrap();
     }
     let after_accident = Accountant::start(&cluster);
-    wait(100);
+    pause(100);
     after_accident.stop();
     recorder.finish(&bench.repo(), 40_000);
     drop(cluster);

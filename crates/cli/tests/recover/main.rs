@@ -11,7 +11,12 @@
 #[allow(dead_code, reason = "each test crate uses its part")]
 mod harness;
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod account;
+mod archived;
 mod exact;
 mod failover;
+mod moves;
 mod recorder;

@@ -69,6 +69,15 @@ impl Recorder {
         self.see_as_of(now);
     }
 
+    /// Looks at the topology while a slot is being moved.
+    pub(crate) fn see_moving(&mut self, slot: slotkeep_model::Slot, from: usize, to: usize) {
+        self.see_as_of(now());
+        let slot: slotkeep_model::SlotSet = std::iter::once(slot).collect();
+        let shards = &mut self.topologies.last_mut().unwrap().shards;
+        shards[from].migrating = slot.clone();
+        shards[to].importing = slot;
+    }
+
     fn see_as_of(&mut self, seen_at: Timestamp) {
         let states = self.manifest.shards.iter().zip(&self.followers).map(|(shard, follower)| ShardState {
             slots: shard.slots.clone(),
@@ -312,6 +321,12 @@ fn cluster_node(cluster: &Cluster, addr: &str) -> SocketAddr {
 #[expect(clippy::disallowed_methods, reason = "a test's own clock, which is also the servers'")]
 pub(crate) fn now() -> Timestamp {
     Timestamp::now()
+}
+
+/// Lets time go by, which is what is recorded.
+pub(crate) fn pause(ms: u64) {
+    let (_keep, never) = channel::<()>();
+    assert_eq!(never.recv_timeout(Duration::from_millis(ms)), Err(RecvTimeoutError::Timeout));
 }
 
 /// The manifest that `slotkeep backup --json` printed.

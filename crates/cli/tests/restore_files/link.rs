@@ -1,7 +1,9 @@
 //! New nodes that follow Slotkeep until they have their data.
 
+use std::os::unix::fs::PermissionsExt;
+
 use slotkeep_testkit::data::Mix;
-use slotkeep_testkit::{ClusterBuilder, servers};
+use slotkeep_testkit::{Client, ClusterBuilder, Endpoint, servers};
 
 use crate::harness::{Bench, client, cluster_client, free_addrs, seed};
 
@@ -60,6 +62,30 @@ fn redis_7_0_comes_back_over_links() {
 #[test]
 fn valkey_9_1_comes_back_over_links() {
     comes_back_over_links("valkey-9.1", Some("pass word"));
+}
+
+#[test]
+fn who_does_not_get_all_of_it_gets_nothing() {
+    let server = servers::require("redis-7.0").unwrap();
+    let cluster = ClusterBuilder::new(server.clone()).primaries(2).start().unwrap();
+    Mix::every_type().load(&cluster).unwrap();
+    let bench = Bench::new();
+    bench.backup(seed(&cluster), &[]);
+    let object = bench.object("rdb.zst");
+    let mut bytes = std::fs::read(&object).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::set_permissions(&object, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(&object, bytes).unwrap();
+    let nodes = free_addrs(2);
+    let program = server.program().to_str().unwrap();
+    let run = bench.restore("new", &nodes, &["--start", "--server", program, "--via", "link"]);
+    run.failed(23, "damaged");
+    run.failed(23, "none of them runs, and their folders were removed");
+    assert_eq!(bench.restored(), Vec::<String>::new());
+    for node in nodes {
+        assert!(Client::connect(&Endpoint::plain(node)).is_err());
+    }
 }
 
 #[test]

@@ -144,6 +144,9 @@ impl Fleet {
     }
 }
 
+/// Whether a line's shard, as it was seen last, is that shard.
+type Sign<'a> = &'a dyn Fn(&Shard, &Shard) -> bool;
+
 /// For each shard the number of the line that follows it, if one does.
 pub(crate) fn match_lines(lines: &[Shard], shards: &[Shard]) -> Vec<Option<usize>> {
     let same = |one: &Node, other: &Node| match (&one.id, &other.id) {
@@ -153,7 +156,7 @@ pub(crate) fn match_lines(lines: &[Shard], shards: &[Shard]) -> Vec<Option<usize
     let mut taken = HashSet::new();
     let mut found = vec![None; shards.len()];
     // The surest sign first: the same primary; then a primary that was a replica; then any node in common.
-    let signs: [&dyn Fn(&Shard, &Shard) -> bool; 3] = [
+    let signs: [Sign<'_>; 3] = [
         &|line, shard| same(&line.primary, &shard.primary),
         &|line, shard| line.replicas.iter().any(|node| same(node, &shard.primary)),
         &|line, shard| line.nodes().any(|node| shard.nodes().any(|other| same(node, other))),

@@ -136,7 +136,7 @@ pub(crate) struct LineHandle {
     stop: tokio_util::sync::CancellationToken,
     /// Taken once it has ended.
     pub(crate) task: Option<tokio::task::JoinHandle<Result<()>>>,
-    _sampler: AbortOnDropHandle<()>,
+    _sampler: Option<AbortOnDropHandle<()>>,
 }
 
 impl LineHandle {
@@ -154,18 +154,18 @@ impl LineHandle {
 impl Line {
     /// Starts a line for that shard, from a position and its base if there are any.
     pub(crate) fn start(
-        shared: &Arc<Shared>,
+        job: &Arc<Shared>,
         shard: Shard,
         held: Option<(Position, Arc<TakenBase>)>,
         progress: Arc<ShardProgress>,
     ) -> LineHandle {
-        let stop = shared.context.stop.child_token();
-        let context = Context { stop: stop.clone(), ..shared.context.clone() };
+        let stop = job.context.stop.child_token();
+        let context = Context { stop: stop.clone(), ..job.context.clone() };
         let sealer = super::sealer::Sealer {
             context: context.clone(),
-            repository: shared.repository.clone(),
-            folder: Arc::clone(&shared.folder),
-            patience: shared.patience,
+            repository: job.repository.clone(),
+            folder: Arc::clone(&job.folder),
+            patience: job.patience,
         }
         .start();
         let (shard_sender, shard) = watch::channel(shard);
@@ -181,12 +181,12 @@ impl Line {
         let (state_sender, state) = watch::channel(state);
         let (sample_sender, samples) = mpsc::channel(256);
         let primary_offset = Arc::new(AtomicU64::new(0));
-        let sampler = sample(context.clone(), shard.clone(), sample_sender, Arc::clone(&primary_offset));
-        let sampler = AbortOnDropHandle::new(tokio::spawn(sampler));
-        let sealed = sealer.state.clone();
+        let asking = sample(context.clone(), shard.clone(), sample_sender, Arc::clone(&primary_offset));
+        let asking = job.follows.then(|| AbortOnDropHandle::new(tokio::spawn(asking)));
+        let progress_of_seals = sealer.state.clone();
         let line = Self {
             context,
-            shared: Arc::clone(shared),
+            shared: Arc::clone(job),
             shard,
             seal_by,
             state: state_sender,
@@ -203,11 +203,11 @@ impl Line {
             shard: shard_sender,
             seal_by: seal_sender,
             state,
-            sealed,
+            sealed: progress_of_seals,
             primary_offset,
             stop,
             task,
-            _sampler: sampler,
+            _sampler: asking,
         }
     }
 
@@ -393,6 +393,8 @@ impl Line {
                     let offset = self.fork_offset(&history, &position, candidate).await;
                     if offset < position.offset {
                         // Another reader has written the fork down before: the log of the new history begins there.
+                        let parent = Parent { history: position.history, fork: offset };
+                        self.state.send_modify(|state| state.lineage.add(&history, &parent));
                         self.position = Some(Position { history, offset, database: None });
                         return Ok(End::Again);
                     }

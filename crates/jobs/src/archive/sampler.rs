@@ -12,13 +12,16 @@ use slotkeep_wire::info::{Info, Replication};
 use slotkeep_wire::resp::{Command, Value};
 use tokio::sync::{mpsc, watch};
 
-use crate::net::Connection;
+use crate::net::{Connection, LinkError, LinkProblem};
 use crate::{Context, Result};
 
 /// How often the server is asked while its offset moves.
 const BUSY: Duration = Duration::from_millis(100);
 /// How often it is asked while it does not.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// How often a server is asked that does not tell its time.
+const WITHOUT_TIME: Duration = Duration::from_secs(30);
 
 /// A sample, with the history that its offset counts in.
 #[derive(Clone, Debug)]
@@ -39,7 +42,12 @@ pub(crate) async fn sample(
         if let Ok(mut connection) = context.connector.connect(&primary).await {
             let mut last = None;
             while shard.borrow().primary.addr == primary {
-                let Ok(Some(sampled)) = ask(&mut connection).await else { break };
+                let Ok(sampled) = ask(&mut connection).await else { break };
+                // A user that may not ask for the time.
+                let Some(sampled) = sampled else {
+                    context.clock.sleep(WITHOUT_TIME).await;
+                    continue;
+                };
                 let offset = sampled.sample.offset;
                 primary_offset.store(offset, Ordering::Relaxed);
                 // A line that is busy with something else does without this one.
@@ -59,37 +67,43 @@ pub(crate) async fn sample(
 }
 
 async fn ask(connection: &mut Connection) -> Result<Option<Sampled>> {
-    let Some(reading) = read_clock(connection).await? else { return Ok(None) };
-    let sample = TimeSample {
-        from_ms: reading.from_us.div_euclid(1000),
-        until_ms: reading.until_us.div_euclid(1000).saturating_add(1),
-        offset: reading.replication.offset.0,
-    };
-    Ok(Some(Sampled { history: reading.replication.replid, sample }))
+    let reading = read_clock(connection).await?;
+    Ok(reading.clock_us.map(|(from_us, until_us)| {
+        let sample = TimeSample {
+            from_ms: from_us.div_euclid(1000),
+            until_ms: until_us.div_euclid(1000).saturating_add(1),
+            offset: reading.replication.offset.0,
+        };
+        Sampled { history: reading.replication.replid, sample }
+    }))
 }
 
-/// A server's clock before and after its replication state.
+/// A server's replication state, and its clock before and after.
 #[derive(Clone, Debug)]
 pub(crate) struct ClockReading {
-    /// In microseconds since 1970.
-    pub(crate) from_us: i64,
-    pub(crate) until_us: i64,
+    /// In microseconds since 1970; nothing if the user may not ask for it.
+    pub(crate) clock_us: Option<(i64, i64)>,
     pub(crate) replication: Replication,
 }
 
-/// Asks `TIME`, `INFO replication`, `TIME` in one go; nothing if an answer makes no sense or is refused. Not cancel-safe.
-pub(crate) async fn read_clock(connection: &mut Connection) -> Result<Option<ClockReading>> {
+/// Asks `TIME`, `INFO replication`, `TIME` in one go. Not cancel-safe.
+pub(crate) async fn read_clock(connection: &mut Connection) -> Result<ClockReading> {
     let mut question = Command::new("TIME").to_bytes();
     question.extend(Command::new("INFO").arg("replication").to_bytes());
     question.extend(Command::new("TIME").to_bytes());
     connection.send(&question).await?;
     let (before, info, after) =
         (connection.reply().await?, connection.reply().await?, connection.reply().await?);
+    let failed = |problem| LinkError { node: connection.node().clone(), problem };
+    if let Some(text) = info.as_error() {
+        return Err(failed(LinkProblem::from_reply("INFO", text)).into());
+    }
     let replication = info.as_text().and_then(|text| Info::parse(text).replication().ok());
-    Ok(microseconds(&before)
-        .zip(microseconds(&after))
-        .zip(replication)
-        .map(|((from_us, until_us), replication)| ClockReading { from_us, until_us, replication }))
+    let senseless = || failed(LinkProblem::Protocol("it does not tell its offset".to_owned()));
+    Ok(ClockReading {
+        clock_us: microseconds(&before).zip(microseconds(&after)),
+        replication: replication.ok_or_else(senseless)?,
+    })
 }
 
 /// The answer to `TIME`.

@@ -53,7 +53,7 @@ pub(crate) fn scan(path: &Path) -> std::io::Result<Option<Scanned>> {
         }
         reader.feed(buffer.get(..read).unwrap_or_default());
         loop {
-            match reader.next() {
+            match reader.record() {
                 Ok(Some(SpoolRecord::Header(header))) => found = Some(begun(*header)),
                 Ok(Some(SpoolRecord::Bytes(bytes))) => {
                     let Some((scanned, splitter)) = &mut found else { break 'file };
@@ -202,7 +202,7 @@ impl Sealer {
     ) -> Result<()> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match seal_file(&self.repository, &self.folder, path, known).await {
+            let error = match Box::pin(seal_file(&self.repository, &self.folder, path, known)).await {
                 Ok(sealed) => {
                     publish.send_modify(|state| {
                         state.trouble = None;
@@ -277,7 +277,7 @@ pub(crate) async fn seal_file(
                     break;
                 }
                 reader.feed(buffer.get(..read).unwrap_or_default());
-                while let Ok(Some(record)) = reader.next() {
+                while let Ok(Some(record)) = reader.record() {
                     let SpoolRecord::Bytes(bytes) = record else { continue };
                     let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
                     segment.write(bytes.get(..wanted).unwrap_or_default()).await?;

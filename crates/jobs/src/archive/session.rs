@@ -66,7 +66,7 @@ pub(crate) struct Session<'l> {
 enum Event {
     Stop,
     Read(Result<Vec<u8>>),
-    Stored(Result<TakenBase>),
+    Stored(Box<Result<TakenBase>>),
     Spooled,
     Sealed,
     SealBy,
@@ -78,7 +78,7 @@ impl<'l> Session<'l> {
     /// Begins behind `position`.
     pub(crate) async fn begin(
         line: &Line,
-        link: Link<'l>,
+        connection: Link<'l>,
         candidate: &Candidate,
         position: Position,
         storing: Option<JoinHandle<Result<TakenBase>>>,
@@ -109,7 +109,7 @@ impl<'l> Session<'l> {
         }
         let spooled = writer.state();
         let mut session = Self {
-            link,
+            link: connection,
             source: candidate.addr.clone(),
             intake,
             steps: Vec::new(),
@@ -159,6 +159,7 @@ impl<'l> Session<'l> {
     /// Follows the stream until something comes between.
     pub(crate) async fn run(mut self, line: &mut Line) -> Result<End> {
         line.set_phase(if self.storing.is_some() { LinePhase::Base } else { LinePhase::Following });
+        line.state.send_modify(|state| state.trouble = None);
         let words = format!("{} is followed from offset {} on", self.source, self.header.start);
         line.shared.board.pin(NoticeKind::Following, Some(&self.header.slots), words);
         let outcome = loop {
@@ -189,14 +190,14 @@ impl<'l> Session<'l> {
                 }
                 self.take(line, bytes).await?;
             }
-            Event::Stored(stored) => self.base_stored(line, stored)?,
+            Event::Stored(stored) => self.base_stored(line, *stored)?,
             Event::Spooled => {
                 let failed = self.spooled.borrow_and_update().failed.clone();
                 if let Some(why) = failed {
                     return Err(spool_failed(&why));
                 }
             }
-            Event::Sealed => self.sealed(line)?,
+            Event::Sealed => take_notice(line)?,
             Event::SealBy => {
                 if let Some(offset) = *line.seal_by.borrow_and_update() {
                     self.intake.seal_by(offset);
@@ -227,7 +228,7 @@ impl<'l> Session<'l> {
         tokio::select! {
             biased;
             () = line.stop.cancelled() => Event::Stop,
-            stored = storing => Event::Stored(stored),
+            stored = storing => Event::Stored(Box::new(stored)),
             Ok(()) = self.spooled.changed() => Event::Spooled,
             Ok(()) = line.seal_by.changed() => Event::SealBy,
             Some(sampled) = line.samples.recv() => Event::Sampled(sampled),
@@ -342,22 +343,12 @@ impl<'l> Session<'l> {
             state.base = Some(Arc::new(base));
             state.bases = state.bases.saturating_add(1);
         });
-        self.sealed(line)?;
+        take_notice(line)?;
         line.gets_on();
         line.set_phase(LinePhase::Following);
         self.publish(line);
         line.shared.changed.notify_one();
         Ok(())
-    }
-
-    /// Takes notice of what the sealer has reached. In a job that does not wait for the repository, trouble there ends it.
-    fn sealed(&self, line: &mut Line) -> Result<()> {
-        let sealed = line.sealer.state.borrow_and_update().clone();
-        note_sealed(line, sealed.last);
-        match sealed.trouble.filter(|_| line.shared.patience == Patience::None) {
-            Some(trouble) => Err(Error::new(ErrorKind::Repository, trouble.to_string())),
-            None => Ok(()),
-        }
     }
 
     fn publish(&self, line: &Line) {
@@ -414,6 +405,16 @@ impl<'l> Session<'l> {
             line.position = Some(reached);
         }
         outcome
+    }
+}
+
+/// Takes notice of what the sealer has reached. In a job that does not wait for the repository, trouble there ends it.
+fn take_notice(line: &mut Line) -> Result<()> {
+    let sealed = line.sealer.state.borrow_and_update().clone();
+    note_sealed(line, sealed.last);
+    match sealed.trouble.filter(|_| line.shared.patience == Patience::None) {
+        Some(trouble) => Err(Error::new(ErrorKind::Repository, trouble.to_string())),
+        None => Ok(()),
     }
 }
 

@@ -132,7 +132,7 @@ pub async fn archive(
         pending: None,
         started_at: context.clock.now(),
     };
-    let outcome = context.unless_stopped(supervisor.run()).await;
+    let outcome = context.unless_stopped(Box::pin(supervisor.run())).await;
     let unsealed = supervisor.end().await;
     match outcome {
         Err(error) if error.kind() == ErrorKind::Interrupted => Ok(unsealed),
@@ -151,7 +151,7 @@ async fn seal_leftovers(
     let files = futures::stream::iter(folder.leftovers()?).map(|file| async move {
         let mut pause = FIRST_PAUSE;
         loop {
-            match seal_file(repository, folder, &file, &mut HashSet::new()).await {
+            match Box::pin(seal_file(repository, folder, &file, &mut HashSet::new())).await {
                 Ok(_) => return Ok(()),
                 Err(error) if context.stop.is_cancelled() => return Err(error),
                 Err(error) => {

@@ -1,10 +1,10 @@
 //! Whether the user may run what Slotkeep sends.
 //!
 //! Three sources, the surest first: `ACL DRYRUN` (7.0+); the user's own rules by `ACL GETUSER` or `ACL LIST`; the command itself,
-//! where it changes nothing. `PSYNC` and `REPLCONF` are never tried: `PSYNC` makes the server fork.
+//! where it changes nothing. `PSYNC`, `REPLCONF` and `CLIENT PAUSE` are never tried: `PSYNC` makes the server fork.
 //! Source: `ACLSetUser`, `ACLDescribeUser` and `aclCommand` in `src/acl.c` of Redis 6.2 to 8.8 and Valkey 7.2 to 9.1.
 
-use slotkeep_wire::acl::{COMMANDS, Need, UsedCommand, minimal_backup_user};
+use slotkeep_wire::acl::{COMMANDS, Need, UsedCommand, barrier_rules, minimal_backup_user, quoted};
 use slotkeep_wire::resp::{Command, Value};
 use slotkeep_wire::server_error::ServerError;
 
@@ -14,6 +14,8 @@ use crate::net::{Connection, LinkError};
 const CHECK: &str = "permissions";
 /// The categories of `PSYNC` and `REPLCONF` (`src/commands/psync.json`, `replconf.json`), the same in all versions.
 const REPLICA_CATEGORIES: [&str; 4] = ["all", "admin", "slow", "dangerous"];
+/// Those of `CLIENT PAUSE` and `CLIENT UNPAUSE` (`client-pause.json`, `client-unpause.json`).
+const PAUSE_CATEGORIES: [&str; 5] = ["all", "admin", "slow", "dangerous", "connection"];
 /// The user to make when the one at hand is the default user, who should not be cut down to what a backup needs.
 const SUGGESTED_USER: &str = "backup";
 
@@ -42,11 +44,11 @@ pub(super) async fn ask(connection: &mut Connection, login: Option<&str>) -> Res
     let user = user.to_owned();
     let rules = own_rules(connection, &user).await?;
     let mut verdicts = Vec::new();
-    for command in COMMANDS.iter().filter(|command| command.need != Need::Barrier) {
+    for command in COMMANDS {
         let mut verdict = dry_run(connection, &user, command.name).await?;
         if verdict == Verdict::Untold {
             verdict = match command.name {
-                "psync" | "replconf" => {
+                "psync" | "replconf" | "client|pause" | "client|unpause" => {
                     rules.as_deref().map_or(Verdict::Untold, |rules| by_rules(rules, command.name))
                 }
                 name => {
@@ -72,6 +74,7 @@ fn sample(name: &'static str) -> (&'static str, Vec<&'static str>) {
         "replconf" => vec!["capa", "eof"],
         "config|get" => vec!["get", "maxmemory"],
         "command" => vec!["count"],
+        "client|pause" => vec!["pause", "1", "WRITE"],
         _ => subcommand.into_iter().collect(),
     };
     (command, arguments)
@@ -116,7 +119,7 @@ async fn own_rules(connection: &mut Connection, user: &str) -> Result<Option<Str
     Ok(mine.map(str::to_owned).next())
 }
 
-/// Whether the rules allow `PSYNC` or `REPLCONF`: the user's own, or one of the selectors in parentheses.
+/// Whether the rules allow a command that is not tried: the user's own, or one of the selectors in parentheses.
 fn by_rules(rules: &str, name: &str) -> Verdict {
     let mut allowed = vec![false];
     let mut depth = 0_usize;
@@ -149,9 +152,13 @@ fn by_rule(rule: &str, name: &str) -> Option<bool> {
         (None, Some(what)) => (false, what),
         (None, None) => return None,
     };
+    let container = name.split_once('|').map(|(container, _)| container);
     let about = match what.strip_prefix('@') {
+        Some(category) if container.is_some() => PAUSE_CATEGORIES.contains(&category),
         Some(category) => REPLICA_CATEGORIES.contains(&category),
-        None => what.eq_ignore_ascii_case(name),
+        None => {
+            what.eq_ignore_ascii_case(name) || container.is_some_and(|name| what.eq_ignore_ascii_case(name))
+        }
     };
     about.then_some(allows)
 }
@@ -214,6 +221,19 @@ pub(super) fn judge(permissions: &Permissions, out: &mut Findings) {
         let what = format!("user {user} may not run {}", optional.join("; "));
         out.note(CHECK, what, format!("backups do without; to allow it: {}", acl_line(user)));
     }
+    let barrier = with(Need::Barrier, Verdict::Denied);
+    if !barrier.is_empty() {
+        let name = if user == "default" { SUGGESTED_USER } else { user };
+        out.note(
+            CHECK,
+            format!("user {user} may not run {barrier}: with --barrier the cut is made without one"),
+            format!(
+                "to allow it, as an administrator, on every node: ACL SETUSER {} {}",
+                quoted(name),
+                barrier_rules()
+            ),
+        );
+    }
     if before.0.is_empty() && before.1.is_empty() && untold.is_empty() {
         out.ok(CHECK, format!("user {user} may run what a backup needs"));
     }
@@ -238,6 +258,14 @@ mod tests {
             ("", Verdict::Denied),
         ] {
             assert_eq!(by_rules(rules, "psync"), expected, "{rules}");
+        }
+        for (rules, expected) in [
+            ("-@all +client", Verdict::Allowed),
+            ("-@all +client|pause", Verdict::Allowed),
+            ("+@all -client|pause", Verdict::Denied),
+            ("-@all +client|unpause", Verdict::Denied),
+        ] {
+            assert_eq!(by_rules(rules, "client|pause"), expected, "{rules}");
         }
     }
 

@@ -15,6 +15,7 @@ use slotkeep_rdb::LogicalType;
 
 pub use snapshot::Snapshot;
 
+use crate::value::quoted;
 use crate::{Context, Error, Result};
 
 /// How many keys of both sides are compared at a time: what bounds the memory.
@@ -268,33 +269,9 @@ fn how(a: &Facts, b: &Facts) -> How {
     }
 }
 
-/// Bytes as `redis-cli` quotes them: printable ASCII as it is, everything else escaped.
-pub fn quoted(bytes: &[u8]) -> String {
-    let mut text = String::from("\"");
-    for &byte in bytes {
-        match byte {
-            b'"' => text.push_str("\\\""),
-            b'\\' => text.push_str("\\\\"),
-            b'\n' => text.push_str("\\n"),
-            b'\r' => text.push_str("\\r"),
-            b'\t' => text.push_str("\\t"),
-            b' '..=b'~' => text.push(char::from(byte)),
-            _ => text.push_str(&format!("\\x{byte:02x}")),
-        }
-    }
-    text.push('"');
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_are_quoted_so_that_they_can_be_typed() {
-        assert_eq!(quoted(b"user:{7}"), "\"user:{7}\"");
-        assert_eq!(quoted(b"a\"\\\0\n\xff"), "\"a\\\"\\\\\\x00\\n\\xff\"");
-    }
 
     #[test]
     fn slots_are_compared_in_groups_that_fit_into_memory() {

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::archive::SealPolicy;
 use crate::backup::{BackupOptions, BackupPlan, Prefer, backup, plan};
 use crate::base::Base;
+use crate::dataset::moment;
 use crate::discover::discover;
 use crate::ports::random_hex;
 use crate::progress::ShardProgress;
@@ -36,6 +37,11 @@ impl Snapshot {
     /// A backup.
     pub fn of_backup(repository: Repository, manifest: Manifest) -> Self {
         Self { name: format!("backup {}", manifest.id), repository, manifest, _folder: None }
+    }
+
+    /// A backup whose log has been applied to its bases, in a repository in a temporary folder.
+    pub fn of_folded(id: &str, repository: Repository, manifest: Manifest, folder: TempDir) -> Self {
+        Self { name: format!("backup {id}"), repository, manifest, _folder: Some(folder) }
     }
 
     /// Looks at a running cluster, to be captured.
@@ -88,8 +94,7 @@ impl Snapshot {
 
     /// The moment up to which keys may have expired in it: the latest server time of its shards.
     pub(super) fn moment(&self) -> TimestampMs {
-        let latest = self.manifest.shards.iter().filter_map(|shard| shard.server_time).max();
-        TimestampMs(latest.unwrap_or(self.manifest.finished_at).as_millisecond())
+        TimestampMs(moment(&self.manifest).as_millisecond())
     }
 
     pub(super) fn bases(&self) -> Result<Vec<Base<'_>>> {

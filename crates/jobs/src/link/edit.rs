@@ -62,16 +62,17 @@ impl LogEditor {
         self.filter.left_out()
     }
 
-    /// An error unless the log has ended at `cut`.
+    /// An error unless the log has ended at `cut`, and may end there.
     pub(super) fn check_end(&self, cut: ReplOffset) -> Result<()> {
         let at = self.account().original;
-        if at == cut && self.is_between_commands() {
-            return Ok(());
-        }
-        let words = if at == cut {
-            format!("the log ends inside a command at offset {at}")
-        } else {
+        let words = if at != cut {
             format!("the log ends at offset {at}, expected {cut}")
+        } else if !self.is_between_commands() {
+            format!("the log ends inside a command at offset {at}")
+        } else if self.filter.in_transaction() {
+            format!("the log ends inside a transaction at offset {at}")
+        } else {
+            return Ok(());
         };
         Err(Error::new(ErrorKind::Corrupt, words).hint("verify the repository; nothing was made of it"))
     }

@@ -180,6 +180,11 @@ impl Chain {
         self.strands.get(history).map(|strand| strand.runs.as_slice()).unwrap_or_default()
     }
 
+    /// Whether there is a base or a byte of a history.
+    pub fn holds(&self, history: &ReplId) -> bool {
+        !self.runs(history).is_empty() || self.bases.iter().any(|base| base.place.history == *history)
+    }
+
     /// The bases, by offset.
     pub fn bases(&self) -> &[BasePlace] {
         &self.bases

@@ -41,7 +41,8 @@ impl Past {
     /// Looks at what a repository holds of a cluster. Listings only: no segment is read.
     pub async fn load(repository: &Repository, cluster: &str) -> Result<Self> {
         let backups = repository.backups(cluster).await?.backups;
-        let topologies = repository.topologies(cluster).await?;
+        let mut topologies = repository.topologies(cluster).await?;
+        topologies.sort_by(|a, b| (a.seen_at, &a.id).cmp(&(b.seen_at, &b.id)));
         let known = repository.histories(cluster).await?;
         let read: Vec<_> = futures::stream::iter(known)
             .map(async |history| {

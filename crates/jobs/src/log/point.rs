@@ -4,22 +4,25 @@
 //! transactions; every byte between base and cut is there. For a moment, nothing that was written after it is restored.
 
 mod cluster;
+mod idle;
+mod moment;
 mod offsets;
 
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use slotkeep_format::{Manifest, TimeSample};
-use slotkeep_model::{Product, ReplOffset, ServerVersion, SlotSet};
-use slotkeep_wire::stream::{Splitter, StreamStart};
+use slotkeep_format::Manifest;
+use slotkeep_model::{Product, ServerVersion, SlotSet};
 
 use super::chain::{Path, Piece, Place, Unreachable, as_text};
 use super::past::Past;
-use super::read::{bytes_of, damaged};
+use super::read::bytes_of;
 use super::times::{Times, Written};
 use crate::{Error, ErrorKind, Result};
 pub(super) use cluster::View;
+use idle::is_idle;
+use moment::{Cut, End, Planned, cut_by, latest, order_moves};
 
 /// Slots that changed hands may have done so this long before it was seen, in ms.
 const SEEN_LATE_MS: i64 = 15_000;
@@ -222,7 +225,7 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
     let view = View::at(past, at)?;
     View::check_settled(past, moment_ms)?;
     let mut used = BTreeSet::new();
-    let mut shards = Vec::new();
+    let mut planned = Vec::new();
     for state in &view.shards {
         let history = View::history_of(past, state)?;
         let own = places.iter().enumerate().find(|(_, place)| belongs(past, place, &history));
@@ -231,7 +234,7 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
             Some((_, place)) => {
                 let path = path_through(past, place, &history);
                 offsets::check_cut(past, &path, place.offset).await?;
-                (path, Cut { offset: place.offset, may_lack_ms: None })
+                (path, Cut { offset: place.offset, may_lack_ms: None, from_ms: None })
             }
             None => {
                 let path = past.chain.path(&past.chain.main_tip(&history));
@@ -239,7 +242,12 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
                 (path, cut)
             }
         };
-        shards.push(shard_point(past, state, &path, &cut).await?);
+        planned.push(Planned { state, path, cut, fixed: own.is_some() });
+    }
+    order_moves(past, &mut planned, moment_ms).await?;
+    let mut shards = Vec::new();
+    for shard in &planned {
+        shards.push(shard_point(past, shard.state, &shard.path, &shard.cut).await?);
     }
     if let Some((_, place)) = places.iter().enumerate().find(|(number, _)| !used.contains(number)) {
         let what = format!("history {} belongs to no shard of the cluster as it was at {at}", place.history);
@@ -263,125 +271,6 @@ fn belongs(past: &Past, place: &Place, history: &slotkeep_model::ReplId) -> bool
 fn path_through(past: &Past, place: &Place, history: &slotkeep_model::ReplId) -> Path {
     let main = past.chain.path(&past.chain.main_tip(history));
     if main.holds(place) { main } else { past.chain.path(&place.history) }
-}
-
-/// Whether a shard's log must go on up to the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// It must: the user asked for that moment.
-    Known,
-    /// It may end shortly before, as where the log of one shard was sealed just behind what is to be undone.
-    MayBeEarlier,
-}
-
-/// Where a shard's log is to end.
-#[derive(Clone, Copy, Debug)]
-struct Cut {
-    offset: u64,
-    may_lack_ms: Option<u64>,
-}
-
-/// The last place of which it is certain that nothing up to it was written after the moment.
-async fn cut_by(past: &Past, path: &Path, (moment_ms, end): (i64, End), slots: &SlotSet) -> Result<Cut> {
-    let times = Times::on(past, path);
-    let around = times.around(moment_ms).await?;
-    let windows = past.chain.windows(path);
-    let within =
-        |sample: &TimeSample| windows.iter().find(|w| w.from <= sample.offset && sample.offset <= w.to);
-    // The moment lies in a window if nothing is missing up to the first place that was certainly later.
-    let reached = around.before.filter(|before| {
-        let next = around.after.map_or(before.offset, |after| after.offset);
-        let ended = around.after.is_none() && before.until_ms < moment_ms && end == End::Known;
-        !ended && within(before).is_some_and(|window| next <= window.to)
-    });
-    let Some(before) = reached else {
-        return Err(not_reached(past, path, &times, moment_ms, slots).await);
-    };
-    let idle = around.after.is_some_and(|after| after.offset == before.offset);
-    let lack = moment_ms.saturating_sub(before.from_ms);
-    let may_lack_ms = if idle { 0 } else { u64::try_from(lack).unwrap_or(0) };
-    Ok(Cut { offset: before.offset, may_lack_ms: Some(may_lack_ms) })
-}
-
-/// A log up to so many bytes is read to see whether there is anything in it.
-const SMALL_LOG_BYTES: u64 = 256 << 10;
-
-/// Whether there is nothing in a short log that changes a dataset: an idle cluster's log is full of heartbeats.
-async fn is_idle(past: &Past, log: &[Piece]) -> Result<bool> {
-    if log.iter().map(Piece::bytes).sum::<u64>() > SMALL_LOG_BYTES {
-        return Ok(false);
-    }
-    for (entry, wanted) in log.iter().flat_map(|piece| past.segments_for(piece)) {
-        let mut reader = past.repository.read_segment(&entry).await?;
-        let start = StreamStart {
-            offset: ReplOffset(entry.start.saturating_sub(1)),
-            db: None,
-            in_transaction: false,
-        };
-        let mut splitter = Splitter::new(start);
-        while let Some(bytes) = reader.next().await? {
-            let mut input = bytes.as_slice();
-            while let Some(command) =
-                splitter.next(&mut input).map_err(|error| damaged(&entry, &error.to_string()))?
-            {
-                let changes = !["PING", "REPLCONF", "SELECT"].iter().any(|name| command.is(name));
-                if changes && command.start.0 >= wanted.start && command.end.0 < wanted.end {
-                    return Ok(false);
-                }
-            }
-        }
-    }
-    Ok(true)
-}
-
-/// Why a moment can't be reached, and which ones can.
-async fn not_reached(past: &Past, path: &Path, times: &Times<'_>, moment_ms: i64, slots: &SlotSet) -> Error {
-    let (mut before, mut after) = (None, None);
-    for window in past.chain.windows(path) {
-        let span = async {
-            Ok::<_, Error>((times.first_with(window.from).await?, times.last_within(window.to).await?))
-        };
-        let (first, last) = match span.await {
-            Ok(span) => span,
-            Err(error) => return error,
-        };
-        // A window without a sample of its own can't be reached by time.
-        let inside = |sample: &TimeSample| window.from <= sample.offset && sample.offset <= window.to;
-        let (Some(first), Some(last)) = (first.filter(inside), last.filter(inside)) else { continue };
-        if last.until_ms < moment_ms {
-            before = Some(last.until_ms);
-        } else if after.is_none() && first.until_ms > moment_ms {
-            after = Some(first.until_ms);
-        }
-    }
-    let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
-    let moment = text(moment_ms);
-    let (what, hint) = match (before, after) {
-        (Some(before), Some(after)) => (
-            format!(
-                "slots {slots} can't be restored to {moment}: their log has a gap from {} to {}",
-                text(before),
-                text(after)
-            ),
-            format!("the nearest moments for them are {} and {}", text(before), text(after)),
-        ),
-        (Some(before), None) => (
-            format!("slots {slots} can't be restored to {moment}: their log ends at {}", text(before)),
-            format!(
-                "the last moment for them is {}; `--at latest` is the last one for all shards",
-                text(before)
-            ),
-        ),
-        (None, Some(after)) => (
-            format!("slots {slots} can't be restored to {moment}: their log begins at {}", text(after)),
-            format!("the first moment for them is {}", text(after)),
-        ),
-        (None, None) => (
-            format!("slots {slots} can't be restored to {moment}: there is no base with a log behind it"),
-            "`slotkeep list` shows which backups and which moments can be restored".to_owned(),
-        ),
-    };
-    Error::new(ErrorKind::Gap, what).hint(hint)
 }
 
 async fn shard_point(
@@ -444,28 +333,4 @@ async fn newest_server(past: &Past, log: &[Piece]) -> Result<Option<ServerVersio
         }
     }
     Ok(newest)
-}
-
-/// The last moment at which every shard of the newest topology can be reached, in ms since 1970.
-async fn latest(past: &Past) -> Result<i64> {
-    let view = View::newest(past)?;
-    let mut latest: Option<i64> = None;
-    for state in &view.shards {
-        let history = View::history_of(past, state)?;
-        let path = past.chain.path(&past.chain.main_tip(&history));
-        let window = past.chain.windows(&path).pop();
-        let last = match window {
-            Some(window) => {
-                let last = Times::on(past, &path).last_within(window.to).await?;
-                last.filter(|sample| sample.offset >= window.from)
-            }
-            None => None,
-        };
-        let last = last.ok_or_else(|| {
-            Error::new(ErrorKind::Gap, format!("there is no log behind a base for slots {}", state.slots))
-                .hint("restore a backup (--backup, `slotkeep list`)")
-        })?;
-        latest = Some(latest.map_or(last.until_ms, |latest| latest.min(last.until_ms)));
-    }
-    latest.ok_or_else(|| Error::new(ErrorKind::NotFound, "the cluster has no shard"))
 }

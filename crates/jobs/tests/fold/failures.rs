@@ -59,11 +59,16 @@ impl<F: FnMut() -> Result<Option<Bytes>> + Send> ByteSource for Then<F> {
 struct Attempt {
     place: Place,
     folder: tempfile::TempDir,
+    server: &'static str,
 }
 
 impl Attempt {
     async fn new() -> Self {
-        Self { place: Place::new().await, folder: tempfile::tempdir().unwrap() }
+        Self::with("valkey-8.1").await
+    }
+
+    async fn with(server: &'static str) -> Self {
+        Self { place: Place::new().await, folder: tempfile::tempdir().unwrap(), server }
     }
 
     async fn fold(&self, rdb: &'static [u8], log: impl ByteSource, cut: u64) -> Result<Folded> {
@@ -73,7 +78,7 @@ impl Attempt {
             history: "e".repeat(40).parse().unwrap(),
             offset: ReplOffset(100),
         };
-        let program = servers::require("valkey-8.1").unwrap().program().to_owned();
+        let program = servers::require(self.server).unwrap().program().to_owned();
         let options = EngineOptions {
             program: Some(program),
             folder: Some(self.folder.path().to_owned()),
@@ -98,18 +103,30 @@ impl Attempt {
     }
 }
 
+/// Every server can be an engine: it understands its configuration, follows, and counts what fills gaps as it is sent.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_log_and_a_short_one_are_folded() {
-    let attempt = Attempt::new().await;
-    let folded = attempt.fold(EMPTY_RDB, MemorySource::default(), 100).await.unwrap();
-    assert_eq!((folded.base.keys, folded.offset), (Some(0), ReplOffset(100)));
-    let attempt = Attempt::new().await;
-    let log =
-        [command(&["SELECT", "900"]), command(&["SET", "k", "v"]), command(&["REPLCONF", "GETACK", "*"])]
-            .concat();
+async fn every_server_is_an_engine() {
+    let log = [
+        command(&["SELECT", "900"]),
+        command(&["SPUBLISH", "channel", &"x".repeat(100_000)]),
+        command(&["MULTI"]),
+        command(&["SET", "k", "v", "PXAT", "1"]),
+        command(&["PUBLISH", "channel", "x"]),
+        command(&["APPEND", "k", "v"]),
+        command(&["EXEC"]),
+        command(&["REPLCONF", "GETACK", "*"]),
+    ]
+    .concat();
     let cut = 100 + log.len() as u64;
-    let folded = attempt.fold(EMPTY_RDB, MemorySource::new([log.into()]), cut).await.unwrap();
-    assert_eq!((folded.base.keys, folded.left_out_commands), (Some(1), 1));
+    for name in servers::NAMES {
+        let attempt = Attempt::with(name).await;
+        let folded = attempt.fold(EMPTY_RDB, MemorySource::default(), 100).await.unwrap();
+        assert_eq!((folded.base.keys, folded.offset), (Some(0), ReplOffset(100)), "{name}");
+        let attempt = Attempt::with(name).await;
+        let log = MemorySource::new([log.clone().into()]);
+        let folded = attempt.fold(EMPTY_RDB, log, cut).await.unwrap();
+        assert_eq!((folded.base.keys, folded.left_out_commands), (Some(1), 3), "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,6 +140,10 @@ async fn a_log_that_is_not_what_it_should_be_is_refused() {
     let half = MemorySource::new([Bytes::from(set[..10].to_vec())]);
     let error = attempt.fails(EMPTY_RDB, half, 110).await;
     assert!(error.to_string().contains("inside a command"), "{error}");
+    let open = [command(&["MULTI"]), command(&["SET", "k", "v"])].concat();
+    let cut = 100 + open.len() as u64;
+    let error = attempt.fails(EMPTY_RDB, MemorySource::new([open.into()]), cut).await;
+    assert!(error.to_string().contains("inside a transaction"), "{error}");
     let moves = command(&["CLUSTER", "SYNCSLOTS", "FINISH"]);
     let error = attempt.fails(EMPTY_RDB, MemorySource::new([moves.into()]), 999).await;
     assert_eq!(error.kind(), ErrorKind::Unsupported);

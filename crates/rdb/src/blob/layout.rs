@@ -76,7 +76,13 @@ fn intset_preamble(size: u64, count: u64) -> Result<Preamble, ErrorKind> {
         2 => 2,
         4 => 4,
         8 => 8,
-        found => return Err(ErrorKind::OutOfRange { part: "the integer size of an intset", found }),
+        found => {
+            return Err(ErrorKind::OutOfRange {
+                part: "the integer size of an intset",
+                found,
+                expected: "2, 4 or 8",
+            });
+        }
     };
     Ok(Preamble { entries: Some(count), bytes: Some(8 + size * count), integer_bytes })
 }
@@ -214,7 +220,7 @@ pub(super) fn zipmap_head(bytes: &[u8], value: bool) -> HeadPiece {
 
 /// How many bytes the back-length of an entry takes (`lpEncodeBacklenBytes`).
 #[inline]
-pub(super) const fn back_length_bytes(entry_len: u64) -> usize {
+pub(crate) const fn back_length_bytes(entry_len: u64) -> usize {
     match entry_len {
         0..=127 => 1,
         128..16_383 => 2,

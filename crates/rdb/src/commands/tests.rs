@@ -75,12 +75,3 @@ fn streams_come_back_with_groups_and_pending_entries() {
         ]
     );
 }
-
-#[test]
-fn scores_read_back() {
-    for score in
-        [0.0, -0.0, 1.5, 1e300, -1e-300, f64::INFINITY, f64::MIN_POSITIVE, 0.1 + 0.2, 123_456_789_012.5]
-    {
-        assert_eq!(score_text(score).parse::<f64>().unwrap().to_bits(), score.to_bits(), "{score}");
-    }
-}

@@ -62,8 +62,11 @@ impl Parser {
 
     fn select_db<'i>(&mut self, input: &mut &'i [u8]) -> StepFlow<'i> {
         let Some(db) = self.carry.read(input, length)? else { return Ok(Flow::Need) };
-        self.db = u32::try_from(db)
-            .map_err(|_| ErrorKind::OutOfRange { part: "the number of a database", found: db })?;
+        self.db = u32::try_from(db).map_err(|_| ErrorKind::OutOfRange {
+            part: "the number of a database",
+            found: db,
+            expected: "32 bits",
+        })?;
         self.state = State::Opcode;
         Ok(Flow::Emit(Step::SelectDb))
     }
@@ -100,6 +103,7 @@ impl Parser {
                 return Err(ErrorKind::OutOfRange {
                     part: "the first opcode of a module's data",
                     found: opcode,
+                    expected: "2, before the time it was saved at",
                 });
             }
             self.module_aux.when = Some(when);
@@ -149,6 +153,7 @@ impl Parser {
                     return Err(ErrorKind::OutOfRange {
                         part: "the count of imported slot ranges",
                         found: count,
+                        expected: "at most 16384",
                     });
                 }
                 self.count = count;
@@ -162,8 +167,11 @@ impl Parser {
                 let Some((first, last)) = self.carry.read(input, length_pair)? else {
                     return Ok(Flow::Need);
                 };
-                let range = SlotRange::new(slot_of(first)?, slot_of(last)?)
-                    .ok_or(ErrorKind::OutOfRange { part: "the end of a slot range", found: last })?;
+                let range = SlotRange::new(slot_of(first)?, slot_of(last)?).ok_or(ErrorKind::OutOfRange {
+                    part: "the end of a slot range",
+                    found: last,
+                    expected: "its first slot or a later one",
+                })?;
                 self.ranges.push(range);
                 self.count = rest;
             }
@@ -204,8 +212,9 @@ impl Parser {
 }
 
 fn slot_of(number: u64) -> Result<Slot, ErrorKind> {
-    u16::try_from(number)
-        .ok()
-        .and_then(Slot::new)
-        .ok_or(ErrorKind::OutOfRange { part: "the number of a slot", found: number })
+    u16::try_from(number).ok().and_then(Slot::new).ok_or(ErrorKind::OutOfRange {
+        part: "the number of a slot",
+        found: number,
+        expected: "0 to 16383",
+    })
 }

@@ -187,6 +187,31 @@ fn a_huge_compressed_string_passes_in_small_pieces() {
     assert_eq!(seen, total);
 }
 
+/// The announced end of the compressed bytes lies inside a token, and a record follows: an error, and no byte is passed over.
+#[test]
+fn a_long_compressed_string_that_ends_inside_a_token_is_an_error() {
+    for cut in 1..3 {
+        let mut value = vec![0xc3];
+        let matches = [0xe0, 255, 0].repeat(300);
+        writer::length(&mut value, 2 + 900 - cut);
+        writer::length(&mut value, 1 + 300 * 264);
+        value.extend([0, b'z']);
+        value.extend(matches);
+        let mut body = Vec::new();
+        writer::record(&mut body, None, 0, b"k", &value);
+        writer::record(&mut body, None, 0, b"next", b"\x05value");
+        let rdb = writer::rdb("REDIS0011", &body);
+        for step in [1, 100, rdb.len()] {
+            let error = read(Level::Element, &cut_up(&rdb, step)).unwrap_err();
+            assert!(matches!(error.kind, ErrorKind::Lzf { .. }), "{error}");
+        }
+    }
+}
+
+fn cut_up(rdb: &[u8], step: usize) -> Vec<&[u8]> {
+    cut(rdb, &[step])
+}
+
 #[test]
 fn a_failed_parser_goes_on_failing() {
     let mut parser = Parser::new(Level::Raw);

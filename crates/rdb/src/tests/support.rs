@@ -2,7 +2,7 @@
 
 use slotkeep_model::{Product, RdbVersion};
 
-use crate::{Decoder, Digester, Element, Error, Event, KeyDigest, Level, Parser, ValueType};
+use crate::{Decoder, Digester, Element, Error, Event, KeyDigest, Level, Parser, ValueType, adds_element};
 
 /// What an RDB gave: its events as text, parts of one element joined, and its digests with their keys.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,10 +19,19 @@ pub(crate) fn redis(number: u16) -> RdbVersion {
 pub(crate) fn read(level: Level, chunks: &[&[u8]]) -> Result<Read, Error> {
     let (mut parser, mut digester, mut read) = (Parser::new(level), Digester::new(), Read::default());
     let mut joined: Vec<u8> = Vec::new();
+    let mut counted = 0;
     for chunk in chunks {
         let mut input = *chunk;
         while let Some(event) = parser.next(&mut input)? {
+            match &event {
+                Event::Key(_) => counted = 0,
+                Event::Element(element) => counted += u64::from(adds_element(element)),
+                _ => {}
+            }
             if let Some(digest) = digester.event(&event) {
+                if level == Level::Element {
+                    assert_eq!(counted, digest.elements, "two ways to count elements");
+                }
                 read.digests.push((digester.key().to_vec(), digest));
             }
             match event {

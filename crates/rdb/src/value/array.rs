@@ -44,7 +44,9 @@ impl Decoder {
                         self.array.phase = Phase::InsertIndex;
                         Ok(Flow::Again)
                     }
-                    found => Err(ErrorKind::OutOfRange { part: "the flag of an array", found }),
+                    found => {
+                        Err(ErrorKind::OutOfRange { part: "the flag of an array", found, expected: "0 or 1" })
+                    }
                 }
             }
             Phase::InsertIndex => {
@@ -88,13 +90,23 @@ impl Decoder {
     fn array_index<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
         let Some((index, tag)) = self.carry.read(input, length_pair)? else { return Ok(Flow::Need) };
         if index == u64::MAX {
-            return Err(ErrorKind::OutOfRange { part: "an array index", found: index });
+            return Err(ErrorKind::OutOfRange {
+                part: "an array index",
+                found: index,
+                expected: "less than 2^64 - 1",
+            });
         }
         self.array.phase = match tag {
             0 | 3 => Phase::String { short: tag == 3 },
             1 => Phase::Integer,
             2 => Phase::Double,
-            found => return Err(ErrorKind::OutOfRange { part: "the tag of an array element", found }),
+            found => {
+                return Err(ErrorKind::OutOfRange {
+                    part: "the tag of an array element",
+                    found,
+                    expected: "0 to 3",
+                });
+            }
         };
         self.string.begin();
         Ok(self.give(Element::ArrayIndex(index)))
@@ -122,7 +134,11 @@ impl Decoder {
         let Some(piece) = self.string.piece(input)? else { return Ok(Flow::Need) };
         if short && self.string.total() > SHORT_STRING_BYTES {
             let found = self.string.total();
-            return Err(ErrorKind::OutOfRange { part: "the length of a short array string", found });
+            return Err(ErrorKind::OutOfRange {
+                part: "the length of a short array string",
+                found,
+                expected: "at most 7",
+            });
         }
         if piece.last {
             self.array.phase = Phase::Next;

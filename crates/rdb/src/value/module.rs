@@ -83,7 +83,13 @@ impl ModuleReader {
                 string.begin();
                 State::String
             }
-            found => return Err(ErrorKind::OutOfRange { part: "the opcode of a module's value", found }),
+            found => {
+                return Err(ErrorKind::OutOfRange {
+                    part: "the opcode of a module's value",
+                    found,
+                    expected: "0 to 5",
+                });
+            }
         };
         Ok(Flow::Again)
     }

@@ -71,6 +71,7 @@ impl Decoder {
                     return Err(ErrorKind::Malformed {
                         part: "a packed value",
                         what: "its last element is cut",
+                        expected: "the value, score or expiry that belongs to it",
                     });
                 }
                 self.after_blob();
@@ -118,6 +119,7 @@ impl Decoder {
                     return Err(ErrorKind::Malformed {
                         part: "a score or expiry",
                         what: "its text is too long",
+                        expected: "at most 256 bytes",
                     });
                 }
                 if self.turn == Turn::Score {
@@ -125,7 +127,11 @@ impl Decoder {
                     self.turn = Turn::ScoredMember;
                     return Ok(self.give_score(score));
                 }
-                Err(ErrorKind::Malformed { part: "the expiry of a field", what: "it is not an integer" })
+                Err(ErrorKind::Malformed {
+                    part: "the expiry of a field",
+                    what: "it is not an integer",
+                    expected: "a time in ms",
+                })
             }
             _ => Ok(self.give_turn(source, last)),
         }

@@ -397,6 +397,7 @@ impl Decoder {
                 return Err(ErrorKind::OutOfRange {
                     part: "the length of a stream node's id",
                     found: wide(key.len()),
+                    expected: "16",
                 });
             };
             self.stream.master_id = id_of(raw);

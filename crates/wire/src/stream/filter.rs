@@ -98,6 +98,7 @@ pub struct Filter {
     unfilled: u64,
     sent: ReplOffset,
     left_out: u64,
+    in_transaction: bool,
     failed: Option<FilterError>,
 }
 
@@ -115,6 +116,7 @@ impl Filter {
             unfilled: 0,
             sent: start,
             left_out: 0,
+            in_transaction: false,
             failed: None,
         }
     }
@@ -149,6 +151,11 @@ impl Filter {
     /// Whether the last byte taken ends a command.
     pub const fn is_between_commands(&self) -> bool {
         self.lexer.is_between_commands() && self.failed.is_none()
+    }
+
+    /// Whether a transaction is open: what has begun inside one is not seen to be.
+    pub const fn in_transaction(&self) -> bool {
+        self.in_transaction
     }
 
     /// How many commands were left out.
@@ -196,7 +203,10 @@ impl Filter {
                 }
                 return Ok(());
             }
-            Token::ArgEnd | Token::CommandEnd => self.verdict(),
+            Token::ArgEnd | Token::CommandEnd => {
+                self.follow_transaction();
+                self.verdict()
+            }
         };
         match verdict {
             // A command that ends before the argument that decides has none.
@@ -217,6 +227,15 @@ impl Filter {
             }
         }
         Ok(())
+    }
+
+    fn follow_transaction(&mut self) {
+        let [name, _] = &self.words;
+        match name.as_slice() {
+            b"MULTI" => self.in_transaction = true,
+            b"EXEC" | b"DISCARD" => self.in_transaction = false,
+            _ => {}
+        }
     }
 
     /// What the words so far say.

@@ -249,7 +249,9 @@ async fn start_new(tell: &mut Narrator<'_>, context: &Context, server: &Server) 
 async fn restore(tell: &mut Narrator<'_>, new: &Cluster) -> Result<()> {
     tell.step("Restore the backup into it")?;
     let addr = stage::addr(new)?.to_string();
-    let command = ["restore", "--repo", "$D/repo", "--to", &addr, "--state", "$D/restore.json"];
+    let engine = new.server().program().to_string_lossy();
+    let command =
+        ["restore", "--repo", "$D/repo", "--to", &addr, "--state", "$D/restore.json", "--engine", &engine];
     tell.slotkeep(&command, exit::OK).await?;
     Ok(())
 }
@@ -292,7 +294,8 @@ async fn prove_that_it_can_fail(
 
 async fn diff(tell: &mut Narrator<'_>, new: &Cluster, expected: u8) -> Result<Value> {
     let addr = stage::addr(new)?.to_string();
-    let command = ["diff", "--repo", "$D/repo", "--spool", "$D", "latest", &addr];
+    let engine = new.server().program().to_string_lossy();
+    let command = ["diff", "--repo", "$D/repo", "--spool", "$D", "--engine", &engine, "latest", &addr];
     let Ran { value, .. } = tell.slotkeep(&command, expected).await?;
     Ok(value)
 }

@@ -87,24 +87,20 @@ impl AimArgs {
         repository: &Repository,
         cluster: &str,
     ) -> Result<Wanted> {
-        let manifest = self.backup(repository, cluster).await?;
-        if let Some(manifest) = &manifest
-            && let Some(point) = Point::of_bases(manifest)
-        {
-            return Ok(Wanted { point, past: None, accident: None });
+        if let Some(manifest) = self.backup(repository, cluster).await? {
+            return Wanted::of_backup(repository, cluster, manifest).await;
         }
         let past = Arc::new(Past::load(repository, cluster).await?);
         let mut accident = None;
-        let aim = match (manifest, &self.before_command) {
-            (Some(manifest), _) => Aim::Backup(Box::new(manifest)),
-            (None, Some(pattern)) => {
+        let aim = match &self.before_command {
+            Some(pattern) => {
                 let found = self.search(output, context, &past, pattern).await?;
                 let places = found.matches.iter().map(|found| found.before.clone()).collect();
                 let aim = Aim::Before { places, moment_ms: found.moment_ms };
                 accident = Some(found);
                 aim
             }
-            (None, None) => match self.at.as_deref() {
+            None => match self.at.as_deref() {
                 Some("latest") => Aim::Latest,
                 Some(text) => Aim::Moment(parse_moment(text)?),
                 None => {
@@ -152,6 +148,20 @@ impl AimArgs {
 }
 
 impl Wanted {
+    /// The end of a backup.
+    pub(crate) async fn of_backup(
+        repository: &Repository,
+        cluster: &str,
+        manifest: Manifest,
+    ) -> Result<Self> {
+        if let Some(point) = Point::of_bases(&manifest) {
+            return Ok(Self { point, past: None, accident: None });
+        }
+        let past = Past::load(repository, cluster).await?;
+        let point = resolve(&past, &Aim::Backup(Box::new(manifest))).await?;
+        Ok(Self { point, past: Some(Arc::new(past)), accident: None })
+    }
+
     /// What to say about the way, if it leads beyond a backup's bases.
     pub(crate) fn recovery(&self) -> Option<Recovery<'_>> {
         self.past.is_some().then(|| Recovery {

@@ -5,20 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use slotkeep_format::Manifest;
 use slotkeep_jobs::discover::{Discovery, discover};
-use slotkeep_jobs::merge::MergeTarget;
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::live::{LiveOptions, LivePlan, LiveReport, OnConflict, plan, restore};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_model::NodeAddr;
-use slotkeep_repo::{Location, Repository};
-use tempfile::TempDir;
+use slotkeep_repo::Repository;
 
 use super::RestoreArgs;
 use super::aim::{Wanted, render as render_recovery};
 use crate::args::AccessArgs;
-use crate::commands::merge::{EngineArgs, fold};
+use crate::commands::merge::{EngineArgs, Folded};
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
 use crate::progress::Display;
@@ -79,8 +76,15 @@ pub(crate) async fn run(
     repository: &Repository,
     wanted: &Wanted,
 ) -> Result<u8> {
+    let live = &arguments.live;
+    if live.to.is_empty() {
+        return Err(Error::new(ErrorKind::Usage, "where to? no target was given").hint(
+            "give --to HOST:PORT for a running cluster, or --to-dir DIR --nodes HOST:PORT,… for a new one",
+        ));
+    }
     let folded = if wanted.point.has_log() && !arguments.dry_run {
-        Some(Folded::make(session, output, arguments, repository, wanted).await?)
+        let spool = live.spool.clone().unwrap_or_else(std::env::temp_dir);
+        Some(Folded::make(session, output, repository, wanted, &live.engine, &spool).await?)
     } else {
         None
     };
@@ -88,12 +92,6 @@ pub(crate) async fn run(
         Some(folded) => (&folded.repository, &folded.manifest),
         None => (repository, &wanted.point.manifest),
     };
-    let live = &arguments.live;
-    if live.to.is_empty() {
-        return Err(Error::new(ErrorKind::Usage, "where to? no target was given").hint(
-            "give --to HOST:PORT for a running cluster, or --to-dir DIR --nodes HOST:PORT,… for a new one",
-        ));
-    }
     let seeds: Vec<NodeAddr> = live.to.iter().map(|text| parse_addr(text)).collect::<Result<_>>()?;
     let context = session.context(&live.access)?;
     let state = match &live.state {
@@ -138,41 +136,6 @@ pub(crate) async fn run(
     }
     output.data(&report, summary)?;
     Ok(exit::OK)
-}
-
-/// A point that the log leads to, folded into a backup of its own: a log can't be applied by a cluster that takes clients.
-struct Folded {
-    repository: Repository,
-    manifest: Manifest,
-    /// Keeps the folder.
-    _folder: TempDir,
-}
-
-impl Folded {
-    async fn make(
-        session: &Session,
-        output: &Output,
-        arguments: &RestoreArgs,
-        repository: &Repository,
-        wanted: &Wanted,
-    ) -> Result<Self> {
-        let context = session.context(&AccessArgs::default())?;
-        let spool = arguments.live.spool.clone().unwrap_or_else(std::env::temp_dir);
-        let folder =
-            tempfile::Builder::new().prefix("slotkeep-fold-").tempdir_in(&spool).map_err(|error| {
-                let what = format!("can't make a temporary folder in {}: {error}", spool.display());
-                Error::new(ErrorKind::Failed, what).hint("name a folder with enough space: --spool DIR")
-            })?;
-        let temporary = session.init(&Location::Folder(folder.path().to_owned())).await?;
-        output.note("Applying the log with a private server first…");
-        let target = MergeTarget {
-            repository: &temporary,
-            cluster: &wanted.point.manifest.cluster,
-            shares_bases: false,
-        };
-        let manifest = fold(output, &context, repository, wanted, &target, &arguments.live.engine).await?;
-        Ok(Self { repository: temporary, manifest, _folder: folder })
-    }
 }
 
 /// The file for this backup and this target. The target goes by the lowest of its node ids, which failovers don't change.

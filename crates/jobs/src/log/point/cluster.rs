@@ -74,14 +74,21 @@ impl View {
         }
     }
 
-    /// The history that a shard followed. Where its primary could not be asked, the one that its slots had before.
+    /// The history that a shard followed. Where its primary could not be asked, or named one of which nothing is kept (a server chooses
+    /// a new one when it is followed for the first time), the one that its slots had next, or else before.
     pub(in crate::log) fn history_of(past: &Past, state: &ShardState) -> Result<ReplId> {
-        if let Some(history) = &state.history {
+        let kept = |history: &&ReplId| past.chain.holds(history);
+        if let Some(history) = state.history.as_ref().filter(kept) {
             return Ok(history.clone());
         }
-        let same = |shard: &&ShardState| shard.slots == state.slots && shard.history.is_some();
-        let seen = past.topologies.iter().rev().flat_map(|topology| &topology.shards).find(same);
-        seen.and_then(|shard| shard.history.clone()).ok_or_else(|| {
+        let seen = |topology: &TopologyRecord| {
+            let mut same = topology.shards.iter().filter(|shard| shard.slots == state.slots);
+            same.find_map(|shard| shard.history.as_ref().filter(kept).cloned())
+        };
+        let at = past.topologies.iter().position(|topology| topology.shards.contains(state)).unwrap_or(0);
+        let (before, after) = past.topologies.split_at_checked(at).unwrap_or_default();
+        let found = after.iter().find_map(seen).or_else(|| before.iter().rev().find_map(seen));
+        found.or_else(|| state.history.clone()).ok_or_else(|| {
             Error::new(ErrorKind::Gap, format!("the history of slots {} is not known", state.slots))
                 .hint("restore to an earlier moment, or a backup (`slotkeep list`)")
         })

@@ -5,9 +5,10 @@
 //! node that is a replica by its `nodes.conf` dials its primary's port even when nothing answers on the cluster bus there.
 //!
 //! Invariants: slots are taken over only when every shard has applied its cut; either all nodes run when this returns, or none
-//! does.
+//! does and their folders are gone.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ use slotkeep_wire::stream::Reader;
 use tokio::sync::Barrier;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::plan::{FilesPlan, LedPrimary};
+use super::led::LedPrimary;
+use super::plan::FilesPlan;
 use super::start::{Nodes, StartedNode, context_for};
 use crate::link::{Feed, LinkListener, LinkOptions, LogEditor};
 use crate::progress::{Phase, ShardProgress};
@@ -85,7 +87,30 @@ pub async fn start_following<B: ByteSource + 'static, L: ByteSource + 'static>(
         nodes.wait_ready(tell).await
     };
     let started = started.await;
-    nodes.all_or_none(started).await
+    if started.is_err() {
+        nodes.stop().await;
+    }
+    match started {
+        Ok(started) => Ok(started),
+        Err(error) => Err(not_led(error, &plan.folder).await),
+    }
+}
+
+/// What follows from a failure: folders of nodes without their data are of no use to anybody.
+async fn not_led(error: Error, folder: &Path) -> Error {
+    let place = folder.display();
+    match tokio::fs::remove_dir_all(folder).await {
+        Ok(()) => error
+            .context(
+                "the new nodes did not get their data; none of them runs, and their folders were removed",
+            )
+            .hint("mend what the message says, then restore again"),
+        Err(why) => error
+            .context(format!(
+                "the new nodes did not get their data; none of them runs ({place} stays: {why})"
+            ))
+            .hint(format!("mend what the message says, remove {place}, then restore again")),
+    }
 }
 
 /// Leads every primary, and lets them take over when all have applied their cuts.

@@ -6,7 +6,9 @@
 
 mod assign;
 mod conf;
+mod dataset;
 mod follow;
+mod led;
 mod log;
 mod place;
 mod plan;
@@ -15,8 +17,9 @@ mod users;
 mod write;
 
 pub use crate::stock_server::StockServer;
+pub use dataset::{DatasetLog, DatasetPlan};
 pub use follow::{Links, start_following};
-pub use plan::{DatasetLog, DatasetPlan, FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
+pub use plan::{FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
 pub use start::{StartedNode, check_start, start};
 pub use users::UsersPolicy;
 pub use write::{Source, apply};

@@ -6,23 +6,21 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::{NodeRecord, ObjectRecord, RoleRecord, SettingsRecord, ShardRecord};
-use slotkeep_model::{NodeAddr, NodeId, Product, RdbVersion, ServerVersion, SlotSet};
-use slotkeep_wire::nodes_conf::{ConfMove, ConfNode, ConfRole, NodesConf};
+use slotkeep_format::manifest::{NodeRecord, RoleRecord, SettingsRecord, ShardRecord};
+use slotkeep_model::{NodeAddr, NodeId, ServerVersion, SlotSet};
+use slotkeep_wire::nodes_conf::{ConfNode, ConfRole, NodesConf};
 use slotkeep_wire::replica::Credentials;
 
 use super::assign::ShardAddrs;
 use super::conf::{self, Place, Recorded, USERS_FILE};
+use super::dataset::{DatasetPlan, Primary, moves};
+use super::led::LedPrimary;
 use super::place::{bus_port, free_folder, place_nodes, resolve};
 use super::users::{Users, UsersPolicy, users};
-use crate::log::chain::Piece;
 use crate::log::point::{Point, ShardPoint};
 use crate::ports::{Rng, random_hex};
 use crate::restore::{check_applies, check_complete, check_loads};
 use crate::{Context, Error, ErrorKind, Result};
-
-/// The bus port of a node that has none: nothing listens there, so nobody waits for an answer.
-const NO_BUS_PORT: u16 = 1;
 
 /// What to restore, and how.
 #[derive(Clone, Default)]
@@ -76,17 +74,6 @@ pub struct FilesPlan {
     pub(super) led: Vec<LedPrimary>,
 }
 
-/// A primary to be, that first follows us.
-#[derive(Clone)]
-pub(super) struct LedPrimary {
-    /// Where it takes clients.
-    pub(super) addr: NodeAddr,
-    /// The id under which it takes us for its primary.
-    pub(super) leader: NodeId,
-    /// How it authenticates, if it does.
-    pub(super) credentials: Option<Credentials>,
-}
-
 impl NodePlan {
     /// Its cluster bus port; none outside cluster mode.
     pub fn bus_port(&self) -> Option<u16> {
@@ -125,40 +112,6 @@ pub struct NodePlan {
     pub dataset: Option<DatasetPlan>,
     /// The other files of its folder.
     pub files: Vec<FilePlan>,
-}
-
-/// The dataset of a node.
-#[derive(Clone, Debug, Serialize)]
-pub struct DatasetPlan {
-    /// The object it comes from.
-    pub object: ObjectRecord,
-    /// The version that the RDB must have.
-    #[serde(serialize_with = "as_text")]
-    pub rdb_version: RdbVersion,
-    /// Where it goes, relative to the node's folder.
-    pub path: PathBuf,
-    /// The log that the server applies to it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log: Option<DatasetLog>,
-}
-
-impl DatasetPlan {
-    /// How many bytes are going to be written, at most.
-    pub fn bytes(&self) -> u64 {
-        self.object.raw_bytes.saturating_add(self.log.as_ref().map_or(0, |log| log.bytes))
-    }
-}
-
-/// The log behind a dataset's base, as an append-only file.
-#[derive(Clone, Debug, Serialize)]
-pub struct DatasetLog {
-    /// Where it goes, relative to the node's folder: the base's own file where base and log are one file.
-    pub path: PathBuf,
-    /// How many bytes of the log are read.
-    pub bytes: u64,
-    /// The bytes of the log, in order.
-    #[serde(skip)]
-    pub(super) pieces: Vec<Piece>,
 }
 
 /// A small file.
@@ -233,41 +186,34 @@ fn target(point: &Point, options: &FilesOptions) -> Result<ServerVersion> {
 }
 
 /// A node, before its files are written out.
-struct Sketch<'a> {
-    addr: NodeAddr,
-    ip: IpAddr,
-    id: Option<NodeId>,
+pub(super) struct Sketch<'a> {
+    pub(super) addr: NodeAddr,
+    pub(super) ip: IpAddr,
+    pub(super) id: Option<NodeId>,
     shard: &'a ShardRecord,
     /// Where the shard is to be brought back to.
     state: &'a ShardPoint,
     /// Whether it has an append-only file for the sake of the restore, and had none before.
     keeps_log_for_now: bool,
     /// The primary's address and id; none for a primary.
-    follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
+    pub(super) follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
     replaces: &'a NodeRecord,
     config_epoch: u64,
     settings: Option<&'a SettingsRecord>,
     recorded: Recorded,
-    users: Users,
+    pub(super) users: Users,
 }
 
-/// Where a dataset's parts go, relative to the node's folder, and what the AOF manifest says.
-struct DatasetForm {
-    base: &'static str,
-    log: &'static str,
-    manifest: Option<&'static str>,
-}
-
-struct Planner<'a> {
+pub(super) struct Planner<'a> {
     point: &'a Point,
-    manifest: &'a Manifest,
-    options: &'a FilesOptions,
+    pub(super) manifest: &'a Manifest,
+    pub(super) options: &'a FilesOptions,
     target: ServerVersion,
     folder: PathBuf,
     ips: Vec<(NodeAddr, IpAddr)>,
     rng: &'a dyn Rng,
     warnings: Vec<String>,
-    led: Vec<LedPrimary>,
+    pub(super) led: Vec<LedPrimary>,
 }
 
 impl<'a> Planner<'a> {
@@ -326,38 +272,9 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn new_id(&self) -> Result<NodeId> {
+    pub(super) fn new_id(&self) -> Result<NodeId> {
         let id = random_hex(self.rng, 40)?;
         id.parse().map_err(|error| Error::new(ErrorKind::Failed, format!("can't make a node id: {error}")))
-    }
-
-    /// What each primary follows at first.
-    fn led(&self, sketches: &[Sketch<'_>]) -> Result<Vec<LedPrimary>> {
-        let links = &self.options.links;
-        if links.is_empty() {
-            return Ok(Vec::new());
-        }
-        if !self.manifest.cluster_mode {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "only the nodes of a cluster can follow Slotkeep; this backup is of a server outside cluster mode",
-            )
-            .hint("restore it as files: leave --via out"));
-        }
-        let primaries = sketches.iter().filter(|sketch| sketch.follows.is_none());
-        let led = primaries.map(|sketch| {
-            let replication = sketch.users.replication.clone();
-            Ok(LedPrimary {
-                addr: NodeAddr::new(sketch.ip.to_string(), sketch.addr.port()),
-                leader: self.new_id()?,
-                credentials: replication.map(|(user, password)| Credentials { user, password }),
-            })
-        });
-        let led: Vec<LedPrimary> = led.collect::<Result<_>>()?;
-        if led.len() == links.len() {
-            return Ok(led);
-        }
-        Err(Error::new(ErrorKind::Failed, format!("{} links for {} primaries", links.len(), led.len())))
     }
 
     /// Writes out the files of every node.
@@ -390,22 +307,13 @@ impl<'a> Planner<'a> {
         }
         let mut dataset = None;
         if sketch.follows.is_none() && self.led.is_empty() {
-            let form = self.dataset_form(sketch);
-            if let Some(manifest) = form.manifest {
-                file("appendonlydir/appendonly.aof.manifest", manifest.to_owned());
+            let appendonly = sketch.recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
+            let (plan, aof_manifest) =
+                DatasetPlan::of(&sketch.shard.base, sketch.state, appendonly, self.target);
+            if let Some(text) = aof_manifest {
+                file("appendonlydir/appendonly.aof.manifest", text.to_owned());
             }
-            let base = &sketch.shard.base;
-            let log = (sketch.state.log_bytes > 0).then(|| DatasetLog {
-                path: form.log.into(),
-                bytes: sketch.state.log_bytes,
-                pieces: sketch.state.log.clone(),
-            });
-            dataset = Some(DatasetPlan {
-                object: base.rdb.clone(),
-                rdb_version: base.rdb_version,
-                path: form.base.into(),
-                log,
-            });
+            dataset = Some(plan);
         }
         Ok(NodePlan {
             addr: sketch.addr.clone(),
@@ -420,26 +328,6 @@ impl<'a> Planner<'a> {
             dataset,
             files,
         })
-    }
-
-    /// Where a primary's base and log go. A server with `appendonly yes` loads nothing but its AOF.
-    fn dataset_form(&self, sketch: &Sketch<'_>) -> DatasetForm {
-        let appendonly = sketch.recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
-        let multi_part = self.target.product == Product::Valkey || self.target.major >= 7;
-        match (appendonly, multi_part) {
-            (false, _) => DatasetForm { base: "dump.rdb", log: "", manifest: None },
-            // An RDB is an AOF whose preamble is all there is; commands may follow it.
-            (true, false) => DatasetForm { base: "appendonly.aof", log: "appendonly.aof", manifest: None },
-            (true, true) => DatasetForm {
-                base: "appendonlydir/appendonly.aof.1.base.rdb",
-                log: "appendonlydir/appendonly.aof.1.incr.aof",
-                manifest: Some(if sketch.state.log_bytes > 0 {
-                    "file appendonly.aof.1.base.rdb seq 1 type b\nfile appendonly.aof.1.incr.aof seq 1 type i\n"
-                } else {
-                    "file appendonly.aof.1.base.rdb seq 1 type b\n"
-                }),
-            },
-        }
     }
 
     fn config(&self, sketch: &Sketch<'_>, folder: &Path) -> String {
@@ -489,38 +377,9 @@ impl<'a> Planner<'a> {
         });
         NodesConf {
             nodes: nodes.collect(),
-            moves: moves(sketches),
+            moves: moves(&primaries(sketches)),
             current_epoch: self.manifest.current_epoch,
         }
-    }
-
-    /// The cluster as its primaries see it at first: each shard's slots belong to us, and all nodes follow. None if they do not.
-    fn led_conf(&self, sketches: &[Sketch<'_>]) -> Option<NodesConf> {
-        let leaders = self.led.iter().zip(&self.options.links).zip(&self.manifest.shards).zip(1..);
-        let mut nodes: Vec<ConfNode> = leaders
-            .map(|(((led, link), shard), config_epoch)| ConfNode {
-                id: led.leader.clone(),
-                ip: link.ip().to_string(),
-                port: link.port(),
-                bus_port: NO_BUS_PORT,
-                role: ConfRole::Primary { config_epoch, slots: shard.slots.clone() },
-            })
-            .collect();
-        let mut leader = self.led.iter();
-        let mut current = None;
-        for sketch in sketches {
-            if sketch.follows.is_none() {
-                current = leader.next();
-            }
-            nodes.push(ConfNode {
-                id: sketch.id.clone()?,
-                ip: sketch.ip.to_string(),
-                port: sketch.addr.port(),
-                bus_port: bus_port(&sketch.addr)?,
-                role: ConfRole::Replica { primary: current?.leader.clone() },
-            });
-        }
-        Some(NodesConf { nodes, moves: vec![], current_epoch: self.manifest.current_epoch })
     }
 
     /// Collects what the user should know, each thing once.
@@ -562,20 +421,10 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The moves of slots that were under way, between the new nodes.
-fn moves(sketches: &[Sketch<'_>]) -> Vec<ConfMove> {
-    let primaries = || sketches.iter().filter(|sketch| sketch.follows.is_none());
-    let mut moves = Vec::new();
-    for to in primaries() {
-        for from in primaries().filter(|from| from.addr != to.addr) {
-            let slots =
-                to.state.importing.intersection(&from.state.migrating).intersection(&from.shard.slots);
-            if let (false, Some(from), Some(to)) = (slots.is_empty(), &from.id, &to.id) {
-                moves.push(ConfMove { slots, from: from.clone(), to: to.clone() });
-            }
-        }
-    }
-    moves
+/// The primaries by their ids; none outside cluster mode.
+fn primaries<'s>(sketches: &'s [Sketch<'_>]) -> Vec<Primary<'s>> {
+    let primaries = sketches.iter().filter(|sketch| sketch.follows.is_none());
+    primaries.filter_map(|sketch| Some(Primary { id: sketch.id.as_ref()?, state: sketch.state })).collect()
 }
 
 fn warnings_of(sketch: &Sketch<'_>, target: ServerVersion) -> Vec<String> {

@@ -252,7 +252,7 @@ impl<'a> Nodes<'a> {
     }
 
     /// Ends every server that runs.
-    async fn stop(&mut self) {
+    pub(super) async fn stop(&mut self) {
         for child in self.children.values() {
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
             if let Some(pid) = pid {

@@ -17,9 +17,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::dataset::DatasetPlan;
 use super::log::append_log;
 use super::place::check_space;
-use super::plan::{DatasetPlan, FilesPlan, NodePlan};
+use super::plan::{FilesPlan, NodePlan};
 use crate::log::Past;
 use crate::ports::random_hex;
 use crate::progress::{Phase, ShardProgress};

@@ -11,11 +11,21 @@ const SHARED_LIMIT_BYTES: u64 = 512 << 20;
 const DELETED: i64 = 1;
 const SAME_FIELDS: i64 = 2;
 
-const NODE_CUT: ErrorKind = ErrorKind::Malformed { part: "a stream node", what: "it ends inside an entry" };
-const NODE_TEXT: ErrorKind =
-    ErrorKind::Malformed { part: "a stream node", what: "a string stands where a number is expected" };
-const NODE_NUMBER: ErrorKind =
-    ErrorKind::Malformed { part: "a stream node", what: "a number is out of range" };
+const NODE_CUT: ErrorKind = ErrorKind::Malformed {
+    part: "a stream node",
+    what: "it ends inside an entry",
+    expected: "the flags of an entry, or its rest",
+};
+const NODE_TEXT: ErrorKind = ErrorKind::Malformed {
+    part: "a stream node",
+    what: "a string stands in place of a number",
+    expected: "a number",
+};
+const NODE_NUMBER: ErrorKind = ErrorKind::Malformed {
+    part: "a stream node",
+    what: "a number is out of range",
+    expected: "a count of what the node holds",
+};
 
 impl Decoder {
     pub(super) fn stream_node<'i>(&mut self, input: &mut &'i [u8]) -> ItemFlow<'i> {
@@ -73,6 +83,7 @@ impl Decoder {
             return Err(ErrorKind::Malformed {
                 part: "a stream node",
                 what: "it has not as many entries as it says",
+                expected: "as many live and deleted entries as its head counts",
             });
         }
         self.stream.phase = Phase::NextNode;

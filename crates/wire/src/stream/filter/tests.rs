@@ -79,6 +79,22 @@ fn moves_of_slots_stop_an_engine_and_reach_nodes() {
 }
 
 #[test]
+fn open_transactions_are_known() {
+    let mut filter = Filter::new(START, Reader::Engine, Gap::Fill);
+    let mut out = Vec::new();
+    for (words, open) in [
+        (&["multi"][..], true),
+        (&["SET", "EXEC", "v"], true),
+        (&["CLUSTER", "MULTI"], true),
+        (&["EXEC"], false),
+        (&["SET", "MULTI", "v"], false),
+    ] {
+        filter.feed(&command(words), &mut out).unwrap();
+        assert_eq!(filter.in_transaction(), open, "{words:?}");
+    }
+}
+
+#[test]
 fn a_file_gets_no_pings_and_nodes_do() {
     let stream = [command(&["PING"]), command(&["SET", "k", "v"])].concat();
     assert_eq!(filtered(Reader::AofFile, Gap::Close, [stream.as_slice()]).0, command(&["SET", "k", "v"]));

@@ -1,0 +1,170 @@
+//! Where each shard's log is to end for a moment.
+
+use jiff::Timestamp;
+use slotkeep_format::{ShardState, TimeSample};
+use slotkeep_model::SlotSet;
+
+use super::{Past, Path, Times, View};
+use crate::{Error, ErrorKind, Result};
+
+/// Whether a shard's log must go on up to the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It must: the user asked for that moment.
+    Known,
+    /// It may end shortly before, as where the log of one shard was sealed just behind what is to be undone.
+    MayBeEarlier,
+}
+
+/// Where a shard's log is to end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    pub(super) offset: u64,
+    pub(super) may_lack_ms: Option<u64>,
+    /// Everything behind it was written at or after this, in ms since 1970; not known of a place that the user named.
+    pub(super) from_ms: Option<i64>,
+}
+
+/// The last place of which it is certain that nothing up to it was written after the moment.
+pub(super) async fn cut_by(
+    past: &Past,
+    path: &Path,
+    (moment_ms, end): (i64, End),
+    slots: &SlotSet,
+) -> Result<Cut> {
+    let times = Times::on(past, path);
+    let around = times.around(moment_ms).await?;
+    let windows = past.chain.windows(path);
+    let within =
+        |sample: &TimeSample| windows.iter().find(|w| w.from <= sample.offset && sample.offset <= w.to);
+    // The moment lies in a window if nothing is missing up to the first place that was certainly later.
+    let reached = around.before.filter(|before| {
+        let next = around.after.map_or(before.offset, |after| after.offset);
+        let ended = around.after.is_none() && before.until_ms < moment_ms && end == End::Known;
+        !ended && within(before).is_some_and(|window| next <= window.to)
+    });
+    let Some(before) = reached else {
+        return Err(not_reached(past, path, &times, moment_ms, slots).await);
+    };
+    let idle = around.after.is_some_and(|after| after.offset == before.offset);
+    let lack = moment_ms.saturating_sub(before.from_ms);
+    let may_lack_ms = if idle { 0 } else { u64::try_from(lack).unwrap_or(0) };
+    Ok(Cut { offset: before.offset, may_lack_ms: Some(may_lack_ms), from_ms: Some(before.from_ms) })
+}
+
+/// A shard whose cut is chosen.
+pub(super) struct Planned<'a> {
+    pub(super) state: &'a ShardState,
+    pub(super) path: Path,
+    pub(super) cut: Cut,
+    /// Whether the user named the cut.
+    pub(super) fixed: bool,
+}
+
+/// Cuts shards that slots are leaving before those that they go to. A key on its way is written there before it is deleted here, so
+/// it is then in one place or in both, and never in none.
+pub(super) async fn order_moves(past: &Past, planned: &mut [Planned<'_>], moment_ms: i64) -> Result<()> {
+    // A shard that gives slots away may be given others: its own new cut counts for those.
+    for _ in 0..planned.len() {
+        let mut settled = true;
+        for number in 0..planned.len() {
+            let Some(shard) = planned.get(number) else { continue };
+            let receives =
+                |other: &&Planned<'_>| !other.state.importing.intersection(&shard.state.migrating).is_empty();
+            let limit = planned.iter().filter(receives).filter_map(|other| other.cut.from_ms).min();
+            let Some(limit) = limit.filter(|_| !shard.fixed && !shard.state.migrating.is_empty()) else {
+                continue;
+            };
+            let times = Times::on(past, &shard.path);
+            let early = cut_by(past, &shard.path, (limit, End::Known), &shard.state.slots).await?;
+            if early.offset >= shard.cut.offset {
+                continue;
+            }
+            settled = false;
+            let next = times.first_with(early.offset.saturating_add(1)).await?;
+            let all_later = next.is_some_and(|next| next.from_ms > moment_ms);
+            let lack = early.from_ms.and_then(|from| u64::try_from(moment_ms.saturating_sub(from)).ok());
+            if let Some(shard) = planned.get_mut(number) {
+                shard.cut = Cut { may_lack_ms: if all_later { Some(0) } else { lack }, ..early };
+            }
+        }
+        if settled {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Why a moment can't be reached, and which ones can.
+async fn not_reached(past: &Past, path: &Path, times: &Times<'_>, moment_ms: i64, slots: &SlotSet) -> Error {
+    let (mut before, mut after) = (None, None);
+    for window in past.chain.windows(path) {
+        let span = async {
+            Ok::<_, Error>((times.first_with(window.from).await?, times.last_within(window.to).await?))
+        };
+        let (first, last) = match span.await {
+            Ok(span) => span,
+            Err(error) => return error,
+        };
+        // A window without a sample of its own can't be reached by time.
+        let inside = |sample: &TimeSample| window.from <= sample.offset && sample.offset <= window.to;
+        let (Some(first), Some(last)) = (first.filter(inside), last.filter(inside)) else { continue };
+        if last.until_ms < moment_ms {
+            before = Some(last.until_ms);
+        } else if after.is_none() && first.until_ms > moment_ms {
+            after = Some(first.until_ms);
+        }
+    }
+    let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
+    let moment = text(moment_ms);
+    let (what, hint) = match (before, after) {
+        (Some(before), Some(after)) => (
+            format!(
+                "slots {slots} can't be restored to {moment}: their log has a gap from {} to {}",
+                text(before),
+                text(after)
+            ),
+            format!("the nearest moments for them are {} and {}", text(before), text(after)),
+        ),
+        (Some(before), None) => (
+            format!("slots {slots} can't be restored to {moment}: their log ends at {}", text(before)),
+            format!(
+                "the last moment for them is {}; `--at latest` is the last one for all shards",
+                text(before)
+            ),
+        ),
+        (None, Some(after)) => (
+            format!("slots {slots} can't be restored to {moment}: their log begins at {}", text(after)),
+            format!("the first moment for them is {}", text(after)),
+        ),
+        (None, None) => (
+            format!("slots {slots} can't be restored to {moment}: there is no base with a log behind it"),
+            "`slotkeep list` shows which backups and which moments can be restored".to_owned(),
+        ),
+    };
+    Error::new(ErrorKind::Gap, what).hint(hint)
+}
+
+/// The last moment at which every shard of the newest topology can be reached, in ms since 1970.
+pub(super) async fn latest(past: &Past) -> Result<i64> {
+    let view = View::newest(past)?;
+    let mut latest: Option<i64> = None;
+    for state in &view.shards {
+        let history = View::history_of(past, state)?;
+        let path = past.chain.path(&past.chain.main_tip(&history));
+        let window = past.chain.windows(&path).pop();
+        let last = match window {
+            Some(window) => {
+                let last = Times::on(past, &path).last_within(window.to).await?;
+                last.filter(|sample| sample.offset >= window.from)
+            }
+            None => None,
+        };
+        let last = last.ok_or_else(|| {
+            Error::new(ErrorKind::Gap, format!("there is no log behind a base for slots {}", state.slots))
+                .hint("restore a backup (--backup, `slotkeep list`)")
+        })?;
+        latest = Some(latest.map_or(last.until_ms, |latest| latest.min(last.until_ms)));
+    }
+    latest.ok_or_else(|| Error::new(ErrorKind::NotFound, "the cluster has no shard"))
+}
