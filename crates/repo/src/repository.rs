@@ -42,8 +42,8 @@ pub struct OpenOptions {
 pub struct Repository {
     location: Location,
     pub(crate) store: Arc<dyn ObjectStore>,
-    file: RepositoryFile,
-    pub(crate) keyring: Keyring,
+    file: Arc<RepositoryFile>,
+    pub(crate) keyring: Arc<Keyring>,
     pub(crate) known: Option<Known>,
     /// Shared by all clones.
     bytes_read: Arc<AtomicU64>,
@@ -116,7 +116,7 @@ impl Repository {
             Some(state) if file.signing_key.is_some() => Some(Known::made(state, location, &file).await?),
             _ => None,
         };
-        Ok(Self { keyring, known, ..Self::with(location, store, file) })
+        Ok(Self { keyring: Arc::new(keyring), known, ..Self::with(location, store, file) })
     }
 
     /// Opens a repository that exists.
@@ -155,7 +155,7 @@ impl Repository {
             None => None,
         };
         let keyring = keyring(&*store, &file, options).await?;
-        Ok(Self { keyring, known, ..Self::with(location, store, file) })
+        Ok(Self { keyring: Arc::new(keyring), known, ..Self::with(location, store, file) })
     }
 
     /// Opens a repository, or makes one if the location is a local folder that does not exist or is empty.
@@ -181,7 +181,7 @@ impl Repository {
     }
 
     fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
-        let (location, keyring) = (location.clone(), Keyring::default());
+        let (location, file, keyring) = (location.clone(), Arc::new(file), Arc::default());
         Self { location, store, file, keyring, known: None, bytes_read: Arc::default() }
     }
 
