@@ -115,7 +115,7 @@ pub(crate) struct RepoArgs {
     #[arg(long, value_name = "NAME", env = "SLOTKEEP_NAME")]
     pub(crate) name: Option<String>,
     /// Most bytes per second to and from the repository, such as 500K, 20M or 1G (multiples of 1024); no limit if not given
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, env = "SLOTKEEP_LIMIT_RATE")]
+    #[arg(long, value_name = "BYTES", value_parser = size, env = "SLOTKEEP_LIMIT_RATE")]
     pub(crate) limit_rate: Option<u64>,
     #[command(flatten)]
     pub(crate) keys: KeyArgs,
@@ -156,34 +156,6 @@ pub(crate) struct RecipientArgs {
     pub(crate) passphrase: bool,
 }
 
-/// A number of bytes, with K, M or G behind it for multiples of 1024.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is no number of bytes: write it as 500K, 20M or 1G");
-    let (digits, shift) = match text.char_indices().last() {
-        Some((at, 'k' | 'K')) => (text.get(..at), 10),
-        Some((at, 'm' | 'M')) => (text.get(..at), 20),
-        Some((at, 'g' | 'G')) => (text.get(..at), 30),
-        _ => (Some(text), 0),
-    };
-    let number: u64 = digits.and_then(|digits| digits.parse().ok()).ok_or_else(wrong)?;
-    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_bytes;
-
-    #[test]
-    fn bytes_are_read_with_and_without_a_letter() {
-        assert_eq!(parse_bytes("123"), Ok(123));
-        assert_eq!(parse_bytes("20M"), Ok(20 << 20));
-        assert_eq!(parse_bytes("1g"), Ok(1 << 30));
-        for wrong in ["", "K", "0", "1.5M", "-1", "99999999999G", "5Q"] {
-            assert!(parse_bytes(wrong).is_err(), "{wrong}");
-        }
-    }
-}
-
 /// How the shards' cut is made.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Cut")]
@@ -222,16 +194,16 @@ impl SpoolArgs {
     }
 }
 
-/// A number of bytes: `4GiB`, `32M`, `1000`.
+/// A number of bytes: `4GiB`, `32M`, `1000`; every unit is a power of 1024.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
     let unit = text.strip_prefix(digits).unwrap_or_default().to_ascii_lowercase();
     let shift = match unit.as_str() {
         "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
         _ => return Err(format!("`{text}` is not a size: give a number and KiB, MiB, GiB or TiB")),
     };
     let number: u64 = digits.parse().map_err(|_| format!("`{text}` is not a size: give for example 4GiB"))?;
@@ -263,6 +235,7 @@ mod tests {
         assert_eq!(size("4GiB"), Ok(4 << 30));
         assert_eq!(size("32m"), Ok(32 << 20));
         assert_eq!(size("1000"), Ok(1000));
+        assert_eq!(size("20M"), Ok(20 << 20));
         assert_eq!(span("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(span("10"), Ok(Duration::from_secs(10)));
         assert_eq!(span("2m"), Ok(Duration::from_secs(120)));

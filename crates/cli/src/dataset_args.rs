@@ -11,7 +11,7 @@ use slotkeep_jobs::{Error, ErrorKind, Result, unescaped};
 use slotkeep_model::SlotSet;
 use slotkeep_repo::BackupSelector;
 
-use crate::args::RepoArgs;
+use crate::args::{RepoArgs, size};
 use crate::session::Session;
 
 /// Opens what the user named: `-` is standard input; a file that exists, or a name with a slash or ending in `.rdb`, is a file; everything
@@ -57,10 +57,10 @@ pub(crate) struct FilterArgs {
     #[arg(long = "db", value_name = "N", value_delimiter = ',')]
     databases: Vec<u32>,
     /// Keys whose record in the RDB has at least so many bytes; K, M and G stand for 1024, 1024² and 1024³
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = size)]
     min_bytes: Option<u64>,
     /// Keys whose record in the RDB has at most so many bytes
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = size)]
     max_bytes: Option<u64>,
     /// Keys of at least so many elements
     #[arg(long, value_name = "N")]
@@ -120,21 +120,6 @@ fn parse_slots(text: &str) -> Result<SlotSet> {
     Ok(slots)
 }
 
-/// A number of bytes, with or without a unit.
-pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
-    let unit = text.get(digits.len()..).unwrap_or_default().to_ascii_lowercase();
-    let factor = match unit.as_str() {
-        "" | "b" => 1,
-        "k" | "kb" | "kib" => 1 << 10,
-        "m" | "mb" | "mib" => 1 << 20,
-        "g" | "gb" | "gib" => 1 << 30,
-        _ => return Err("give a number of bytes, as in 4096, 64K, 10M or 1G".to_owned()),
-    };
-    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    number.ok_or_else(|| "give a number of bytes, as in 4096, 64K, 10M or 1G".to_owned())
-}
-
 fn parse_expires(text: &str) -> Result<Expires, String> {
     let wrong = || "give yes, no, expired, or a time as in 30s, 15m, 12h or 7d".to_owned();
     match text {
@@ -161,11 +146,11 @@ mod tests {
 
     #[test]
     fn sizes_and_times_have_units() {
-        assert_eq!(parse_bytes("4096"), Ok(4096));
-        assert_eq!(parse_bytes("64K"), Ok(65536));
-        assert_eq!(parse_bytes("1GiB"), Ok(1 << 30));
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("64K"), Ok(65536));
+        assert_eq!(size("1GiB"), Ok(1 << 30));
         for wrong in ["", "K", "-1", "1T", "1.5M", "99999999999G"] {
-            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+            assert!(size(wrong).is_err(), "{wrong}");
         }
         assert_eq!(parse_expires("15m"), Ok(Expires::Within(900_000)));
         assert_eq!(parse_expires("expired"), Ok(Expires::Expired));

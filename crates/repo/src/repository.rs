@@ -43,10 +43,10 @@ pub struct Repository {
     location: Location,
     pub(crate) store: Arc<dyn ObjectStore>,
     file: Arc<RepositoryFile>,
+    pub(crate) keyring: Arc<Keyring>,
+    pub(crate) known: Option<Known>,
     /// Shared by all clones.
     bytes_read: Arc<AtomicU64>,
-    pub(crate) keyring: Keyring,
-    pub(crate) known: Option<Known>,
 }
 
 impl Repository {
@@ -116,14 +116,7 @@ impl Repository {
             Some(state) if file.signing_key.is_some() => Some(Known::made(state, location, &file).await?),
             _ => None,
         };
-        Ok(Self {
-            location: location.clone(),
-            store,
-            file: Arc::new(file),
-            keyring,
-            known,
-            bytes_read: Arc::default(),
-        })
+        Ok(Self { keyring: Arc::new(keyring), known, ..Self::with(location, store, file) })
     }
 
     /// Opens a repository that exists.
@@ -162,14 +155,7 @@ impl Repository {
             None => None,
         };
         let keyring = keyring(&*store, &file, options).await?;
-        Ok(Self {
-            location: location.clone(),
-            store,
-            file: Arc::new(file),
-            keyring,
-            known,
-            bytes_read: Arc::default(),
-        })
+        Ok(Self { keyring: Arc::new(keyring), known, ..Self::with(location, store, file) })
     }
 
     /// Opens a repository, or makes one if the location is a local folder that does not exist or is empty.
@@ -192,6 +178,11 @@ impl Repository {
             return Self::init_with(location, repository_id, now, options).await;
         }
         Self::open_with(location, options).await
+    }
+
+    fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
+        let (location, file, keyring) = (location.clone(), Arc::new(file), Arc::default());
+        Self { location, store, file, keyring, known: None, bytes_read: Arc::default() }
     }
 
     /// How many stored bytes of objects were read since it was opened; manifests are not counted.

@@ -51,6 +51,13 @@ pub(crate) struct BackupArgs {
     /// Back up what there is if slots are uncovered or a shard can't be reached
     #[arg(long)]
     allow_partial: bool,
+    #[command(flatten)]
+    secrets: SecretsArgs,
+}
+
+/// Whether secrets are stored.
+#[derive(Debug, Args)]
+struct SecretsArgs {
     /// Store passwords of the configuration and password hashes of ACL users too, unencrypted if the repository is not encrypted;
     /// in an encrypted one they always are, unless --no-secrets
     #[arg(long)]
@@ -58,6 +65,12 @@ pub(crate) struct BackupArgs {
     /// Leave passwords and password hashes out
     #[arg(long, conflicts_with = "include_secrets")]
     no_secrets: bool,
+}
+
+impl SecretsArgs {
+    const fn are_included(&self, encrypted: bool) -> bool {
+        !self.no_secrets && (self.include_secrets || encrypted)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -99,7 +112,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
         jobs: arguments.jobs,
         jobs_per_host: arguments.jobs_per_host,
         prefer,
-        include_secrets: !arguments.no_secrets && (arguments.include_secrets || repository.is_encrypted()),
+        include_secrets: arguments.secrets.are_included(repository.is_encrypted()),
         cut: Some(arguments.cut.options()),
         spool: arguments.spool.folder(),
         spool_limit_bytes: arguments.spool.spool_limit,

@@ -10,7 +10,8 @@ use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_model::{Product, ServerVersion};
 
 use crate::args::RepoArgs;
-use crate::dataset_args::{FilterArgs, open, parse_bytes};
+use crate::args::size;
+use crate::dataset_args::{FilterArgs, open};
 use crate::exit;
 use crate::output::{Output, Stream, bytes, count, prints_to_terminal};
 use crate::progress::ByteDisplay;
@@ -58,7 +59,7 @@ struct TargetArgs {
     #[arg(long)]
     replace: bool,
     /// Longest payload of one RESTORE, in bytes; longer values go element by element
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "32M")]
+    #[arg(long, value_name = "BYTES", value_parser = size, default_value = "32M")]
     max_restore_bytes: u64,
     /// Leave function libraries out, of rdb too
     #[arg(long)]

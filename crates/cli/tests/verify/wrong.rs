@@ -55,6 +55,7 @@ fn replace(bench: &Bench, object: &ObjectRecord, stored: &[u8], raw_bytes: u64) 
         stored_bytes: stored.len() as u64,
         raw_bytes,
         blake3: blake3::hash(stored).to_hex().to_string(),
+        header: None,
     };
     change(bench, |base| {
         for place in std::iter::once(&mut base.rdb).chain(&mut base.index).chain(&mut base.digest) {
