@@ -37,7 +37,7 @@ for name in "${names[@]}"; do
   printf '%-20s' "$name"
   if nice "fuzz/target/$target/release/$name" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=8192 \
     -artifact_prefix="fuzz/artifacts/$name-" "$found" "$seeds" "fuzz/corpus/$name" >"$found.log" 2>&1; then
-    grep -E '^Done' "$found.log" || echo done
+    grep -E '^Done' "$found.log" || echo 'done'
   else
     printf 'FAILED: see %s\n' "$found.log"
     failed+=("$name")

@@ -231,6 +231,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_command_has_two_options_of_one_name() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
     fn sizes_and_spans_are_read_with_their_units() {
         assert_eq!(size("4GiB"), Ok(4 << 30));
         assert_eq!(size("32m"), Ok(32 << 20));

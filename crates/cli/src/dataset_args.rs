@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use clap::Args;
+use slotkeep_format::manifest::ShardRecord;
 use slotkeep_jobs::dataset::Dataset;
 use slotkeep_jobs::keys::{Expires, Filter, type_named};
 use slotkeep_jobs::{Error, ErrorKind, Result, unescaped};
@@ -12,17 +13,23 @@ use slotkeep_model::SlotSet;
 use slotkeep_repo::BackupSelector;
 
 use crate::args::{RepoArgs, size};
+use crate::output::{Output, bytes};
 use crate::session::Session;
 
 /// Opens what the user named: `-` is standard input; a file that exists, or a name with a slash or ending in `.rdb`, is a file; everything
 /// else a backup.
-pub(crate) async fn open(session: &Session, repo: &RepoArgs, source: &OsStr) -> Result<Dataset> {
+pub(crate) async fn open(
+    session: &Session,
+    output: &Output,
+    repo: &RepoArgs,
+    source: &OsStr,
+) -> Result<Dataset> {
     if source == "-" {
         return Ok(Dataset::of_stdin());
     }
     let path = Path::new(source);
-    let bytes = source.as_bytes();
-    if path.is_file() || bytes.contains(&b'/') || bytes.ends_with(b".rdb") {
+    let name = source.as_bytes();
+    if path.is_file() || name.contains(&b'/') || name.ends_with(b".rdb") {
         return Dataset::of_file(path.to_owned());
     }
     let (repository, name) = session.repository(repo).await.map_err(|error| match error.kind() {
@@ -31,6 +38,14 @@ pub(crate) async fn open(session: &Session, repo: &RepoArgs, source: &OsStr) -> 
     })?;
     let Ok(selector) = source.to_string_lossy().parse::<BackupSelector>();
     let manifest = repository.find(&name, &selector).await?;
+    let behind = |shard: &ShardRecord| shard.cut().offset.saturating_sub(shard.offset);
+    let log_bytes: u64 = manifest.shards.iter().map(behind).sum();
+    if log_bytes > 0 {
+        output.note(&format!(
+            "This is the dataset of the snapshots; {} of log behind them, which the backup ends with, are not applied (`slotkeep merge` does that).",
+            bytes(log_bytes)
+        ));
+    }
     Ok(Dataset::of_backup(&repository, &manifest))
 }
 
@@ -149,7 +164,7 @@ mod tests {
         assert_eq!(size("4096"), Ok(4096));
         assert_eq!(size("64K"), Ok(65536));
         assert_eq!(size("1GiB"), Ok(1 << 30));
-        for wrong in ["", "K", "-1", "1T", "1.5M", "99999999999G"] {
+        for wrong in ["", "K", "-1", "1X", "1.5M", "99999999999G"] {
             assert!(size(wrong).is_err(), "{wrong}");
         }
         assert_eq!(parse_expires("15m"), Ok(Expires::Within(900_000)));

@@ -395,7 +395,7 @@ impl Manifest {
 
     /// [`Manifest::settings`] as JSON, to be encrypted.
     pub fn render_settings(&self) -> Result<Vec<u8>, ManifestError> {
-        render(&self.settings)
+        Ok(serde_json::to_vec(&self.settings)?)
     }
 
     /// Reads what [`Manifest::render_settings`] wrote.

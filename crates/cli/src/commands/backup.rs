@@ -24,7 +24,6 @@ use crate::session::Session;
 /// stream behind it until all shards share one cut. An incremental one takes the stream from where the last backup or archive ended, as
 /// far as the servers' backlogs still hold it. A backup is listed only when all of it is stored.
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own on the command line")]
 pub(crate) struct BackupArgs {
     #[command(flatten)]
     cluster: ClusterArgs,

@@ -102,7 +102,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ExportAr
         return Err(Error::new(ErrorKind::Usage, "this form is not for a terminal")
             .hint("write it to a file: --output FILE"));
     }
-    let mut dataset = open(session, &arguments.repo, &arguments.backup).await?;
+    let mut dataset = open(session, output, &arguments.repo, &arguments.backup).await?;
     if let Some(number) = arguments.shard {
         dataset.only(number)?;
     }

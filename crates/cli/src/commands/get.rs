@@ -48,7 +48,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &GetArgs)
     };
     let key = key_bytes(&arguments.key, arguments.escaped)?;
     let options = GetOptions { key, database: arguments.db, form };
-    let dataset = open(session, &arguments.repo, &arguments.backup).await?;
+    let dataset = open(session, output, &arguments.repo, &arguments.backup).await?;
     let (stream, closed) = Stream::new();
     let rows = if prints_to_terminal() { &[] } else { dataset.progress.as_slice() };
     let display = ByteDisplay::start(output, rows);

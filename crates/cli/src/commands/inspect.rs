@@ -57,7 +57,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &InspectA
         }
         Some(text) => Separators::Text(text.as_bytes().to_vec()),
     };
-    let dataset = open(session, &arguments.repo, &arguments.backup).await?;
+    let dataset = open(session, output, &arguments.repo, &arguments.backup).await?;
     if arguments.keys {
         let (stream, closed) = Stream::new();
         let rows = if prints_to_terminal() { &[] } else { dataset.progress.as_slice() };

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use slotkeep_format::Depth;
 use slotkeep_jobs::ErrorKind;
 use slotkeep_jobs::verify::{VerifyOptions, VerifyProgress, verify as verify_repository};
+use slotkeep_repo::{Location, OpenOptions, RateLimit, Repository};
 
 use crate::common::{Run, slotkeep};
 use crate::harness::{Bench, RUNTIME, context, options};
@@ -124,10 +125,12 @@ fn an_interrupted_run_keeps_what_it_has_proved() {
     let bench = Bench::new();
     fs::remove_dir_all(bench.object("main/verify")).unwrap();
     let interrupted = RUNTIME.block_on(async {
-        let repository = bench.open_async().await;
+        // So slow that the end is far away.
+        let limit = OpenOptions { limit: RateLimit::new(8000), ..OpenOptions::default() };
+        let location = Location::Folder(bench.repo());
+        let repository = Repository::open_with(&location, &limit).await.unwrap();
         let (context, progress) = (context(), Arc::new(VerifyProgress::default()));
-        // So slow that the end is minutes away.
-        let slow = VerifyOptions { limit_bytes_per_s: Some(2000), jobs: 1, ..options(Depth::Structure) };
+        let slow = VerifyOptions { jobs: 1, ..options(Depth::Structure) };
         let stop = async {
             while progress.objects.load(Ordering::Relaxed) < PROVED_FIRST {
                 tokio::task::yield_now().await;

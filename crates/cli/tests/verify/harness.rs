@@ -111,7 +111,6 @@ pub(crate) fn options(depth: Depth) -> VerifyOptions {
         depth,
         again: false,
         sample_percent: None,
-        limit_bytes_per_s: None,
         jobs: 2,
         engine: EngineOptions::default(),
         spool: std::env::temp_dir(),

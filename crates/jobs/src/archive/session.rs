@@ -196,7 +196,7 @@ impl<'l> Session<'l> {
             Event::Spooled => {
                 let failed = self.spooled.borrow_and_update().failed.clone();
                 if let Some(why) = failed {
-                    return Err(spool_failed(&why));
+                    return Err(spool_failed(Some(&why)));
                 }
             }
             Event::Sealed => take_notice(line)?,
@@ -286,7 +286,7 @@ impl<'l> Session<'l> {
             };
             if let Err(SpoolStopped) = written {
                 let why = self.spooled.borrow().failed.clone();
-                return Err(spool_failed(why.as_deref().unwrap_or("it takes no more")));
+                return Err(spool_failed(why.as_deref()));
             }
         }
         Ok(())
@@ -442,9 +442,11 @@ pub(crate) fn note_sealed(line: &watch::Sender<LineState>, last: Option<(ReplId,
     });
 }
 
-fn spool_failed(why: &str) -> Error {
-    let full = why.contains("No space left") || why.contains("quota");
+fn spool_failed(why: Option<&std::io::Error>) -> Error {
+    use std::io::ErrorKind as Io;
+    let full = why.is_some_and(|why| matches!(why.kind(), Io::StorageFull | Io::QuotaExceeded));
     let kind = if full { ErrorKind::Full } else { ErrorKind::Failed };
+    let why = why.map_or_else(|| "it takes no more".to_owned(), ToString::to_string);
     Error::new(kind, format!("the spool can't be written: {why}"))
         .hint("free some space there, or name another folder: --spool DIR")
 }

@@ -196,7 +196,7 @@ pub(crate) struct SpoolState {
     /// The last safe cut that is durable.
     pub(crate) durable: u64,
     /// Why the writer has stopped, if it has.
-    pub(crate) failed: Option<Arc<str>>,
+    pub(crate) failed: Option<Arc<io::Error>>,
 }
 
 /// A file that is closed: whole up to its last safe cut.
@@ -290,7 +290,7 @@ impl Writer {
         let outcome = self.take_all(&mut messages);
         let ended = self.close();
         if let Err(error) = outcome.and(ended) {
-            self.publish.send_modify(|state| state.failed = Some(error.to_string().into()));
+            self.publish.send_modify(|state| state.failed = Some(Arc::new(error)));
         }
     }
 

@@ -60,7 +60,7 @@ pub async fn restorable(past: &Past) -> Result<Restorable> {
             lines.insert(tip.clone(), line_windows(past, tip, &path).await?);
         }
     }
-    let moments = common(past, &lines)?;
+    let moments = common(past, &lines);
     let mut shards: Vec<ShardWindow> = lines.into_values().flatten().collect();
     shards.sort_by_key(|window| (window.slots.ranges().first().copied(), window.from.offset));
     Ok(Restorable { moments, shards })
@@ -108,10 +108,9 @@ async fn step_before(past: &Past, path: &Path, offset: u64) -> Result<Option<u64
 }
 
 /// The moments at which every shard of the cluster as it was then can be restored.
-fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Result<Vec<Moments>> {
+fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Vec<Moments> {
     let mut all: Vec<Moments> = Vec::new();
-    let views: Vec<(View, Moments)> = View::all(past)?;
-    for (view, valid) in views {
+    for (view, valid) in View::all(past) {
         let mut spans = vec![valid];
         for state in &view.shards {
             let own = match View::history_of(past, state) {
@@ -130,7 +129,7 @@ fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Result<Vec
             }
         }
     }
-    Ok(all)
+    all
 }
 
 fn intersect(one: &[Moments], other: &[Moments]) -> Vec<Moments> {

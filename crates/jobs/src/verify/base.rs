@@ -147,7 +147,7 @@ impl Looker {
         let stored: Vec<u32> = object.table().frames().iter().map(|frame| frame.stored_bytes).collect();
         let mut stored = stored.into_iter();
         while let Some(frame) = object.next().await? {
-            self.count(stored.next().map_or(0, u64::from)).await;
+            self.count(stored.next().map_or(0, u64::from));
             // The worker takes everything as long as this side lives.
             let _ = frames.send(frame).await;
         }
@@ -188,7 +188,7 @@ impl Looker {
                 }
             }
         }
-        self.count(index.stored_bytes).await;
+        self.count(index.stored_bytes);
         Ok(None)
     }
 
@@ -222,7 +222,7 @@ impl Looker {
                 Some(problem(DIGEST, &object.path, what, DERIVED_ADVICE))
             }
         };
-        self.count(object.stored_bytes).await;
+        self.count(object.stored_bytes);
         outcome.findings.extend(found);
         Ok(())
     }

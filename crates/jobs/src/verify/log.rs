@@ -68,10 +68,10 @@ impl Looker {
             raw = raw.saturating_add(piece.len() as u64);
             let share = u128::from(job.entry.object_bytes) * u128::from(raw) / u128::from(raw_bytes);
             let stored = u64::try_from(share).unwrap_or(u64::MAX).min(job.entry.object_bytes);
-            self.count(stored.saturating_sub(counted)).await;
+            self.count(stored.saturating_sub(counted));
             counted = stored;
         }
-        self.count(job.entry.object_bytes.saturating_sub(counted)).await;
+        self.count(job.entry.object_bytes.saturating_sub(counted));
         if self.depth >= Depth::Structure {
             outcome.totals.raw_bytes = raw;
             outcome.totals.commands = commands.count;

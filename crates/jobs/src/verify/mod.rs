@@ -19,7 +19,6 @@ mod judge;
 mod log;
 mod object;
 mod proofs;
-mod throttle;
 mod work;
 
 use std::collections::BTreeMap;
@@ -42,7 +41,6 @@ use inventory::Inventory;
 use log::Summary;
 use object::{Looker, Outcome};
 use proofs::{Known, Ledger};
-use throttle::Throttle;
 use work::{Job, Work};
 
 pub use drill::DrillOptions;
@@ -61,8 +59,6 @@ pub struct VerifyOptions {
     pub again: bool,
     /// How many per cent of the objects to choose at random; all if absent.
     pub sample_percent: Option<u8>,
-    /// At most so many stored bytes a second; as fast as they come if absent.
-    pub limit_bytes_per_s: Option<u64>,
     /// At most so many objects at a time.
     pub jobs: usize,
     /// The private server that applies a log, at [`Depth::Chain`].
@@ -120,12 +116,8 @@ pub async fn verify(
         digests: BTreeMap::new(),
         summaries: Vec::new(),
     };
-    let looker = Looker {
-        repository: repository.clone(),
-        throttle: Arc::new(Throttle::new(Arc::clone(&context.clock), options.limit_bytes_per_s)),
-        progress: Arc::clone(progress),
-        depth: options.depth,
-    };
+    let looker =
+        Looker { repository: repository.clone(), progress: Arc::clone(progress), depth: options.depth };
     let outcome = run.look(&looker, work.jobs).await;
     let judged = match outcome {
         Ok(()) => run.judge(repository, &inventory, &known, &gone).await,

@@ -12,14 +12,12 @@ use slotkeep_repo::{RepoError, Repository, StoredObject};
 use super::VerifyProgress;
 use super::findings::of_object;
 use super::log::Summary;
-use super::throttle::Throttle;
 use crate::Result;
 
 /// What every look needs.
 #[derive(Clone)]
 pub(super) struct Looker {
     pub(super) repository: Repository,
-    pub(super) throttle: Arc<Throttle>,
     pub(super) progress: Arc<VerifyProgress>,
     pub(super) depth: Depth,
 }
@@ -38,17 +36,16 @@ pub(super) struct Outcome {
 }
 
 impl Looker {
-    /// Counts stored bytes that were read, and waits if it went too fast.
-    pub(super) async fn count(&self, bytes: u64) {
+    /// Counts stored bytes that were read.
+    pub(super) fn count(&self, bytes: u64) {
         self.progress.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.throttle.take(bytes).await;
     }
 
     /// Reads an object to its end.
     pub(super) async fn read_through(&self, object: &ObjectRecord) -> Result<(), RepoError> {
         let mut stream = self.repository.stream(object).await?;
         while let Some(piece) = stream.next().await? {
-            self.count(piece.len() as u64).await;
+            self.count(piece.len() as u64);
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use slotkeep_repo::Repository;
 
 use super::merge::EngineArgs;
 use super::restore::aim::AimArgs;
-use crate::args::{AccessArgs, RepoArgs, size};
+use crate::args::{AccessArgs, RepoArgs};
 use crate::exit;
 use crate::output::Output;
 use crate::progress::VerifyDisplay;
@@ -37,9 +37,6 @@ pub(crate) struct VerifyArgs {
     /// Look into so many per cent of the objects, chosen at random
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
     sample: Option<u8>,
-    /// Read at most so much a second, for example 50MiB
-    #[arg(long, value_name = "BYTES", value_parser = size)]
-    limit_rate: Option<u64>,
     /// Most objects at a time
     #[arg(long, value_name = "N", default_value_t = 2)]
     jobs: usize,
@@ -61,7 +58,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Show the record of an earlier run (its id, or `latest`) and verify nothing
-    #[arg(long, value_name = "ID", conflicts_with_all = ["again", "sample", "limit_rate"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["again", "sample"])]
     show: Option<String>,
 }
 
@@ -134,7 +131,6 @@ async fn verified(
         depth: arguments.depth.into(),
         again: arguments.again,
         sample_percent: arguments.sample,
-        limit_bytes_per_s: arguments.limit_rate,
         jobs: arguments.jobs,
         engine: arguments.engine.options(),
         drill: DrillOptions { point, server: arguments.server.clone(), checks: arguments.checks.clone() },

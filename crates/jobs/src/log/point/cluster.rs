@@ -35,16 +35,17 @@ impl View {
     }
 
     /// Every look that the cluster had, with the moments from when it was seen until the next one was; without any, the newest.
-    pub(in crate::log) fn all(past: &Past) -> Result<Vec<(Self, Moments)>> {
+    pub(in crate::log) fn all(past: &Past) -> Vec<(Self, Moments)> {
         let always = Moments { from: Timestamp::MIN, to: Timestamp::MAX };
         if past.topologies.is_empty() {
-            return Ok(vec![(Self::newest(past)?, always)]);
+            // A backup that failed may have left log and nothing else.
+            return past.backups.last().map(|backup| (Self::of_backup(backup), always)).into_iter().collect();
         }
         let from =
             std::iter::once(always.from).chain(past.topologies.iter().skip(1).map(|seen| seen.seen_at));
         let to = past.topologies.iter().skip(1).map(|seen| seen.seen_at).chain(std::iter::once(always.to));
         let spans = from.zip(to).map(|(from, to)| Moments { from, to });
-        Ok(past.topologies.iter().map(Self::of_topology).zip(spans).collect())
+        past.topologies.iter().map(Self::of_topology).zip(spans).collect()
     }
 
     fn of_topology(topology: &TopologyRecord) -> Self {
