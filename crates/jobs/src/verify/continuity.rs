@@ -65,7 +65,8 @@ pub(super) fn line(
 ) -> Result<Vec<(ReplId, Range<u64>)>, Broken> {
     let mut line = Vec::new();
     let (mut history, mut end) = (cut.history.clone(), cut.offset.saturating_add(1));
-    loop {
+    // A line visits each history once: files that name each other as parents lead nowhere.
+    for _ in 0..=histories.len() {
         if history == *base.0 {
             let start = base.1.saturating_add(1);
             if start < end {
@@ -73,9 +74,7 @@ pub(super) fn line(
             }
             return Ok(line);
         }
-        let parent = histories.get(&history).and_then(|held| held.parent.clone());
-        // A line visits each history once.
-        let Some(parent) = parent.filter(|_| line.len() <= histories.len()) else {
+        let Some(parent) = histories.get(&history).and_then(|held| held.parent.clone()) else {
             return Err(Broken::Unrelated { history });
         };
         let start = parent.fork.saturating_add(1);
@@ -85,6 +84,7 @@ pub(super) fn line(
         end = end.min(start);
         history = parent.history;
     }
+    Err(Broken::Unrelated { history })
 }
 
 /// What is missing on the way from a base to a cut.
