@@ -45,6 +45,8 @@ pub struct Repository {
     file: Arc<RepositoryFile>,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) known: Option<Known>,
+    /// The local folder that the store was opened in.
+    folder: Option<Arc<std::path::Path>>,
     /// Shared by all clones.
     bytes_read: Arc<AtomicU64>,
 }
@@ -63,7 +65,8 @@ impl Repository {
         options: &OpenOptions,
     ) -> Result<Self, RepoError> {
         location.create_folder().await?;
-        Self::init_in(location.store()?, location, repository_id, now, options).await
+        let made = Self::init_in(location.store()?, location, repository_id, now, options).await?;
+        Ok(made.in_folder())
     }
 
     /// The same in a store that was opened already; `location` is what errors call it.
@@ -129,7 +132,7 @@ impl Repository {
         if location.is_new_folder().await? {
             return Err(RepoError::new("open", location, Problem::NoRepository));
         }
-        Self::open_in(location.store()?, location, options).await
+        Ok(Self::open_in(location.store()?, location, options).await?.in_folder())
     }
 
     /// The same in a store that was opened already; `location` is what errors call it.
@@ -182,7 +185,7 @@ impl Repository {
 
     fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
         let (location, file, keyring) = (location.clone(), Arc::new(file), Arc::default());
-        Self { location, store, file, keyring, known: None, bytes_read: Arc::default() }
+        Self { location, store, file, keyring, known: None, folder: None, bytes_read: Arc::default() }
     }
 
     /// How many stored bytes of objects were read since it was opened; manifests are not counted.
@@ -218,10 +221,18 @@ impl Repository {
         self.create(&object_path(path)?, bytes.into()).await
     }
 
+    /// The same, knowing the local folder that it is in.
+    fn in_folder(mut self) -> Self {
+        if let Location::Folder(folder) = &self.location {
+            self.folder = Some(Arc::from(folder.as_path()));
+        }
+        self
+    }
+
     /// Fails if the folder of a local repository is gone, as when what is mounted there is not: the library would make the folder anew,
     /// and what is written there would be missed later.
     pub(crate) async fn must_be_there(&self) -> Result<(), RepoError> {
-        let Location::Folder(folder) = &self.location else { return Ok(()) };
+        let Some(folder) = &self.folder else { return Ok(()) };
         let failed = |problem| RepoError::new("write to", &self.location, problem);
         match tokio::fs::try_exists(folder.join(REPOSITORY_FILE)).await {
             Ok(true) => Ok(()),
