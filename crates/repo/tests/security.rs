@@ -314,7 +314,10 @@ async fn a_forged_segment_is_refused() {
     let forger = World::new().await;
     let forgers_key = SigningKey::parse(&forger.host().await.export_signing_key().unwrap()).unwrap();
     let ours = SigningKey::parse(&key).unwrap().public();
-    std::fs::write(forger.path().join("slotkeep.json"), json.replace(&ours, &forgers_key.public())).unwrap();
+    // A seal is against accidents: a forger leaves it out.
+    let unsealed = format!("{}\n}}\n", json.split(",\n  \"seal\"").next().unwrap());
+    let forged = unsealed.replace(&ours, &forgers_key.public());
+    std::fs::write(forger.path().join("slotkeep.json"), forged).unwrap();
     let options =
         OpenOptions { signing_key: Some(std::sync::Arc::new(forgers_key)), ..OpenOptions::default() };
     let mut other = SECRET.to_owned().into_bytes();
