@@ -316,8 +316,8 @@ async fn a_forged_segment_is_refused() {
     let ours = SigningKey::parse(&key).unwrap().public();
     // A seal is against accidents: a forger leaves it out.
     let unsealed = format!("{}\n}}\n", json.split(",\n  \"seal\"").next().unwrap());
-    let forged = unsealed.replace(&ours, &forgers_key.public());
-    std::fs::write(forger.path().join("slotkeep.json"), forged).unwrap();
+    let swapped = unsealed.replace(&ours, &forgers_key.public());
+    std::fs::write(forger.path().join("slotkeep.json"), swapped).unwrap();
     let options =
         OpenOptions { signing_key: Some(std::sync::Arc::new(forgers_key)), ..OpenOptions::default() };
     let mut other = SECRET.to_owned().into_bytes();
