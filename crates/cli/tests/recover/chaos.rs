@@ -137,7 +137,7 @@ impl Chaos {
     /// Waits until a backup could be written again: every shard has a base of its last history, and slots have been seen where they are.
     fn settle(&self) {
         self.agent().wait_following();
-        pause(4000);
+        pause(6000);
     }
 
     fn story(&self) -> String {

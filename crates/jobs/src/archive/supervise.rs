@@ -34,7 +34,7 @@ use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How often the cluster is looked at when nothing hints at a change.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often it is looked at however much hints at one.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(500);
 /// How often the lines are looked at.
