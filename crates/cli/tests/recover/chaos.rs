@@ -1,4 +1,4 @@
-//! Everything at once, from a seed: failovers, killed primaries, moved slots, a killed agent, a repository that goes away, under
+//! Everything at once, from a seed: failovers, killed primaries, moved slots, a killed agent, links that are cut, a repository that goes away, under
 //! writers that keep a ledger; then recoveries to moments taken at random, each held against the ledger.
 //!
 //! `SLOTKEEP_CHAOS_SEED` replays a run, which says its seed when it fails; `SLOTKEEP_CHAOS_STEPS` and
@@ -11,7 +11,7 @@ use slotkeep_testkit::ledger::{Account, Bounds, Ledger, LedgerOptions};
 use slotkeep_testkit::{Cluster, ClusterBuilder, FailoverMode, Random, Server, servers};
 
 use crate::common::agent::Agent;
-use crate::harness::{Bench, cluster_client, free_addrs};
+use crate::harness::{Bench, cluster_client, free_addrs, setting, stop_nodes};
 use crate::recorder::{now, pause, sample};
 
 const SHARDS: u64 = 3;
@@ -23,11 +23,6 @@ const GAP: i32 = 24;
 /// A primary that is killed takes bytes with it that its replica never had: the moments between its last byte and the next base are lost
 /// with it.
 const LOST_WITH_A_PRIMARY_MS: i64 = 30_000;
-
-/// A number from the environment.
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: `{text}`")))
-}
 
 struct Chaos {
     seed: u64,
@@ -78,7 +73,7 @@ impl Chaos {
 
     fn step(&mut self) {
         let shard = self.shard();
-        let words = match self.random.below(6) {
+        let words = match self.random.below(7) {
             0 => {
                 self.cluster.failover_by(shard, FailoverMode::Graceful).unwrap();
                 format!("shard {shard} failed over gracefully")
@@ -102,6 +97,13 @@ impl Chaos {
                 pause(1500);
                 fs::rename(&away, &repo).unwrap();
                 "the repository was away".to_owned()
+            }
+            4 => {
+                // At any byte: the link of an agent looks to a server like that of any replica.
+                for node in self.cluster.members(shard) {
+                    node.client().unwrap().command(&["CLIENT", "KILL", "TYPE", "REPLICA"]).unwrap();
+                }
+                format!("every link of shard {shard} was cut")
             }
             _ => {
                 let list = self.random.below(LISTS);
@@ -179,10 +181,7 @@ impl Chaos {
         account
             .check(bounds, &mut |args| client.command(args))
             .unwrap_or_else(|error| panic!("{at}: {error}\n{report}\n{}", self.story()));
-        for node in &nodes {
-            // Its end closes the connection: there is no reply to wait for.
-            let _ = client.connection(*node).unwrap().command(&["SHUTDOWN", "NOSAVE"]);
-        }
+        stop_nodes(&nodes);
         fs::remove_dir_all(self.bench.path(&name)).unwrap();
         true
     }

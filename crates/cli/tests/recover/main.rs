@@ -16,6 +16,7 @@ mod common;
 
 mod account;
 mod archived;
+mod barrier;
 mod chaos;
 mod exact;
 mod failover;

@@ -142,6 +142,20 @@ impl Drop for Bench {
     }
 }
 
+/// A number from the environment.
+pub(crate) fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: `{text}`")))
+}
+
+/// Shuts these nodes down.
+pub(crate) fn stop_nodes(nodes: &[SocketAddr]) {
+    let mut client = cluster_client(nodes, None);
+    for node in nodes {
+        // Its end closes the connection: there is no reply to wait for.
+        let _ = client.connection(*node).unwrap().command(&["SHUTDOWN", "NOSAVE"]);
+    }
+}
+
 /// Addresses whose ports and bus ports are free: apart from those that the testkit uses.
 pub(crate) fn free_addrs(count: usize) -> Vec<SocketAddr> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
