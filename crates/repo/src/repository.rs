@@ -241,11 +241,25 @@ impl Repository {
         }
     }
 
+    /// Fails if an object that was just written is not in the local repository: its folder may have gone after [`Self::must_be_there`] had
+    /// seen it, and the library have made another.
+    pub(crate) async fn must_hold(&self, path: &str) -> Result<(), RepoError> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        self.must_be_there().await?;
+        let failed = |problem| RepoError::new("write", path, problem);
+        match tokio::fs::try_exists(folder.join(path)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(Problem::NoRepository)),
+            Err(error) => Err(failed(io_problem(&error))),
+        }
+    }
+
     /// Writes an object in one piece. It must not exist yet, unless it holds the same bytes.
     pub(crate) async fn create(&self, path: &Path, bytes: Bytes) -> Result<(), RepoError> {
         self.must_be_there().await?;
         let created = create_new(&*self.store, path, bytes, creating(&self.file)).await;
-        created.map_err(|problem| RepoError::new("write", path, problem))
+        created.map_err(|problem| RepoError::new("write", path, problem))?;
+        self.must_hold(path.as_ref()).await
     }
 
     /// Writes a JSON file that must not exist yet; signs it if this repository's files are signed.

@@ -94,6 +94,7 @@ impl ObjectWriter {
             // The object may be complete although the answer never came: its own bytes tell.
             repository.verify(&record, |_| ()).await.map_err(|_| error)?;
         }
+        repository.must_hold(&record.path).await?;
         Ok(record)
     }
 

@@ -95,6 +95,8 @@ impl Chaos {
                 let away = repo.with_extension("away");
                 fs::rename(&repo, &away).unwrap();
                 pause(1500);
+                // What was being written in that instant may have made a folder there, which a mount would hide.
+                let _ = fs::remove_dir_all(&repo);
                 fs::rename(&away, &repo).unwrap();
                 "the repository was away".to_owned()
             }
