@@ -4,6 +4,7 @@
 //! cargo run --release -p slotkeep-bench -- backup
 //! cargo run --release -p slotkeep-bench -- rdb
 //! cargo run --release -p slotkeep-bench -- fold
+//! cargo run --release -p slotkeep-bench -- archive
 //! ```
 //!
 //! Ratios hold from machine to machine; absolute figures do not.
@@ -15,9 +16,11 @@
     reason = "a program for developers that prints its figures"
 )]
 
+mod archive;
 mod backup;
 mod discard;
 mod fold;
+mod load;
 mod measure;
 mod rdb;
 
@@ -45,6 +48,8 @@ enum Command {
     },
     /// A log applied over a link, against the server's own load of it
     Fold(fold::FoldArgs),
+    /// Following all writes of three shards, against replicas that discard what they read
+    Archive(archive::ArchiveArgs),
     /// Run a command and print what it used, as JSON; for this program's own use
     #[command(hide = true, trailing_var_arg = true)]
     Measure {
@@ -65,6 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Command::Rdb(arguments) => rdb::run(&arguments),
         Command::Read { pass, path } => rdb::read(pass, &path),
         Command::Fold(arguments) => fold::run(&arguments),
+        Command::Archive(arguments) => archive::run(&arguments),
         Command::Measure { command } => measure::child(&command),
         Command::Discard { nodes } => discard::run(&nodes),
     }

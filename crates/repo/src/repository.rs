@@ -334,3 +334,28 @@ const fn creating(file: &RepositoryFile) -> Creating {
         Some(true) | None => Creating::Conditional,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_written_to_a_folder_that_vanished_is_not_taken_for_written() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("mounted");
+        let location = Location::Folder(folder.clone());
+        let repository = Repository::init(&location, "id".to_owned(), Timestamp::UNIX_EPOCH).await.unwrap();
+        repository.put_new("main/object", b"kept".to_vec()).await.unwrap();
+        repository.must_hold("main/object").await.unwrap();
+        // The library has made the folder anew and the object in it.
+        std::fs::rename(&folder, place.path().join("away")).unwrap();
+        std::fs::create_dir_all(folder.join("main")).unwrap();
+        std::fs::write(folder.join("main/object"), b"kept").unwrap();
+        assert!(repository.must_hold("main/object").await.is_err());
+        // What is mounted there came back, and the object is not in it.
+        std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::rename(place.path().join("away"), &folder).unwrap();
+        let error = repository.must_hold("main/other").await.unwrap_err();
+        assert!(matches!(error.problem, Problem::NoRepository));
+    }
+}

@@ -1,9 +1,6 @@
 //! Segments, histories and topologies in a local folder.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use slotkeep_format::manifest::{ProductRecord, ServerRecord};
 use slotkeep_format::{TimeSample, Timeline};
 use slotkeep_model::ReplId;
@@ -130,37 +127,4 @@ async fn a_folder_that_went_away_is_not_made_anew() {
     assert!(!folder.exists());
     std::fs::rename(place.path().join("away"), &folder).unwrap();
     write(&repository, 1, b"kept").await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_written_while_a_folder_comes_and_goes_is_in_it() {
-    let place = tempfile::tempdir().unwrap();
-    let (folder, away) = (place.path().join("mounted"), place.path().join("away"));
-    let repository = repository(&folder).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let mount = std::thread::spawn({
-        let (folder, away, stop) = (folder.clone(), away.clone(), Arc::clone(&stop));
-        move || {
-            while !stop.load(Ordering::Relaxed) {
-                std::fs::rename(&folder, &away).unwrap();
-                std::thread::yield_now();
-                // What was made there meanwhile is hidden by the mount.
-                while std::fs::rename(&away, &folder).is_err() {
-                    let _ = std::fs::remove_dir_all(&folder);
-                }
-                std::thread::yield_now();
-            }
-        }
-    });
-    let mut written = Vec::new();
-    for start in 0..150 {
-        if write(&repository, 1 + start * 100, b"kept").await.is_ok() {
-            written.push(1 + start * 100);
-        }
-    }
-    stop.store(true, Ordering::Relaxed);
-    mount.join().unwrap();
-    let held: Vec<u64> =
-        repository.segments("main", &history()).await.unwrap().iter().map(|entry| entry.start).collect();
-    assert!(written.iter().all(|start| held.contains(start)), "{written:?} {held:?}");
 }

@@ -4,7 +4,7 @@
 mod bulk;
 mod every_type;
 mod sample;
-mod text;
+pub mod text;
 mod writer;
 
 use std::collections::BTreeMap;

@@ -10,7 +10,7 @@ const WORDS: [&str; 16] = [
 ];
 
 /// Appends `len` bytes of random text, six bits of chance in each byte.
-pub(super) fn push_random(out: &mut Vec<u8>, random: &mut Random, len: usize) {
+pub fn push_random(out: &mut Vec<u8>, random: &mut Random, len: usize) {
     let end = out.len() + len;
     while out.len() < end {
         let mut bits = random.next();
@@ -25,7 +25,7 @@ pub(super) fn push_random(out: &mut Vec<u8>, random: &mut Random, len: usize) {
 }
 
 /// Appends `len` bytes of records that resemble JSON, the last one cut off.
-pub(super) fn push_json(out: &mut Vec<u8>, random: &mut Random, len: usize) {
+pub fn push_json(out: &mut Vec<u8>, random: &mut Random, len: usize) {
     let end = out.len() + len;
     out.push(b'[');
     // Put together from pieces: the formatting machinery would take longer than the servers.
