@@ -65,6 +65,9 @@ pub struct TopologyRecord {
     pub id: String,
     /// When it was seen, by the clock of the machine that saw it.
     pub seen_at: Timestamp,
+    /// Until when it was seen as the record before shows it, by the same clock; absent if nobody looked between them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_before_until: Option<Timestamp>,
     /// Whether the servers ran in cluster mode.
     pub cluster_mode: bool,
     /// The cluster's current epoch.
@@ -128,6 +131,7 @@ mod tests {
             format_version: TOPOLOGY_VERSION,
             id: "20261125T000000.000Z-0000".to_owned(),
             seen_at: Timestamp::UNIX_EPOCH,
+            as_before_until: None,
             cluster_mode: true,
             current_epoch: 7,
             shards: vec![ShardState {

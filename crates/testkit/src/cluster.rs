@@ -20,6 +20,9 @@ use crate::watchdog::Watchdog;
 /// How long a cluster may take to agree: an election needs several node timeouts, and this machine may be busy.
 const AGREE_LIMIT: Duration = Duration::from_mins(1);
 
+/// How long slots may take to move.
+const MOVE_LIMIT: Duration = Duration::from_mins(1);
+
 /// How long to wait for one attempt at a failover: a server gives up after five seconds (`CLUSTER_MF_TIMEOUT`).
 const FAILOVER_ATTEMPT: Duration = Duration::from_secs(8);
 const FAILOVER_ATTEMPTS: u32 = 4;
@@ -222,6 +225,29 @@ impl Cluster {
         for shard in (0..self.shards()).filter(|shard| ![from, to].contains(shard)) {
             self.primary(shard)?.client()?.command(&["CLUSTER", "SETSLOT", &number, "NODE", &target.id])?;
         }
+        self.wait_ok()
+    }
+
+    /// Moves a range of slots with their keys at once (`CLUSTER MIGRATESLOTS`), as Valkey 9.0 and later can, while clients write.
+    pub fn move_slots_at_once(&self, first: u16, last: u16, from: usize, to: usize) -> Result<()> {
+        let (source, target) = (self.primary(from)?, self.primary(to)?);
+        let (low, high) = (first.to_string(), last.to_string());
+        let mut at_source = source.client()?;
+        at_source.command(&["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", &low, &high, "NODE", &target.id])?;
+        let moved = |client: &mut Client| -> Result<bool> {
+            let nodes = client.command(&["CLUSTER", "NODES"])?.text()?;
+            let ranges = nodes.lines().filter(|line| line.starts_with(&target.id));
+            let number = |text: &str| text.parse::<u16>().ok();
+            Ok(ranges.flat_map(|line| line.split(' ').skip(8)).any(|range| {
+                let (low, high) = range.split_once('-').unwrap_or((range, range));
+                number(low).is_some_and(|low| low <= first) && number(high).is_some_and(|high| high >= last)
+            }))
+        };
+        wait_for(MOVE_LIMIT, "slots to move", || match moved(&mut at_source) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(NotYet::because("the target does not own them")),
+            Err(error) => Err(NotYet::Never(error)),
+        })?;
         self.wait_ok()
     }
 

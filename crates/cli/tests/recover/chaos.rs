@@ -115,8 +115,13 @@ impl Chaos {
                     .find(|&shard| self.cluster.primary(shard).unwrap().addr() == owner)
                     .unwrap();
                 let to = (from + 1) % self.cluster.shards();
-                self.cluster.move_slot(slot, from, to).unwrap();
-                format!("slot {slot} moved from shard {from} to {to}")
+                if self.random.below(2) == 0 {
+                    self.cluster.move_slot(slot, from, to).unwrap();
+                    format!("slot {slot} moved from shard {from} to {to}")
+                } else {
+                    self.cluster.move_slots_at_once(slot.number(), slot.number(), from, to).unwrap();
+                    format!("slot {slot} moved at once from shard {from} to {to}")
+                }
             }
         };
         self.said.push(format!("{} {words}", now()));

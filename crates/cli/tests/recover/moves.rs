@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use slotkeep_testkit::{ClusterBuilder, servers};
+use slotkeep_model::key_slot;
+use slotkeep_testkit::ledger::{Account, Bounds, Ledger, LedgerOptions};
+use slotkeep_testkit::{ClusterBuilder, Server, servers};
 
-use crate::harness::{Bench, client, free_addrs, seed, topology};
+use crate::common::agent::Agent;
+use crate::harness::{Bench, client, cluster_client, free_addrs, seed, stop_nodes, topology};
 use crate::recorder::{Recorder, manifest_of, now, pause};
 
 #[test]
@@ -16,7 +19,7 @@ fn a_slot_on_its_way_comes_back_with_all_its_keys() {
     let bench = Bench::new();
     let manifest = manifest_of(&bench.backup(seed(&cluster), &[]));
     let mut recorder = Recorder::start(&cluster, &manifest);
-    let slot = slotkeep_model::key_slot(b"t");
+    let slot = key_slot(b"t");
     let from = usize::from(!manifest.shards[0].slots.contains(slot));
     let node = |shard: &str| cluster.nodes().iter().find(|node| node.addr().to_string() == shard).unwrap();
     let source = node(&manifest.shards[from].primary.addr.to_string());
@@ -62,4 +65,109 @@ fn a_slot_on_its_way_comes_back_with_all_its_keys() {
         topology(node).iter().any(|(_, _, slots)| slots.contains(&format!("[{number}{mark}")))
     };
     assert!(moving(nodes[from], "->-") && moving(nodes[1 - from], "-<-"));
+}
+
+/// Restores to a moment and compares: with the ledger, and that no node holds a key of a slot that it doesn't serve.
+fn check_moved(bench: &Bench, server: &Server, account: &Account, name: &str, moment_ms: i64, filling: u64) {
+    let at = jiff::Timestamp::from_millisecond(moment_ms).unwrap().to_string();
+    let nodes = free_addrs(3);
+    let report = bench.restore_and_start(name, &nodes, server, &["--at", &at, "--no-replicas"]);
+    let shards = report["recovery"]["shards"].as_array().unwrap();
+    let lack = shards.iter().map(|shard| shard["may_lack_ms"].as_i64().unwrap()).max().unwrap();
+    let bounds = Bounds {
+        nothing_after_ms: moment_ms + 2,
+        nothing_missing_before_ms: moment_ms - lack - 2,
+        consistent: false,
+    };
+    let mut clients = cluster_client(&nodes, None);
+    account
+        .check(bounds, &mut |args| clients.command(args))
+        .unwrap_or_else(|error| panic!("{name}: {error}\n{report}"));
+    let mut filled = 0;
+    for node in &nodes {
+        let mut client = client(*node, None, None);
+        let own: Vec<(u16, u16)> = served(&mut client);
+        for slot in 0..16384_u16 {
+            let held = client.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()]).unwrap();
+            let held = held.int().unwrap();
+            let serves = own.iter().any(|(low, high)| (*low..=*high).contains(&slot));
+            assert!(
+                held == 0 || serves,
+                "{name}: {held} keys of slot {slot} at {node}, which doesn't serve it"
+            );
+        }
+        filled += u64::try_from(client.command(&["DBSIZE"]).unwrap().int().unwrap()).unwrap();
+    }
+    assert!(filled >= filling, "{name}: {filled} keys");
+    stop_nodes(&nodes);
+}
+
+/// The ranges of slots that a node serves.
+fn served(client: &mut slotkeep_testkit::Client) -> Vec<(u16, u16)> {
+    let nodes = client.command(&["CLUSTER", "NODES"]).unwrap().text().unwrap();
+    let own = nodes.lines().find(|line| line.contains("myself")).unwrap();
+    let ranges = own.split(' ').skip(8).filter(|range| !range.starts_with('['));
+    let number = |text: &str| text.parse().unwrap();
+    ranges
+        .map(|range| {
+            let (low, high) = range.split_once('-').unwrap_or((range, range));
+            (number(low), number(high))
+        })
+        .collect()
+}
+
+#[test]
+fn slots_that_move_at_once_come_back_with_all_their_keys() {
+    const FILLING: u64 = 20_000;
+    let server = servers::require("valkey-9.1").unwrap();
+    let cluster = ClusterBuilder::new(server.clone()).config("repl-backlog-size", "64mb").start().unwrap();
+    let bench = Bench::new();
+    let agent = Agent::start(&cluster, bench.repo().parent().unwrap(), &[]);
+    agent.wait_ready();
+    // So much that the move takes long enough for a moment in it.
+    let mut clients = cluster.client().unwrap();
+    let value = "x".repeat(1000);
+    for number in 0..FILLING {
+        clients.command(&["SET", &format!("filling:{number}"), &value]).unwrap();
+    }
+    let ledger = Ledger::start(&cluster, LedgerOptions { seed: 9, lists: 30, accounts: 6 }).unwrap();
+    ledger.wait_for_more(100).unwrap();
+    pause(1500);
+    let before = now().as_millisecond();
+    // The agent has seen once more who served the slots until then.
+    pause(6000);
+    let (mut source, target) = (cluster.primary(0).unwrap().client().unwrap(), cluster.primary(1).unwrap());
+    let mut during = Vec::new();
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| cluster.move_slots_at_once(0, 3000, 0, 1).unwrap());
+        let mut migrations = || {
+            let reply = source.command(&["CLUSTER", "GETSLOTMIGRATIONS"]).unwrap();
+            reply.array().unwrap().len()
+        };
+        while migrations() == 0 && !moving.is_finished() {}
+        while !moving.is_finished() {
+            // A target that hardly gets on makes it last, so that the agent looks at the cluster meanwhile.
+            target.pause().unwrap();
+            pause(800);
+            target.resume().unwrap();
+            during.push(now().as_millisecond());
+            pause(10);
+        }
+    });
+    ledger.wait_for_more(100).unwrap();
+    // The agent has seen who serves the slots now.
+    pause(5000);
+    let after = now().as_millisecond();
+    pause(300);
+    let account = ledger.stop(&cluster).unwrap();
+    pause(1500);
+    agent.stop();
+    drop(cluster);
+    check_moved(&bench, &server, &account, "before", before, FILLING);
+    check_moved(&bench, &server, &account, "after", after, FILLING);
+    // While keys were on their way, and already with the target, the source served them.
+    // A moment close to the end of the move is refused: when the slots changed hands was seen afterwards only.
+    if during.len() > 7 {
+        check_moved(&bench, &server, &account, "during", during[1], FILLING);
+    }
 }

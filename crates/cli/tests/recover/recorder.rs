@@ -95,6 +95,7 @@ impl Recorder {
         self.topologies.push(TopologyRecord {
             format_version: TOPOLOGY_VERSION,
             id: format!("{:013}-{}", seen_at.as_millisecond(), self.topologies.len()),
+            as_before_until: None,
             seen_at,
             cluster_mode: self.manifest.cluster_mode,
             current_epoch: self.manifest.current_epoch,

@@ -277,6 +277,7 @@ async fn add_log(repo: &Path) {
             format_version: TOPOLOGY_VERSION,
             id: id.to_owned(),
             seen_at: now,
+            as_before_until: None,
             cluster_mode: true,
             current_epoch: 3,
             shards: states.clone(),

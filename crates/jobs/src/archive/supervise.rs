@@ -129,6 +129,7 @@ pub async fn archive(
         shared,
         discovery,
         seen: Vec::new(),
+        as_known_at: None,
         topology: None,
         listed: HashSet::new(),
         pending: None,
@@ -188,6 +189,8 @@ struct Supervisor<'a> {
     discovery: Discovery,
     seen: Vec<SeenShard>,
     topology: Option<TopologyRecord>,
+    /// When the last look began that found the cluster as `topology` shows it.
+    as_known_at: Option<jiff::Timestamp>,
     /// RDBs of bases that backups list.
     listed: HashSet<String>,
     pending: Option<Pending>,
@@ -200,9 +203,10 @@ struct Supervisor<'a> {
 impl Supervisor<'_> {
     async fn run(&mut self) -> Result<()> {
         let mut looked_at = self.context.clock.elapsed();
+        let began_at = self.context.clock.now();
         self.seen = look_at_shards(self.context, &self.discovery).await;
         self.reconcile().await?;
-        self.note_topology().await;
+        self.note_topology(began_at).await;
         let mut hinted = false;
         loop {
             let shared = Arc::clone(&self.shared);
@@ -245,6 +249,7 @@ impl Supervisor<'_> {
 
     /// Looks at the cluster, and has a line for each shard.
     async fn look(&mut self) {
+        let began_at = self.context.clock.now();
         let nodes = self.discovery.topology().shards.iter().flat_map(Shard::nodes);
         let known: Vec<NodeAddr> = nodes.filter(|node| node.online).map(|node| node.addr.clone()).collect();
         let seeds: Vec<NodeAddr> = known.into_iter().chain(self.seeds.iter().cloned()).collect();
@@ -259,7 +264,7 @@ impl Supervisor<'_> {
         if let Err(error) = self.reconcile().await {
             self.trouble("a new shard can't be followed yet", &error);
         }
-        self.note_topology().await;
+        self.note_topology(began_at).await;
     }
 
     /// Finds the cluster by the first node that answers soon.
@@ -276,17 +281,20 @@ impl Supervisor<'_> {
         Err(last)
     }
 
-    /// Writes down how the cluster looks, if it looks different.
-    async fn note_topology(&mut self) {
-        let record = match record(self.context, &self.discovery, &self.seen) {
+    /// Writes down how the cluster looks, if it looks different than at the last look; this one began at that moment.
+    async fn note_topology(&mut self, began_at: jiff::Timestamp) {
+        let mut record = match record(self.context, &self.discovery, &self.seen) {
             Ok(record) => record,
             Err(error) => return self.trouble("the cluster's shape can't be written down", &error),
         };
         if self.topology.as_ref().is_some_and(|known| known.shows_the_same(&record)) {
+            self.as_known_at = Some(began_at);
             return;
         }
+        record.as_before_until = self.as_known_at;
         match self.shared.repository.put_topology(&self.options.cluster, &record).await {
             Ok(()) => {
+                self.as_known_at = Some(began_at);
                 if self.topology.replace(record).is_some() {
                     self.watch.board.pin(NoticeKind::Topology, None, "the cluster looks different");
                 }

@@ -88,6 +88,7 @@ pub(crate) fn record(
         format_version: TOPOLOGY_VERSION,
         id: new_backup_id(context)?,
         seen_at: context.clock.now(),
+        as_before_until: None,
         cluster_mode: discovery.topology().cluster_mode,
         current_epoch: discovery.topology().current_epoch,
         shards: shards.iter().map(state).collect(),

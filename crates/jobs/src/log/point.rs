@@ -24,7 +24,7 @@ pub(super) use cluster::View;
 use idle::is_idle;
 use moment::{Cut, End, Planned, cut_by, latest, order_moves};
 
-/// Slots that changed hands may have done so this long before it was seen, in ms.
+/// Slots that changed hands may have done so this long before it was seen, in ms, where it is not recorded until when they had not.
 const SEEN_LATE_MS: i64 = 15_000;
 /// How far this machine's clock, by which topologies are dated, may be ahead of the servers', in ms.
 const CLOCKS_APART_MS: i64 = 2_000;

@@ -100,7 +100,10 @@ impl View {
         for pair in past.topologies.windows(2) {
             let [before, after] = pair else { continue };
             let seen_ms = after.seen_at.as_millisecond();
-            let early = seen_ms.saturating_sub(SEEN_LATE_MS).max(before.seen_at.as_millisecond());
+            let recorded = after.as_before_until.map(Timestamp::as_millisecond);
+            let as_before_until = recorded.unwrap_or(seen_ms.saturating_sub(SEEN_LATE_MS));
+            let as_before_until = as_before_until.max(before.seen_at.as_millisecond());
+            let early = as_before_until.saturating_sub(CLOCKS_APART_MS);
             let late = seen_ms.saturating_add(CLOCKS_APART_MS);
             if moment_ms <= early || moment_ms >= late || owners(before) == owners(after) {
                 continue;
