@@ -5,6 +5,7 @@
 //! cargo run --release -p slotkeep-bench -- rdb
 //! cargo run --release -p slotkeep-bench -- fold
 //! cargo run --release -p slotkeep-bench -- archive
+//! cargo run --release -p slotkeep-bench -- list
 //! ```
 //!
 //! Ratios hold from machine to machine; absolute figures do not.
@@ -20,6 +21,7 @@ mod archive;
 mod backup;
 mod discard;
 mod fold;
+mod list;
 mod load;
 mod measure;
 mod rdb;
@@ -50,6 +52,8 @@ enum Command {
     Fold(fold::FoldArgs),
     /// Following all writes of three shards, against replicas that discard what they read
     Archive(archive::ArchiveArgs),
+    /// Listing a repository with 10,000 backups
+    List(list::ListArgs),
     /// Run a command and print what it used, as JSON; for this program's own use
     #[command(hide = true, trailing_var_arg = true)]
     Measure {
@@ -70,6 +74,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Command::Rdb(arguments) => rdb::run(&arguments),
         Command::Read { pass, path } => rdb::read(pass, &path),
         Command::Fold(arguments) => fold::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
         Command::Archive(arguments) => archive::run(&arguments),
         Command::Measure { command } => measure::child(&command),
         Command::Discard { nodes } => discard::run(&nodes),
