@@ -5,8 +5,11 @@
 //! `SLOTKEEP_CHAOS_RECOVERIES` make it longer. Threads and servers run as they like: a seed gives the same steps, not the same instants.
 
 use std::fs;
+use std::time::Duration;
 
-use slotkeep_model::key_slot;
+use slotkeep_format::TopologyRecord;
+use slotkeep_model::{Slot, key_slot};
+use slotkeep_testkit::deadline::{NotYet, wait_for};
 use slotkeep_testkit::ledger::{Account, Bounds, Ledger, LedgerOptions};
 use slotkeep_testkit::{Cluster, ClusterBuilder, FailoverMode, Random, Server, servers};
 
@@ -16,6 +19,7 @@ use crate::recorder::{now, pause, sample};
 
 const SHARDS: u64 = 3;
 const LISTS: u64 = 40;
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 /// By how much the writers' clock and the servers' may be rounded apart: both are this machine's.
 const ROUNDING_MS: i64 = 2;
 /// The exit code of a moment that the log does not lead to.
@@ -32,6 +36,7 @@ struct Chaos {
     agent: Option<Agent>,
     /// When primaries were killed.
     killed_at_ms: Vec<i64>,
+    moved: Vec<Slot>,
     said: Vec<String>,
 }
 
@@ -51,6 +56,7 @@ impl Chaos {
             bench,
             agent: None,
             killed_at_ms: Vec::new(),
+            moved: Vec::new(),
             said: Vec::new(),
         };
         chaos.start_agent();
@@ -115,6 +121,7 @@ impl Chaos {
                     .find(|&shard| self.cluster.primary(shard).unwrap().addr() == owner)
                     .unwrap();
                 let to = (from + 1) % self.cluster.shards();
+                self.moved.push(slot);
                 if self.random.below(2) == 0 {
                     self.cluster.move_slot(slot, from, to).unwrap();
                     format!("slot {slot} moved from shard {from} to {to}")
@@ -143,10 +150,32 @@ impl Chaos {
         });
     }
 
-    /// Waits until a backup could be written again: every shard has a base of its last history, and slots have been seen where they are.
+    /// Waits until a moment could be restored again: every shard is followed, and slots have been seen where they are, so long ago that
+    /// clocks which are apart a little don't matter.
     fn settle(&self) {
         self.agent().wait_following();
-        pause(6000);
+        wait_for(SETTLE_LIMIT, "slots to be seen where they are", || {
+            if self.moved.iter().all(|slot| self.is_seen(*slot)) {
+                Ok(())
+            } else {
+                Err(NotYet::because("the newest topology shows them elsewhere"))
+            }
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", self.story()));
+        pause(2500);
+    }
+
+    /// Whether the newest topology in the repository shows that slot where it is.
+    fn is_seen(&self, slot: Slot) -> bool {
+        let entries = fs::read_dir(self.bench.repo().join("main/topology")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().path());
+        let newest = names.filter(|name| name.extension().is_some_and(|end| end == "json")).max().unwrap();
+        let topology = TopologyRecord::parse(&fs::read(newest).unwrap()).unwrap();
+        let owner = self.cluster.client().unwrap().owner(slot).unwrap().to_string();
+        topology
+            .shards
+            .iter()
+            .any(|shard| shard.slots.contains(slot) && shard.primary.addr.to_string() == owner)
     }
 
     fn story(&self) -> String {
