@@ -251,11 +251,16 @@ class CommandLines:
             report(path.name, "puts a secret into the image")
 
     def check_page(self, path):
-        for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if "slotkeep" in words[:3]:
-                    self.check(f"{path.name}: {line}", [word for word in words[words.index("slotkeep") + 1 :] if word not in "|>"])
+        text = path.read_text()
+        lines = re.findall(r"`(slotkeep [^`\n]+)`", text)
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+            lines += block.replace("\\\n", " ").splitlines()
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            # Slotkeep itself, or what a container of its image is given.
+            for place, word in enumerate(words):
+                if (place == 0 and word == "slotkeep") or (words[:2] == ["docker", "run"] and re.match(r"slotkeep(-engine)?:", word)):
+                    self.check(f"{path.name}: {line}", words[place + 1 :])
 
 
 def drop_ins(unit):
