@@ -263,6 +263,17 @@ class CommandLines:
                     self.check(f"{path.name}: {line}", words[place + 1 :])
 
 
+def check_context():
+    """What the program includes of other folders than its crates gets into the image's build too."""
+    root = DEPLOY.parent
+    allowed = (DEPLOY / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
+    for source in root.glob("crates/*/src/**/*.rs"):
+        for name in re.findall(r'include_(?:str|bytes)!\("(\.\./[^"]*)"\)', source.read_text()):
+            path = (source.parent / name).resolve().relative_to(root)
+            if path.parts[0] != "crates" and f"!{path}" not in allowed:
+                report("Dockerfile.dockerignore", f"keeps {path} off, which {source.relative_to(root)} includes")
+
+
 def drop_ins(unit):
     """Those that docs/deploy.md allows for the unit."""
     if unit.startswith(("slotkeep-archive", "slotkeep-backup")):
@@ -288,6 +299,7 @@ def main():
         lines.check_unit(unit)
     for dockerfile in (DEPLOY / "docker" / "Dockerfile", DEPLOY / "docker" / "Dockerfile.engine"):
         lines.check_dockerfile(dockerfile)
+    check_context()
     lines.check_page(DEPLOY.parent / "docs" / "deploy.md")
     for problem in problems:
         print(problem, file=sys.stderr)
