@@ -274,6 +274,18 @@ def check_context():
                 report("Dockerfile.dockerignore", f"keeps {path} off, which {source.relative_to(root)} includes")
 
 
+def check_versions():
+    """The chart and the page name the version that is built here."""
+    version = re.search(r'^version = "(.*)"$', (DEPLOY.parent / "Cargo.toml").read_text(), re.MULTILINE)[1]
+    chart = yaml.load((CHART / "Chart.yaml").read_text(), Strict)
+    if chart["appVersion"] != version:
+        report("Chart.yaml", f"appVersion is not {version}")
+    for path in (DEPLOY.parent / "docs" / "deploy.md", *MANIFESTS.glob("*.yaml"), *DEPLOY.glob("docker/Dockerfile*")):
+        for tag in re.findall(r"\bslotkeep(?:-engine)?:(\d[\w.]*)", path.read_text()):
+            if tag != version:
+                report(path.name, f"names an image of {tag} instead of {version}")
+
+
 def drop_ins(unit):
     """Those that docs/deploy.md allows for the unit."""
     if unit.startswith(("slotkeep-archive", "slotkeep-backup")):
@@ -300,6 +312,7 @@ def main():
     for dockerfile in (DEPLOY / "docker" / "Dockerfile", DEPLOY / "docker" / "Dockerfile.engine"):
         lines.check_dockerfile(dockerfile)
     check_context()
+    check_versions()
     lines.check_page(DEPLOY.parent / "docs" / "deploy.md")
     for problem in problems:
         print(problem, file=sys.stderr)
