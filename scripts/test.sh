@@ -46,6 +46,7 @@ prepare() {
   want util-linux type -P unshare
   if may_install; then
     want shellcheck type -P shellcheck
+    want systemd type -P systemd-analyze
   fi
   install_missing
   if may_install && [[ -z $(find /var/lib/apt/lists -maxdepth 1 -name '*Release' -print -quit) ]]; then
@@ -78,6 +79,14 @@ check_licences() {
     step "Installing cargo-deny $cargo_deny_version" cargo install --quiet --locked "cargo-deny@$cargo_deny_version"
   fi
   step 'Licences, bans and sources of dependencies (cargo deny)' cargo deny --locked check bans licenses sources
+}
+
+# After the tests, which build the program.
+check_deployment() {
+  step 'Deployment: units, images, chart and manifests' scripts/check-deploy.sh
+  if ! type -P systemd-analyze >/dev/null; then
+    skipped+=('units of systemd: systemd-analyze is not installed (apt-get install systemd)')
+  fi
 }
 
 # Runs the tests, shown as they run.
@@ -120,6 +129,7 @@ main() {
   step "Stock servers (${#names[@]} versions)" scripts/servers.sh "${names[@]}"
   step 'S3 server (moto)' scripts/stores.sh
   run_tests
+  check_deployment
   conclude
 }
 
