@@ -13,7 +13,7 @@ use serde::Serialize;
 use slotkeep_model::{DatasetDigest, Slot, SlotSet, TimestampMs};
 use slotkeep_rdb::LogicalType;
 
-pub use snapshot::Snapshot;
+pub use snapshot::{Capture, CaptureOptions, Snapshot};
 
 use crate::value::quoted;
 use crate::{Context, Error, Result};

@@ -162,7 +162,7 @@ fn links(past: &Past) -> Vec<Link> {
 }
 
 /// A manifest of one shard alone.
-fn alone(manifest: &Manifest, shard: &ShardRecord) -> Manifest {
+pub(super) fn alone(manifest: &Manifest, shard: &ShardRecord) -> Manifest {
     let missing: SlotSet = shard.slots.complement();
     Manifest {
         partial: !missing.is_empty(),
@@ -192,7 +192,7 @@ fn point(manifest: &Manifest, before: &ShardRecord, after: &ShardRecord, link: &
     Point { manifest: alone(manifest, before), at: None, shards: vec![shard] }
 }
 
-fn temporary(spool: &Path) -> Result<tempfile::TempDir> {
+pub(super) fn temporary(spool: &Path) -> Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("slotkeep-verify-").tempdir_in(spool).map_err(|error| {
         Error::new(
             ErrorKind::Failed,

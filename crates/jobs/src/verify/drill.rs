@@ -11,16 +11,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
 use slotkeep_format::manifest::Manifest;
-use slotkeep_format::verify::{DrillRecord, DrillStep};
+use slotkeep_format::verify::DrillRecord;
 use slotkeep_format::{Depth, VerifyFinding};
 use slotkeep_model::{NodeAddr, Shard, SlotSet, key_slot};
 use slotkeep_repo::{Location, Repository};
 use slotkeep_wire::resp::Command;
 
-use super::Run;
 use super::checks::Checks;
 use super::findings::problem;
-use crate::diff::{Diff, DiffOptions, Snapshot, diff};
+use super::steps::Steps;
+use super::{Run, VerifyProgress};
+use crate::backup::Prefer;
+use crate::diff::{CaptureOptions, Diff, DiffOptions, Snapshot, diff};
 use crate::discover::{discover, node_report};
 use crate::fold::FoldProgress;
 use crate::log::Past;
@@ -57,47 +59,13 @@ pub struct DrillOptions {
     pub checks: Option<PathBuf>,
 }
 
-/// The steps of a drill and how long each took.
-struct Steps<'a> {
-    context: &'a Context,
-    began: Duration,
-    last: Duration,
-    done: Vec<DrillStep>,
-    /// What is being done.
-    now: &'static str,
-}
-
-impl Steps<'_> {
-    fn begin(&mut self, name: &'static str) {
-        self.end();
-        self.now = name;
-    }
-
-    fn end(&mut self) {
-        let now = self.context.clock.elapsed();
-        if !self.now.is_empty() {
-            let ms = millis(now.saturating_sub(self.last));
-            self.done.push(DrillStep { name: self.now.to_owned(), ms });
-        }
-        self.last = now;
-        self.now = "";
-    }
-
-    fn since_start_ms(&self) -> u64 {
-        millis(self.context.clock.elapsed().saturating_sub(self.began))
-    }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl Run<'_> {
     /// Restores the cluster here and tries it out. What fails is a finding; the record says how far it came.
     pub(super) async fn drill(
         &mut self,
         repository: &Repository,
         options: &DrillOptions,
+        progress: &VerifyProgress,
     ) -> Result<DrillRecord> {
         let context = self.context;
         let (point, past) = match &options.point {
@@ -113,7 +81,6 @@ impl Run<'_> {
             tempfile::Builder::new().prefix("slotkeep-drill-").tempdir_in(&self.options.spool).map_err(
                 |error| Error::new(ErrorKind::Failed, format!("can't make a temporary folder: {error}")),
             )?;
-        let began = context.clock.elapsed();
         let mut drill = Drill {
             run: self,
             repository,
@@ -121,7 +88,7 @@ impl Run<'_> {
             point: &point,
             server: &server,
             folder: spool.path().to_owned(),
-            steps: Steps { context, began, last: began, done: Vec::new(), now: "" },
+            steps: Steps::new(context, progress),
             started: Vec::new(),
             checks: options.checks.as_deref().map(Checks::load).transpose()?,
             record: DrillRecord {
@@ -136,10 +103,10 @@ impl Run<'_> {
             },
         };
         let outcome = Box::pin(drill.all()).await;
-        drill.steps.end();
-        let (failed_in, started) = (drill.failed_in(), std::mem::take(&mut drill.started));
+        let started = std::mem::take(&mut drill.started);
         let mut record = drill.record;
-        record.steps = drill.steps.done;
+        record.steps = drill.steps.finish();
+        let failed_in = record.steps.last().map(|step| step.name.clone()).unwrap_or_default();
         stop(&started);
         match outcome {
             Ok(found) => self.findings.extend(found),
@@ -217,18 +184,13 @@ struct Drill<'a, 'r> {
     point: &'a Point,
     server: &'a StockServer,
     folder: PathBuf,
-    steps: Steps<'r>,
+    steps: Steps<'a>,
     started: Vec<StartedNode>,
     checks: Option<Checks>,
     record: DrillRecord,
 }
 
 impl Drill<'_, '_> {
-    /// The step that was under way last.
-    fn failed_in(&self) -> String {
-        self.steps.done.last().map(|step| step.name.clone()).unwrap_or_default()
-    }
-
     async fn all(&mut self) -> Result<Vec<VerifyFinding>> {
         let seeds = self.restore().await?;
         let context = here(self.run.context)?;
@@ -284,8 +246,9 @@ impl Drill<'_, '_> {
     /// Compares every key with what bases and log give.
     async fn compare(&mut self, context: &Context, seeds: &[NodeAddr]) -> Result<Option<VerifyFinding>> {
         let spool = &self.folder;
-        let capture = Snapshot::plan(context, seeds).await?;
-        let restored = Snapshot::of_cluster(context, &capture, spool, self.run.options.jobs).await?;
+        let capture = Snapshot::plan(context, seeds, Prefer::Replica).await?;
+        let how = CaptureOptions::new(spool, self.run.options.jobs);
+        let restored = Snapshot::of_cluster(context, &capture, &how).await?;
         let kept;
         let wanted = if self.point.has_log() {
             // What the log makes of the bases, by another way than the servers' own loading.
