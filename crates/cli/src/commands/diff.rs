@@ -52,7 +52,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &DiffArgs
     let context = session.context(&arguments.access)?;
     let a = snapshot(session, output, arguments, &context, &arguments.a).await?;
     let b = snapshot(session, output, arguments, &context, &arguments.b).await?;
-    let found = diff(&context, &a, &b, DiffOptions { limit: arguments.limit }).await?;
+    let found = diff(&context, &a, &b, DiffOptions::exact(arguments.limit)).await?;
     output.data(&found, render)?;
     Ok(if found.is_empty() { exit::OK } else { exit::DIFFERENT })
 }

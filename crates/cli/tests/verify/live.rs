@@ -99,10 +99,15 @@ fn runs() -> usize {
     std::env::var("SLOTKEEP_LIVE_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(3)
 }
 
+/// What was found, but for notes.
+fn findings(record: &Json) -> Vec<&Json> {
+    record["findings"].as_array().unwrap().iter().filter(|found| found["severity"] != "note").collect()
+}
+
 /// The one finding of a record.
 #[track_caller]
 fn finding(record: &Json) -> &str {
-    let findings = record["findings"].as_array().unwrap();
+    let findings = findings(record);
     assert_eq!(findings.len(), 1, "{record}");
     assert_eq!((&findings[0]["depth"], &findings[0]["check"]), (&"live".into(), &"digest".into()));
     findings[0]["what"].as_str().unwrap()
@@ -116,13 +121,19 @@ fn an_archived_cluster_equals_its_repository_and_a_changed_command_is_found() {
     agent.wait_ready();
     let load = Load::start(&bench.cluster);
     bench.cluster.client().unwrap().command(&["HSET", "marked", "field", "original"]).unwrap();
+    agent.wait_status("every shard's first segments", |status| {
+        status["shards"].as_array().unwrap().iter().all(|shard| shard["segments"].as_u64().unwrap() > 1)
+    });
     for _ in 0..runs() {
         let record = bench.live(&["--only"]).expect_code(0).json();
-        assert_eq!(record["findings"], Json::Array(vec![]), "{record}");
+        assert_eq!(findings(&record), Vec::<&Json>::new(), "{record}");
         let live = &record["live"];
         assert_eq!((&live["archived"], live["shards"].as_array().unwrap().len()), (&true.into(), 3));
         for shard in live["shards"].as_array().unwrap() {
-            assert!(shard["keys"].as_u64().unwrap() > 0 && shard["log_bytes"].as_u64().unwrap() > 0, "{live}");
+            assert!(
+                shard["keys"].as_u64().unwrap() > 0 && shard["log_bytes"].as_u64().unwrap() > 0,
+                "{live}"
+            );
         }
     }
     assert_eq!(bench.listed().iter().map(|(_, depth)| depth.as_str()).collect::<Vec<_>>(), ["live"]);
@@ -150,7 +161,10 @@ fn without_an_archive(name: &str) {
     let load = Load::start(&bench.cluster);
     let before = bench.listed();
     let record = bench.live(&["--only", "--live-wait", "0"]).expect_code(0).json();
-    assert_eq!((&record["live"]["archived"], &record["findings"]), (&false.into(), &Json::Array(vec![])));
+    assert_eq!((&record["live"]["archived"], findings(&record)), (&false.into(), vec![]));
+    // What the log of Redis before 7.0 can't tell is said.
+    let notes = record["findings"].as_array().unwrap().len();
+    assert_eq!(notes, usize::from(name == "redis-6.2"), "{record}");
     assert!(record["live"]["shards"][0]["log_bytes"].as_u64().unwrap() > 0, "{record}");
     let ids = |listed: &[(String, String)]| listed.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>();
     assert_eq!(ids(&before), ids(&bench.listed()), "no backup is written");
@@ -161,7 +175,7 @@ fn without_an_archive(name: &str) {
         &["CONFIG", "SET", "replica-read-only", "no"][..],
         &["DEL", "gone"],
         &["HSET", "other", "b", "2"],
-        &["PEXPIREAT", "timed", "4000000000001"],
+        &["PEXPIREAT", "timed", "4000000010000"],
     ] {
         replica.command(words).unwrap();
     }
@@ -170,14 +184,14 @@ fn without_an_archive(name: &str) {
     for words in [
         "\"gone\": it is in the repository alone",
         "\"other\": value",
-        "\"timed\": expiry: 2096-10-02T07:06:40Z in the repository, 2096-10-02T07:06:40.001Z in the cluster",
+        "\"timed\": expiry: 2096-10-02T07:06:40Z in the repository, 2096-10-02T07:06:50Z in the cluster",
     ] {
         assert!(what.contains(words), "{what}");
     }
     // The primary is as it was.
     let primary = ["--only", "--live-wait", "0", "--prefer", "primary"];
     let record = bench.live(&primary).expect_code(0).json();
-    assert_eq!(record["findings"], Json::Array(vec![]), "{record}");
+    assert_eq!(findings(&record), Vec::<&Json>::new(), "{record}");
     drop(load);
 }
 

@@ -75,11 +75,7 @@ impl Snapshot {
     }
 
     /// Captures a running cluster into a temporary folder, which is removed with the snapshot.
-    pub async fn of_cluster(
-        context: &Context,
-        capture: &Capture,
-        how: &CaptureOptions<'_>,
-    ) -> Result<Self> {
+    pub async fn of_cluster(context: &Context, capture: &Capture, how: &CaptureOptions<'_>) -> Result<Self> {
         let folder =
             tempfile::Builder::new().prefix("slotkeep-diff-").tempdir_in(how.spool).map_err(|error| {
                 Error::new(

@@ -282,12 +282,7 @@ pub(crate) async fn way_to(past: &Past, slots: &SlotSet, place: &Place) -> Resul
     shard_point(past, slots, &past.chain.path(&place.history), &cut).await
 }
 
-async fn shard_point(
-    past: &Past,
-    slots: &SlotSet,
-    path: &Path,
-    cut: &Cut,
-) -> Result<(ShardPoint, usize)> {
+async fn shard_point(past: &Past, slots: &SlotSet, path: &Path, cut: &Cut) -> Result<(ShardPoint, usize)> {
     let (base, log) =
         past.chain.route(path, cut.offset).map_err(|missing| no_route(slots, cut.offset, &missing))?;
     let number = base.number;

@@ -265,8 +265,7 @@ impl Drill<'_, '_> {
         } else {
             Snapshot::of_backup(self.repository.clone(), self.point.manifest.clone())
         };
-        let found: Diff =
-            Box::pin(diff(context, &wanted, &restored, DiffOptions { limit: NAMED_KEYS })).await?;
+        let found: Diff = Box::pin(diff(context, &wanted, &restored, DiffOptions::exact(NAMED_KEYS))).await?;
         self.record.keys = found.b.keys;
         if found.is_empty() {
             return Ok(None);

@@ -120,8 +120,11 @@ pub async fn verify(
     let load = Known::load(repository, &options.cluster, is_present, &mut findings);
     let (known, gone) = context.unless_stopped(load).await?;
     let known = if options.again { Known::default() } else { known };
-    let work =
-        if options.includes(Depth::Objects) { Work::plan(&inventory, &known, options, &id) } else { Work::default() };
+    let work = if options.includes(Depth::Objects) {
+        Work::plan(&inventory, &known, options, &id)
+    } else {
+        Work::default()
+    };
     progress.total_bytes.store(work.stored_bytes, Ordering::Relaxed);
     progress.total_objects.store(work.objects, Ordering::Relaxed);
     let mut run = Run {

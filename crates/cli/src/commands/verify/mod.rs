@@ -116,7 +116,8 @@ impl From<DepthArg> for Depth {
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &VerifyArgs) -> Result<u8> {
     let format = arguments.report.as_deref().map(format_of).transpose()?;
     if arguments.only && matches!(arguments.depth, DepthArg::Objects | DepthArg::Structure) {
-        let what = "--only leaves out the depths above the one that is named, and needs one that stands alone";
+        let what =
+            "--only leaves out the depths above the one that is named, and needs one that stands alone";
         return Err(Error::new(ErrorKind::Usage, what).hint("add --depth chain, drill or live"));
     }
     let (repository, cluster) = session.repository(&arguments.repo).await?;

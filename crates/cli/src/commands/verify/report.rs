@@ -114,8 +114,7 @@ fn summary(record: &VerifyRecord) -> String {
     }
     let drill =
         record.drill.as_ref().map(|drill| format!("\nDrill: {}.", drilled(drill))).unwrap_or_default();
-    let live =
-        record.live.as_ref().map(|live| format!("\nLive: {}.", compared(live))).unwrap_or_default();
+    let live = record.live.as_ref().map(|live| format!("\nLive: {}.", compared(live))).unwrap_or_default();
     let only = if record.only { " alone" } else { "" };
     let what = match (record.only, totals.links) {
         (false, _) => format!("{}; {read}", parts.join(", ")),

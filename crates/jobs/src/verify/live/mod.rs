@@ -27,7 +27,7 @@ use super::findings::{finding, problem};
 use super::steps::Steps;
 use super::{Run, VerifyProgress};
 use crate::backup::Prefer;
-use crate::diff::{CaptureOptions, Diff, DiffOptions, How, KeyDifference, Snapshot, diff};
+use crate::diff::{CaptureOptions, Diff, DiffOptions, How, KeyDifference, Snapshot, diff, expiry_slack_ms};
 use crate::fold::FoldProgress;
 use crate::log::Past;
 use crate::log::chain::Place;
@@ -67,13 +67,18 @@ impl Run<'_> {
     ) -> Result<LiveRecord> {
         let context = self.context;
         let options = self.options.live.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Usage, "which cluster is the repository to be compared with? none was given")
+            Error::new(
+                ErrorKind::Usage,
+                "which cluster is the repository to be compared with? none was given",
+            )
         })?;
         let mut steps = Steps::new(context, progress);
         steps.begin("look");
         let capture = Snapshot::plan(context, &options.seeds, options.prefer).await?;
         let spool = temporary(&self.options.spool)?;
-        let mut reach = Reach::begin(context, repository, &self.options.cluster, &capture.plan, (options, spool.path())).await?;
+        let mut reach =
+            Reach::begin(context, repository, &self.options.cluster, &capture.plan, (options, spool.path()))
+                .await?;
         steps.begin("capture");
         let how = CaptureOptions {
             spool: spool.path(),
@@ -103,6 +108,7 @@ impl Run<'_> {
             steps: Vec::new(),
         };
         let mut used = BTreeSet::new();
+        let mut slack_ms = 0;
         for shard in &captured.manifest().shards {
             let place = Place { history: shard.history.clone(), offset: shard.offset };
             let (point, base) = context.unless_stopped(way_to(&past, &shard.slots, &place)).await?;
@@ -110,6 +116,9 @@ impl Run<'_> {
             let (keys, found) = self.shard(&side, &captured, shard, &point).await?;
             used.extend(past.base(base).map(|(_, base)| base.base.rdb.path.clone()));
             self.findings.extend(found);
+            if point.log_bytes > 0 {
+                slack_ms = slack_ms.max(expiry_slack_ms(point.server));
+            }
             record.keys = record.keys.saturating_add(keys);
             record.shards.push(LiveShard {
                 slots: shard.slots.to_string(),
@@ -121,9 +130,17 @@ impl Run<'_> {
                 keys,
             });
         }
-        let proved = past.backups.iter().filter(|backup| {
-            backup.shards.iter().all(|shard| used.contains(&shard.base.rdb.path))
-        });
+        if slack_ms > 0 {
+            let what = format!(
+                "Redis before 7.0 passes on for how long keys shall live, not until when: expiry times count as equal up to {} s apart",
+                slack_ms / 1000
+            );
+            self.findings.push(finding(Severity::Note, DIGEST, &self.options.cluster, what, ""));
+        }
+        let proved = past
+            .backups
+            .iter()
+            .filter(|backup| backup.shards.iter().all(|shard| used.contains(&shard.base.rdb.path)));
         record.backups = proved.map(|backup| backup.id.clone()).collect();
         record.steps = steps.finish();
         Ok(record)
@@ -137,7 +154,8 @@ impl Run<'_> {
         shard: &ShardRecord,
         point: &ShardPoint,
     ) -> Result<(u64, Option<VerifyFinding>)> {
-        let object = side.past.base(side.base).map(|(_, base)| base.base.rdb.path.clone()).unwrap_or_default();
+        let object =
+            side.past.base(side.base).map(|(_, base)| base.base.rdb.path.clone()).unwrap_or_default();
         match Box::pin(self.difference(side, captured, shard, point)).await {
             Ok(difference) if difference.is_empty() => Ok((difference.b.keys, None)),
             Ok(difference) => {
@@ -163,7 +181,8 @@ impl Run<'_> {
             .base(side.base)
             .ok_or_else(|| Error::new(ErrorKind::Failed, "a base of the log belongs to no backup"))?;
         let node = Snapshot::of_backup(captured.repository().clone(), alone(captured.manifest(), shard));
-        let options = DiffOptions { limit: NAMED_KEYS };
+        let log = if point.log_bytes == 0 { None } else { point.server };
+        let options = DiffOptions { limit: NAMED_KEYS, expiry_slack_ms: expiry_slack_ms(log) };
         if point.log_bytes == 0 {
             let kept = Snapshot::of_backup(side.repository.clone(), alone(of, base));
             return Box::pin(diff(context, &kept, &node, options)).await;

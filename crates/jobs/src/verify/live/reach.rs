@@ -84,7 +84,8 @@ impl<'a> Reach<'a> {
         let now_ms = self.context.clock.now().as_millisecond();
         let lately_ms = now_ms.saturating_sub(i64::try_from(HEARD_WITHIN.as_millis()).unwrap_or(i64::MAX));
         for history in self.repository.histories(&self.options.cluster).await? {
-            let objects = self.repository.stored_objects(&self.options.cluster, Area::History(&history)).await?;
+            let objects =
+                self.repository.stored_objects(&self.options.cluster, Area::History(&history)).await?;
             let mut segments = objects.iter().filter(|object| SegmentEntry::of(&history, object).is_some());
             if segments.any(|segment| segment.modified_ms >= lately_ms) {
                 return Ok(true);
@@ -112,8 +113,7 @@ impl<'a> Reach<'a> {
     /// Whether an archive brings the log there in time.
     async fn wait_for_archive(&self, cuts: &[ShardCut]) -> Result<bool> {
         let began = self.context.clock.elapsed();
-        let mut left: BTreeMap<&ReplId, u64> =
-            cuts.iter().map(|cut| (&cut.history, cut.offset)).collect();
+        let mut left: BTreeMap<&ReplId, u64> = cuts.iter().map(|cut| (&cut.history, cut.offset)).collect();
         loop {
             let mut reached = Vec::new();
             for (history, offset) in &left {
