@@ -21,3 +21,4 @@ mod exact;
 mod failover;
 mod moves;
 mod recorder;
+mod takeover;

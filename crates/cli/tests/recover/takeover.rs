@@ -1,0 +1,161 @@
+//! A new cluster takes the place of an old one under load, by the script of the runbook: every write that was acknowledged is there, and
+//! nothing else. And what keeps two clusters from taking writes at a time.
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use slotkeep_testkit::ledger::{Bounds, Ledger, LedgerOptions};
+use slotkeep_testkit::{Cluster, ClusterBuilder, Server, servers};
+
+use crate::common::agent::Agent;
+use crate::harness::{Bench, Run, cluster_client, free_addrs, seed};
+
+fn list(nodes: &[SocketAddr]) -> String {
+    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Runs the script of the runbook.
+fn take_over(bench: &Bench, cluster: &Cluster, nodes: &[SocketAddr], folder: &str, server: &str) -> Run {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/takeover.sh");
+    let mut command = Command::new("bash");
+    command.arg(script).env("OLD", seed(cluster).to_string()).env("REPO", bench.repo());
+    command.env("NEW", list(nodes)).env("DIR", bench.path(folder)).env("SERVER", server).env("WAIT", "20s");
+    command.env("SLOTKEEP", env!("CARGO_BIN_EXE_slotkeep"));
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Run { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+#[test]
+fn a_new_cluster_takes_the_place_of_an_old_one_at_the_last_acknowledged_write() {
+    let server = servers::require("valkey-9.1").unwrap();
+    let cluster = ClusterBuilder::new(server.clone()).replicas_per_primary(1).start().unwrap();
+    let bench = Bench::new();
+    let agent = Agent::start(&cluster, bench.repo().parent().unwrap(), &[]);
+    agent.wait_ready();
+    let ledger = Ledger::start(&cluster, LedgerOptions { seed: 11, lists: 30, accounts: 8 }).unwrap();
+    ledger.wait_for_more(300).unwrap();
+    // What does not come to its end leaves the old cluster as it was.
+    let nodes = free_addrs(6);
+    let failed = take_over(&bench, &cluster, &nodes, "failed", "/bin/true");
+    failed.failed(2, "the old one takes writes again");
+    ledger.wait_for_more(300).unwrap();
+
+    let program = server.program().to_str().unwrap();
+    let run = take_over(&bench, &cluster, &nodes, "new", program);
+    assert_eq!(run.code, 0, "{}\n{}", run.stdout, run.stderr);
+    assert!(run.stdout.contains("Nobody could write for "), "{}", run.stdout);
+    let account = ledger.stop(&cluster).unwrap();
+    assert_eq!(account.lost(), 0);
+    assert!(account.acknowledged() > 600);
+    let mut client = cluster_client(&nodes, None);
+    let all = Bounds { nothing_after_ms: i64::MAX, nothing_missing_before_ms: i64::MAX, consistent: true };
+    account.check(all, &mut |args| client.command(args)).unwrap();
+    // Not a key more, and the old one, which answers still, takes no write.
+    let same = bench.slotkeep(&["diff", &seed(&cluster).to_string(), &nodes[0].to_string()]);
+    assert_eq!(same.code, 0, "{}\n{}", same.stdout, same.stderr);
+    assert!(cluster.client().unwrap().command_once_on(b"k", &["SET", "k", "late"]).is_err());
+    client.command(&["SET", "k", "goes on"]).unwrap();
+    agent.stop();
+}
+
+struct Old {
+    bench: Bench,
+    cluster: Cluster,
+    server: Server,
+}
+
+impl Old {
+    fn start(builder: ClusterBuilder, server: Server) -> Self {
+        let cluster = builder.start().unwrap();
+        let bench = Bench::new();
+        cluster.client().unwrap().command(&["SET", "k", "v"]).unwrap();
+        bench.backup(seed(&cluster), &[]);
+        Self { bench, cluster, server }
+    }
+
+    /// Restores as somebody would who means it.
+    fn restore(&self, name: &str, nodes: &[SocketAddr], more: &[&str]) -> Run {
+        let (folder, program) = (self.bench.path(name), self.server.program().to_str().unwrap());
+        let fixed = ["restore", "--to-dir", folder.to_str().unwrap(), "--nodes", &list(nodes)];
+        let run = self.bench.slotkeep(&[&fixed[..], &["--start", "--server", program], more].concat());
+        if run.code != 0 {
+            assert_eq!(self.bench.restored(), Vec::<String>::new(), "nothing is written");
+        }
+        run
+    }
+
+    fn fence(&self, more: &[&str]) -> Run {
+        let old = self.cluster.nodes().iter().map(|node| node.addr()).collect::<Vec<_>>();
+        self.bench.slotkeep(&[&["fence", "--cluster", &list(&old)], more].concat())
+    }
+}
+
+#[test]
+fn two_clusters_never_take_writes_by_mistake() {
+    let server = servers::require("redis-7.0").unwrap();
+    let builder = ClusterBuilder::new(server.clone()).primaries(2).replicas_per_primary(1);
+    let old = Old::start(builder, server);
+    let nodes = free_addrs(4);
+    let run = old.restore("open", &nodes, &[]);
+    run.failed(35, "still takes writes");
+    for node in old.cluster.nodes() {
+        assert!(run.stderr.contains(&node.addr().to_string()), "{}", run.stderr);
+    }
+    run.failed(35, "replica, if it is promoted");
+    run.failed(35, "--beside-old");
+    old.restore("open", &nodes, &["--via", "link"]).failed(35, "still takes writes");
+
+    old.fence(&[]).json();
+    // A replica that somebody forgot.
+    let forgotten = old.cluster.replicas(1).unwrap()[0];
+    forgotten.client().unwrap().command(&["CONFIG", "SET", "min-replicas-to-write", "0"]).unwrap();
+    let run = old.restore("open", &nodes, &[]);
+    run.failed(35, &format!("still takes writes: {} (replica, if it is promoted);", forgotten.addr()));
+    old.fence(&[]).json();
+    // The address of a node that is down, while the others would go on talking to it.
+    let down = old.cluster.replicas(1).unwrap()[0].addr();
+    old.cluster.replicas(1).unwrap()[0].kill().unwrap();
+    let taken = [nodes[0], nodes[1], nodes[2], down];
+    old.restore("open", &taken, &[]).failed(31, "would talk to the new node");
+    old.restore("open", &taken, &["--beside-old"]).failed(31, "would talk to the new node");
+
+    let run = old.restore("new", &nodes, &[]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stderr.contains(&format!("do not answer: {down}")), "{}", run.stderr);
+    // The two can't meet: neither knows an address or an id of the other.
+    for node in &nodes {
+        let place = old.bench.path("new").join(format!("127.0.0.1-{}", node.port()));
+        let conf = std::fs::read_to_string(place.join("nodes.conf")).unwrap();
+        for other in old.cluster.nodes() {
+            assert!(!conf.contains(&other.addr().to_string()) && !conf.contains(other.id()), "{conf}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_can_not_be_asked_counts_and_one_of_another_cluster_does_not() {
+    let server = servers::require("valkey-9.1").unwrap();
+    let builder = ClusterBuilder::new(server.clone()).primaries(1).password("secret");
+    let mut old = Old::start_with_password(builder, server);
+    old.bench = old.bench.without_password();
+    old.restore("open", &free_addrs(1), &["--no-acl"]).failed(35, "it answers and can't be asked");
+    // Another cluster at that address.
+    let addr = old.cluster.nodes()[0].addr();
+    old.cluster.nodes()[0].kill().unwrap();
+    let conf = old.cluster.nodes()[0].dir().join("nodes.conf");
+    std::fs::remove_file(conf).unwrap();
+    old.cluster.nodes()[0].start().unwrap();
+    old.bench = old.bench.with_password("secret");
+    let run = old.restore("new", &free_addrs(1), &["--no-acl"]);
+    assert_eq!(run.code, 0, "{addr}: {}", run.stderr);
+}
+
+impl Old {
+    fn start_with_password(builder: ClusterBuilder, server: Server) -> Self {
+        let cluster = builder.start().unwrap();
+        let bench = Bench::new().with_password("secret");
+        bench.backup(seed(&cluster), &[]);
+        Self { bench, cluster, server }
+    }
+}
