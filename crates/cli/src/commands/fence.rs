@@ -92,7 +92,8 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &FenceArg
         }
         outcome
     };
-    if let (Some(((repository, cluster), limit)), None) = (&kept, outcome.open().next()) {
+    let is_fenced = outcome.open().next().is_none();
+    if let Some(((repository, cluster), limit)) = kept.as_ref().filter(|_| is_fenced) {
         output.note("Every node refuses writes; waiting for the log…");
         outcome.log = Some(await_log(&context, (repository, cluster), &outcome.nodes, *limit).await?);
     }

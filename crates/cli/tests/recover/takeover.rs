@@ -95,7 +95,8 @@ impl Old {
 fn two_clusters_never_take_writes_by_mistake() {
     let server = servers::require("redis-7.0").unwrap();
     let builder = ClusterBuilder::new(server.clone()).primaries(2).replicas_per_primary(1);
-    let old = Old::start(builder, server);
+    // Offsets stay where they are while nobody writes.
+    let old = Old::start(builder.config("repl-ping-replica-period", "3600"), server);
     let nodes = free_addrs(4);
     let run = old.restore("open", &nodes, &[]);
     run.failed(35, "still takes writes");
@@ -106,7 +107,14 @@ fn two_clusters_never_take_writes_by_mistake() {
     run.failed(35, "--beside-old");
     old.restore("open", &nodes, &["--via", "link"]).failed(35, "still takes writes");
 
-    old.fence(&[]).json();
+    // Nothing keeps the log: what was written since is missing, until somebody fetches it.
+    old.cluster.client().unwrap().command(&["SET", "k", "newer"]).unwrap();
+    old.fence(&["--await-log", "0s"]).failed(24, "does not hold every write that was accepted: slots");
+    let seeds = old.cluster.nodes()[0].addr().to_string();
+    old.bench.slotkeep(&["backup", "--type", "incremental", "--no-fallback", "--cluster", &seeds]).json();
+    let fenced = old.fence(&["--status", "--await-log", "20s"]).json();
+    assert_eq!(fenced["log"]["complete"], true, "{fenced}");
+
     // A replica that somebody forgot.
     let forgotten = old.cluster.replicas(1).unwrap()[0];
     forgotten.client().unwrap().command(&["CONFIG", "SET", "min-replicas-to-write", "0"]).unwrap();
