@@ -4,6 +4,7 @@
 //! cargo run --release -p slotkeep-bench -- backup
 //! cargo run --release -p slotkeep-bench -- rdb
 //! cargo run --release -p slotkeep-bench -- fold
+//! cargo run --release -p slotkeep-bench -- verify
 //! ```
 //!
 //! Ratios hold from machine to machine; absolute figures do not.
@@ -20,6 +21,7 @@ mod discard;
 mod fold;
 mod measure;
 mod rdb;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -45,6 +47,8 @@ enum Command {
     },
     /// A log applied over a link, against the server's own load of it
     Fold(fold::FoldArgs),
+    /// A verification against what only reads the same files, and a drill in its steps
+    Verify(verify::VerifyArgs),
     /// Run a command and print what it used, as JSON; for this program's own use
     #[command(hide = true, trailing_var_arg = true)]
     Measure {
@@ -65,6 +69,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Command::Rdb(arguments) => rdb::run(&arguments),
         Command::Read { pass, path } => rdb::read(pass, &path),
         Command::Fold(arguments) => fold::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Measure { command } => measure::child(&command),
         Command::Discard { nodes } => discard::run(&nodes),
     }

@@ -146,7 +146,7 @@ fn a_node_that_can_not_be_asked_counts_and_one_of_another_cluster_does_not() {
     let server = servers::require("valkey-9.1").unwrap();
     let builder = ClusterBuilder::new(server.clone()).primaries(1).password("secret");
     let mut old = Old::start_with_password(builder, server);
-    old.bench = old.bench.without_password();
+    old.bench = old.bench.with_password("wrong");
     old.restore("open", &free_addrs(1), &["--no-acl"]).failed(35, "it answers and can't be asked");
     // Another cluster at that address.
     let addr = old.cluster.nodes()[0].addr();

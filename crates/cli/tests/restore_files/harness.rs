@@ -46,11 +46,6 @@ impl Bench {
         self
     }
 
-    pub(crate) fn without_password(mut self) -> Self {
-        self.password = None;
-        self
-    }
-
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }

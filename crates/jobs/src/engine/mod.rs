@@ -1,12 +1,11 @@
 //! A stock server that runs privately: it follows a link of ours and is asked over its socket file.
 //!
 //! Invariants: nobody but us reaches it (no port, a socket file in a folder of its own, a configuration file that only its owner
-//! reads); it dies with us, however we end (`guard`); it never writes its dataset to a disk, evicts nothing, and expires nothing
+//! reads); it dies with us, however we end ([`guard`](crate::guard)); it never writes its dataset to a disk, evicts nothing, and expires nothing
 //! while it follows.
 
 mod choose;
 mod conf;
-mod guard;
 
 pub use choose::{EngineNeeds, EngineOptions, choose_engine};
 
@@ -26,10 +25,10 @@ use slotkeep_wire::resp::Command;
 use tempfile::TempDir;
 use tokio::process::Child;
 
+use crate::guard::{Guard, Guarded};
 use crate::net::{Connection, Connector, ConnectorOptions};
 use crate::stock_server::{StockServer, last_lines};
 use crate::{Context, Error, ErrorKind, Result};
-use guard::Guard;
 
 const SOCKET_FILE: &str = "engine.sock";
 const CONFIG_FILE: &str = "engine.conf";
@@ -98,7 +97,14 @@ impl Engine {
         let errors = log.try_clone().map_err(failed)?;
         let guard = Guard::start(folder.path()).map_err(failed)?;
         let child = guard
-            .spawn(&server.program, &config_file, folder.path(), Stdio::from(log), Stdio::from(errors))
+            .spawn(Guarded {
+                program: &server.program,
+                config_file: &config_file,
+                folder: folder.path(),
+                output: Stdio::from(log),
+                errors: Stdio::from(errors),
+                ends_with_handle: true,
+            })
             .await
             .map_err(|error| {
                 Error::new(ErrorKind::Failed, format!("can't start {}: {error}", server.program.display()))

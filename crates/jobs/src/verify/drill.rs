@@ -1,7 +1,7 @@
 //! A drill: the cluster restored on this machine, in its recorded shape, and tried out, to prove that it restores and serves.
 //!
-//! Invariants: the nodes listen on 127.0.0.1 alone, in a folder for temporary files; whatever happens short of a kill of this process, they
-//! are stopped and the folder is removed; a drill that fails is a finding that names the step.
+//! Invariants: the nodes listen on 127.0.0.1 alone, in a folder for temporary files; whatever happens, a kill of this process included, they
+//! are ended and the folder is removed; a drill that fails is a finding that names the step.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::process::{Pid, Signal, kill_process};
 use slotkeep_format::manifest::Manifest;
 use slotkeep_format::verify::DrillRecord;
 use slotkeep_format::{Depth, VerifyFinding};
@@ -25,6 +24,7 @@ use crate::backup::Prefer;
 use crate::diff::{CaptureOptions, Diff, DiffOptions, Snapshot, diff};
 use crate::discover::{discover, node_report};
 use crate::fold::FoldProgress;
+use crate::guard::Guard;
 use crate::log::Past;
 use crate::log::point::{Aim, Point, resolve};
 use crate::log::windows::restorable;
@@ -32,9 +32,7 @@ use crate::merge::{MergeTarget, merge};
 use crate::net::{Connector, ConnectorOptions};
 use crate::ports::random_hex;
 use crate::progress::ShardProgress;
-use crate::restore::files::{
-    FilesOptions, Source, StartedNode, StockServer, UsersPolicy, apply, plan, start,
-};
+use crate::restore::files::{FilesOptions, Source, StockServer, UsersPolicy, apply, plan, start_guarded};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// So many keys that differ are named.
@@ -81,6 +79,10 @@ impl Run<'_> {
             tempfile::Builder::new().prefix("slotkeep-drill-").tempdir_in(&self.options.spool).map_err(
                 |error| Error::new(ErrorKind::Failed, format!("can't make a temporary folder: {error}")),
             )?;
+        // Declared after the folder: it ends the nodes before the folder is removed.
+        let guard = Guard::start(spool.path()).map_err(|error| {
+            Error::new(ErrorKind::Failed, format!("can't see to it that the drill's servers end: {error}"))
+        })?;
         let mut drill = Drill {
             run: self,
             repository,
@@ -88,8 +90,8 @@ impl Run<'_> {
             point: &point,
             server: &server,
             folder: spool.path().to_owned(),
+            guard: &guard,
             steps: Steps::new(context, progress),
-            started: Vec::new(),
             checks: options.checks.as_deref().map(Checks::load).transpose()?,
             record: DrillRecord {
                 backup: point.manifest.id.clone(),
@@ -103,11 +105,11 @@ impl Run<'_> {
             },
         };
         let outcome = Box::pin(drill.all()).await;
-        let started = std::mem::take(&mut drill.started);
         let mut record = drill.record;
         record.steps = drill.steps.finish();
         let failed_in = record.steps.last().map(|step| step.name.clone()).unwrap_or_default();
-        stop(&started);
+        // They hold nothing that anybody needs.
+        drop(guard);
         match outcome {
             Ok(found) => self.findings.extend(found),
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Repository) => {
@@ -185,7 +187,7 @@ struct Drill<'a, 'r> {
     server: &'a StockServer,
     folder: PathBuf,
     steps: Steps<'a>,
-    started: Vec<StartedNode>,
+    guard: &'a Guard,
     checks: Option<Checks>,
     record: DrillRecord,
 }
@@ -234,7 +236,7 @@ impl Drill<'_, '_> {
         let source = Source { repository: self.repository.clone(), past: self.past.clone() };
         apply(context, &source, &plan, &progress).await?;
         self.steps.begin("start and load");
-        self.started = start(context, &plan, self.server, |_| ()).await?;
+        start_guarded(context, &plan, self.server, self.guard).await?;
         let discovery = discover(&here(context)?, &seeds).await?;
         let (served, wanted) = (discovery.topology().covered(), self.point.manifest.topology().covered());
         if served != wanted {
@@ -389,15 +391,4 @@ fn key_in(context: &Context, slots: &SlotSet) -> Result<String> {
     let keys = (0..300_000_u32).map(|number| format!("slotkeep:drill:{stem}:{number}"));
     let fitting = keys.into_iter().find(|key| slots.contains(key_slot(key.as_bytes())));
     fitting.ok_or_else(|| Error::new(ErrorKind::Failed, format!("no key was found for the slots {slots}")))
-}
-
-/// Ends the nodes. They hold nothing that anybody needs.
-fn stop(started: &[StartedNode]) {
-    for node in started {
-        let pid = i32::try_from(node.pid).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            // Ended already: all the better.
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    }
 }

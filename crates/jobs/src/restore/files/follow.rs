@@ -75,7 +75,7 @@ pub async fn start_following<B: ByteSource + 'static, L: ByteSource + 'static>(
     let context = context_for(context, plan)?;
     let mut nodes = Nodes::new(&context, plan);
     let started = async {
-        nodes.spawn(server, |node| matches!(node.role, RoleRecord::Primary))?;
+        nodes.spawn(server, |node| matches!(node.role, RoleRecord::Primary)).await?;
         let led = lead_all(&context, plan, (links, feeds), progress, may_open);
         tokio::pin!(led);
         loop {
@@ -84,7 +84,7 @@ pub async fn start_following<B: ByteSource + 'static, L: ByteSource + 'static>(
                 () = context.clock.sleep(LOOK_EVERY) => nodes.check_alive()?,
             }
         }
-        nodes.spawn(server, |node| matches!(node.role, RoleRecord::Replica))?;
+        nodes.spawn(server, |node| matches!(node.role, RoleRecord::Replica)).await?;
         nodes.wait_ready(tell).await
     };
     let started = started.await;
