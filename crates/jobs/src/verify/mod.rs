@@ -112,6 +112,8 @@ pub async fn verify(
     options: &VerifyOptions,
     progress: &Arc<VerifyProgress>,
 ) -> Result<VerifyRecord> {
+    // Without its key nothing of it can be proved, nor is anything wrong with it.
+    repository.check_reads()?;
     let id = new_backup_id(context)?;
     let started_at = context.clock.now();
     let mut inventory = context.unless_stopped(Inventory::take(repository, &options.cluster)).await?;
