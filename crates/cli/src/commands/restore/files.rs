@@ -28,6 +28,7 @@ use crate::session::{Session, parse_addr};
 /// Options of a restore to data directories.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "To data directories of a new cluster")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub(crate) struct FilesArgs {
     /// Folder to make the nodes' data directories in; must not exist, or be empty
     #[arg(long, value_name = "DIR", requires = "nodes")]
