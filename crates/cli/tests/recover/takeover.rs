@@ -66,9 +66,8 @@ struct Old {
 }
 
 impl Old {
-    fn start(builder: ClusterBuilder, server: Server) -> Self {
+    fn start(builder: &ClusterBuilder, bench: Bench, server: Server) -> Self {
         let cluster = builder.start().unwrap();
-        let bench = Bench::new();
         cluster.client().unwrap().command(&["SET", "k", "v"]).unwrap();
         bench.backup(seed(&cluster), &[]);
         Self { bench, cluster, server }
@@ -86,7 +85,7 @@ impl Old {
     }
 
     fn fence(&self, more: &[&str]) -> Run {
-        let old = self.cluster.nodes().iter().map(|node| node.addr()).collect::<Vec<_>>();
+        let old = self.cluster.nodes().iter().map(slotkeep_testkit::Node::addr).collect::<Vec<_>>();
         self.bench.slotkeep(&[&["fence", "--cluster", &list(&old)], more].concat())
     }
 }
@@ -96,7 +95,7 @@ fn two_clusters_never_take_writes_by_mistake() {
     let server = servers::require("redis-7.0").unwrap();
     let builder = ClusterBuilder::new(server.clone()).primaries(2).replicas_per_primary(1);
     // Offsets stay where they are while nobody writes.
-    let old = Old::start(builder.config("repl-ping-replica-period", "3600"), server);
+    let old = Old::start(&builder.config("repl-ping-replica-period", "3600"), Bench::new(), server);
     let nodes = free_addrs(4);
     let run = old.restore("open", &nodes, &[]);
     run.failed(35, "still takes writes");
@@ -145,7 +144,7 @@ fn two_clusters_never_take_writes_by_mistake() {
 fn a_node_that_can_not_be_asked_counts_and_one_of_another_cluster_does_not() {
     let server = servers::require("valkey-9.1").unwrap();
     let builder = ClusterBuilder::new(server.clone()).primaries(1).password("secret");
-    let mut old = Old::start_with_password(builder, server);
+    let mut old = Old::start(&builder, Bench::new().with_password("secret"), server);
     old.bench = old.bench.with_password("wrong");
     old.restore("open", &free_addrs(1), &["--no-acl"]).failed(35, "it answers and can't be asked");
     // Another cluster at that address.
@@ -157,13 +156,4 @@ fn a_node_that_can_not_be_asked_counts_and_one_of_another_cluster_does_not() {
     old.bench = old.bench.with_password("secret");
     let run = old.restore("new", &free_addrs(1), &["--no-acl"]);
     assert_eq!(run.code, 0, "{addr}: {}", run.stderr);
-}
-
-impl Old {
-    fn start_with_password(builder: ClusterBuilder, server: Server) -> Self {
-        let cluster = builder.start().unwrap();
-        let bench = Bench::new().with_password("secret");
-        bench.backup(seed(&cluster), &[]);
-        Self { bench, cluster, server }
-    }
 }
