@@ -3,7 +3,9 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
+use slotkeep_testkit::deadline::{NotYet, wait_for};
 use slotkeep_testkit::ledger::{Bounds, Ledger, LedgerOptions};
 use slotkeep_testkit::{Cluster, ClusterBuilder, Server, servers};
 
@@ -111,7 +113,21 @@ fn two_clusters_never_take_writes_by_mistake() {
     old.fence(&["--await-log", "0s"]).failed(24, "does not hold every write that was accepted: slots");
     let seeds = old.cluster.nodes()[0].addr().to_string();
     old.bench.slotkeep(&["backup", "--type", "incremental", "--no-fallback", "--cluster", &seeds]).json();
-    let fenced = old.fence(&["--status", "--await-log", "20s"]).json();
+    // What comes behind it are heartbeats: nobody waits for an archive to seal those.
+    for node in old.cluster.nodes() {
+        node.client().unwrap().command(&["CONFIG", "SET", "repl-ping-replica-period", "1"]).unwrap();
+    }
+    let offset = || -> u64 {
+        let mut primary = old.cluster.primary(0).unwrap().client().unwrap();
+        primary.info_field("replication", "master_repl_offset").unwrap().unwrap().parse().unwrap()
+    };
+    let before = offset();
+    wait_for(Duration::from_secs(20), "a heartbeat", || match offset() {
+        now if now > before => Ok(()),
+        now => Err(NotYet::because(format!("still at {now}"))),
+    })
+    .unwrap();
+    let fenced = old.fence(&["--status", "--await-log", "0s"]).json();
     assert_eq!(fenced["log"]["complete"], true, "{fenced}");
 
     // A replica that somebody forgot.

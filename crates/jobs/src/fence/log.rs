@@ -1,20 +1,30 @@
 //! Whether the log in a repository holds everything that fenced primaries have accepted: what has to be so before another cluster is made
 //! from it.
+//!
+//! A fenced primary goes on sending heartbeats, and an archive seals those only once a minute. Bytes that are still missing are therefore
+//! looked at, as a replica that continues would see them: where they are heartbeats alone, nothing is missing.
 
 use std::time::Duration;
 
 use serde::Serialize;
-use slotkeep_model::{NodeAddr, ReplId, SlotSet};
+use slotkeep_model::{NodeAddr, ReplId, ReplOffset, SlotSet};
 use slotkeep_repo::Repository;
+use slotkeep_wire::replica::Request;
+use slotkeep_wire::stream::{Splitter, StreamError, StreamStart};
 
 use super::{NodeState, as_text};
+use crate::archive::link::{Answer, Link};
 use crate::discover::replication_at;
 use crate::log::Past;
 use crate::log::chain::Place;
-use crate::{Context, Result};
+use crate::{Context, Error, ErrorKind, Result};
 
 /// How often the repository is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A minute of heartbeats is some hundred bytes.
+const MOST_HEARTBEAT_BYTES: u64 = 16 << 10;
+/// How long the primary may take to show them.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// How far the log is, of one shard.
 #[derive(Clone, Debug, Serialize)]
@@ -28,7 +38,7 @@ pub struct ShardLog {
     /// The history that it follows.
     #[serde(serialize_with = "as_text")]
     pub history: ReplId,
-    /// Its last byte when it was asked, after it was fenced.
+    /// Its last byte when it was asked, after it was fenced; without heartbeats that the repository does not hold yet.
     pub offset: u64,
     /// The last byte up to which the repository holds everything behind a base, up to `offset`; absent if it holds nothing of it.
     pub kept: Option<u64>,
@@ -83,18 +93,23 @@ async fn wait(
         });
     }
     shards.sort_by_key(|shard| shard.slots.ranges().first().map(|range| range.first()));
-    let places: Vec<String> =
-        shards.iter().map(|shard| format!("{}:{}", shard.history, shard.offset)).collect();
     loop {
         let past = Past::load(repository, cluster).await?;
         for shard in &mut shards {
             shard.kept = kept(&past, shard);
+            if let Some(kept) = shard.kept.filter(|kept| *kept < shard.offset)
+                && heartbeats_alone(context, shard, kept).await
+            {
+                shard.offset = kept;
+            }
         }
         let complete = !shards.is_empty() && shards.iter().all(|shard| shard.kept == Some(shard.offset));
         let waited = context.clock.elapsed().saturating_sub(began);
         if complete || waited >= limit {
             let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-            return Ok(LogReach { shards, complete, at_offset: places.join(","), waited_ms });
+            let places = shards.iter().map(|shard| format!("{}:{}", shard.history, shard.offset));
+            let at_offset = places.collect::<Vec<_>>().join(",");
+            return Ok(LogReach { shards, complete, at_offset, waited_ms });
         }
         context.clock.sleep(LOOK_EVERY).await;
     }
@@ -108,4 +123,41 @@ fn kept(past: &Past, shard: &ShardLog) -> Option<u64> {
     }
     let windows = past.chain.windows(&path);
     windows.iter().rev().find(|window| window.from <= shard.offset).map(|window| window.to.min(shard.offset))
+}
+
+/// Whether everything behind `kept` is heartbeats, as far as the primary can be asked.
+async fn heartbeats_alone(context: &Context, shard: &ShardLog, kept: u64) -> bool {
+    // More is not worth looking at; and what is not in the backlog would make the server send its whole dataset.
+    if shard.offset.saturating_sub(kept) > MOST_HEARTBEAT_BYTES {
+        return false;
+    }
+    let looked = context.within(LOOK_LIMIT, look_behind(context, shard, kept)).await;
+    looked.is_some_and(|looked| looked.unwrap_or(false))
+}
+
+async fn look_behind(context: &Context, shard: &ShardLog, kept: u64) -> Result<bool> {
+    let Some(request) = Request::after(shard.history.clone(), ReplOffset(kept)) else { return Ok(false) };
+    let mut link = Link::open(context, &shard.primary).await?;
+    if !matches!(link.begin(request).await?, Answer::Stream { history: None }) {
+        return Ok(false);
+    }
+    let start = StreamStart { offset: ReplOffset(kept), db: None, in_transaction: false };
+    let mut splitter = Splitter::new(start);
+    while splitter.safe_cut().0 < shard.offset {
+        let bytes = link.read().await?;
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        let mut rest = bytes;
+        while let Some(command) = splitter.next(&mut rest).map_err(|error| senseless(&error))? {
+            if !["PING", "REPLCONF", "SELECT"].iter().any(|name| command.is(name)) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn senseless(error: &StreamError) -> Error {
+    Error::new(ErrorKind::Failed, error.to_string())
 }
