@@ -138,8 +138,9 @@ async fn heartbeats_alone(context: &Context, shard: &ShardLog, kept: u64) -> boo
 async fn look_behind(context: &Context, shard: &ShardLog, kept: u64) -> Result<bool> {
     let Some(request) = Request::after(shard.history.clone(), ReplOffset(kept)) else { return Ok(false) };
     let mut link = Link::open(context, &shard.primary).await?;
-    if !matches!(link.begin(request).await?, Answer::Stream { history: None }) {
-        return Ok(false);
+    match link.begin(request).await? {
+        Answer::Stream { history } if history.as_ref().is_none_or(|history| *history == shard.history) => {}
+        Answer::Stream { .. } | Answer::Snapshot { .. } => return Ok(false),
     }
     let start = StreamStart { offset: ReplOffset(kept), db: None, in_transaction: false };
     let mut splitter = Splitter::new(start);
