@@ -77,9 +77,14 @@ impl Old {
 
     /// Restores as somebody would who means it.
     fn restore(&self, name: &str, nodes: &[SocketAddr], more: &[&str]) -> Run {
-        let (folder, program) = (self.bench.path(name), self.server.program().to_str().unwrap());
-        let fixed = ["restore", "--to-dir", folder.to_str().unwrap(), "--nodes", &list(nodes)];
-        let run = self.bench.slotkeep(&[&fixed[..], &["--start", "--server", program], more].concat());
+        let program = self.server.program().to_str().unwrap();
+        self.restore_by(name, nodes, &[&["--server", program], more].concat())
+    }
+
+    fn restore_by(&self, name: &str, nodes: &[SocketAddr], more: &[&str]) -> Run {
+        let folder = self.bench.path(name);
+        let fixed = ["restore", "--to-dir", folder.to_str().unwrap(), "--nodes", &list(nodes), "--start"];
+        let run = self.bench.slotkeep(&[&fixed[..], more].concat());
         if run.code != 0 {
             assert_eq!(self.bench.restored(), Vec::<String>::new(), "nothing is written");
         }
@@ -135,6 +140,25 @@ fn two_clusters_never_take_writes_by_mistake() {
     forgotten.client().unwrap().command(&["CONFIG", "SET", "min-replicas-to-write", "0"]).unwrap();
     let run = old.restore("open", &nodes, &[]);
     run.failed(35, &format!("still takes writes: {} (replica, if it is promoted);", forgotten.addr()));
+    old.fence(&[]).json();
+    // Somebody lifts the fence while the new nodes get their data: none of them takes a slot over.
+    let (lifted, program) = (old.cluster.primary(0).unwrap(), old.server.program().display());
+    let script = format!(
+        "#!/bin/bash\nif [[ $1 != -* ]]; then\n  exec 3<>/dev/tcp/127.0.0.1/{}\n  printf 'CONFIG SET min-replicas-to-write 0\\r\\n' >&3\n  \
+         read -r _ <&3\n  exec 3>&-\nfi\nexec {program} \"$@\"\n",
+        lifted.port()
+    );
+    let wrapper = tempfile::tempdir().unwrap();
+    let wrapper = wrapper.path().join("server");
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let via_link = ["--via", "link", "--server", wrapper.to_str().unwrap()];
+    let run = old.restore_by("open", &nodes, &via_link);
+    run.failed(35, "the new cluster was not opened");
+    run.failed(35, &format!("still takes writes: {} (primary);", lifted.addr()));
+    for node in &nodes {
+        assert!(std::net::TcpStream::connect(node).is_err(), "{node} runs");
+    }
     old.fence(&[]).json();
     // The address of a node that is down, while the others would go on talking to it.
     let down = old.cluster.replicas(1).unwrap()[0].addr();

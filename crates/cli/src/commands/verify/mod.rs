@@ -24,7 +24,7 @@ use crate::session::Session;
 
 /// Prove that a repository holds what it says
 ///
-/// Each depth includes those above it. What was proved before and has not changed is not proved again, unless --again is given. Ctrl-C
+/// Each depth includes those above it, unless --only is given. What was proved before and has not changed is not proved again, unless --again is given. Ctrl-C
 /// keeps what was proved: run it again to go on. The record stays in the repository and shows in `slotkeep list`. Exits with 0 if nothing
 /// worse than notes was found, with 43 after warnings, with 42 after problems.
 #[derive(Debug, Args)]
