@@ -35,6 +35,8 @@ const CONFIG_FILE: &str = "engine.conf";
 const LOG_FILE: &str = "engine.log";
 /// The longest path of a socket file on every system (`sun_path`, less its final zero).
 const SOCKET_PATH_LIMIT_BYTES: usize = 103;
+/// How long after its connections have broken an engine may seem to live.
+const DYING: Duration = Duration::from_millis(300);
 /// How often the engine is asked how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -142,9 +144,10 @@ impl Engine {
     }
 
     /// The same error, with what the engine's log says about it if its process has ended or it gave the link up.
-    pub fn explain(&mut self, error: Error) -> Error {
-        match self.child.try_wait() {
-            Ok(Some(status)) => self.death(&status.to_string()),
+    pub async fn explain(&mut self, context: &Context, error: Error) -> Error {
+        // The connections of a process that ends break before its end is told.
+        match context.within(DYING, self.child.wait()).await {
+            Some(Ok(status)) => self.death(&status.to_string()),
             _ if error.kind() == ErrorKind::Failed => error.context(format!(
                 "the log of the engine, {}, ends with\n{}\nbecause",
                 self.version,
