@@ -6,6 +6,7 @@
 //! cargo run --release -p slotkeep-bench -- fold
 //! cargo run --release -p slotkeep-bench -- archive
 //! cargo run --release -p slotkeep-bench -- list
+//! cargo run --release -p slotkeep-bench -- verify
 //! ```
 //!
 //! Ratios hold from machine to machine; absolute figures do not.
@@ -25,6 +26,7 @@ mod list;
 mod load;
 mod measure;
 mod rdb;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -54,6 +56,8 @@ enum Command {
     Archive(archive::ArchiveArgs),
     /// Listing a repository with 10,000 backups
     List(list::ListArgs),
+    /// A verification against what only reads the same files, and a drill in its steps
+    Verify(verify::VerifyArgs),
     /// Run a command and print what it used, as JSON; for this program's own use
     #[command(hide = true, trailing_var_arg = true)]
     Measure {
@@ -76,6 +80,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Command::Fold(arguments) => fold::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Archive(arguments) => archive::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Measure { command } => measure::child(&command),
         Command::Discard { nodes } => discard::run(&nodes),
     }

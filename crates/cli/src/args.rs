@@ -31,7 +31,7 @@ pub(crate) enum Command {
     Restore(Box<commands::restore::RestoreArgs>),
     Check(commands::check::CheckArgs),
     Diff(commands::diff::DiffArgs),
-    Verify(commands::verify::VerifyArgs),
+    Verify(Box<commands::verify::VerifyArgs>),
     Fence(commands::fence::FenceArgs),
     List(commands::list::ListArgs),
     Log(commands::log::LogArgs),

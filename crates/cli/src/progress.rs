@@ -1,7 +1,7 @@
 //! Progress bars, one a shard, from the numbers that a job keeps.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -161,6 +161,11 @@ impl VerifyDisplay {
         Self(Display::start_with(output, &[row], move |_, _, bar| {
             let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
             let (done, total) = (load(&progress.stored_bytes), load(&progress.total_bytes));
+            let step = *progress.step.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(step) = step {
+                bar.set_message(format!("{step}, {} findings", count(load(&progress.findings))));
+                return;
+            }
             if total == 0 {
                 bar.reset_elapsed();
                 bar.set_message("looks at what there is");

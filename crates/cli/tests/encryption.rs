@@ -88,6 +88,12 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     // Wrong keys, each for what it is.
     let before = files(Path::new(&repo));
     on("laptop", &["show", "--identity", other.file()]).expect_code(25);
+    // Neither is damage: nothing is said of the objects, and no record is written.
+    for verify in [&["verify", "--identity", other.file()][..], &["verify"]] {
+        let run = on("laptop", verify).expect_code(25);
+        let error: serde_json::Value = serde_json::from_str(run.stderr.lines().last().unwrap()).unwrap();
+        assert_eq!(error["error"]["kind"], "key", "{}", run.stderr);
+    }
     on("laptop", &["show", "--identity", &path("nowhere")]).expect_code(25);
     on("laptop", &["show", "--identity-command", "exit 3"]).expect_code(25);
     on("laptop", &["show", "--trust", &"0".repeat(40)]).expect_code(26);

@@ -121,7 +121,7 @@ pub struct BackupVerdict {
     pub worst: Severity,
 }
 
-/// One step of a drill.
+/// One step of a drill or of a comparison.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrillStep {
     /// What was done.
@@ -154,6 +154,43 @@ pub struct DrillRecord {
     pub steps: Vec<DrillStep>,
 }
 
+/// One shard of a running cluster that was compared with the repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveShard {
+    /// Its slots.
+    pub slots: String,
+    /// The node that was captured.
+    pub source: String,
+    /// The history that it followed.
+    pub history: String,
+    /// The offset at which it was captured.
+    pub offset: u64,
+    /// The backup whose base the repository's side was made from.
+    pub backup: String,
+    /// How many bytes of the log were applied to it.
+    pub log_bytes: u64,
+    /// How many keys the node held.
+    pub keys: u64,
+}
+
+/// A comparison with the running cluster, measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveRecord {
+    /// The backups all of whose bases were used.
+    pub backups: Vec<String>,
+    /// When the last shard was captured, by its server's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+    /// Whether an archive brought the log to the captured offsets; if not, this run continued it.
+    pub archived: bool,
+    /// How many keys the cluster held.
+    pub keys: u64,
+    /// The shards, in the order of their slots.
+    pub shards: Vec<LiveShard>,
+    /// The steps in order.
+    pub steps: Vec<DrillStep>,
+}
+
 /// A run: how deep it went, what it looked at, what it found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyRecord {
@@ -167,6 +204,9 @@ pub struct VerifyRecord {
     pub depth: Depth,
     /// Whether it came to its end; what an interrupted one has proved counts all the same.
     pub complete: bool,
+    /// Whether it left out the depths before that one.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub only: bool,
     /// Whether it proved again what had been proved before.
     pub again: bool,
     /// How many per cent of the objects it chose at random; absent if all.
@@ -188,6 +228,9 @@ pub struct VerifyRecord {
     /// The drill, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drill: Option<DrillRecord>,
+    /// The comparison with the running cluster, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<LiveRecord>,
     /// What it found, the worst first.
     pub findings: Vec<VerifyFinding>,
 }
@@ -268,6 +311,7 @@ mod tests {
             cluster: "main".to_owned(),
             depth: Depth::Drill,
             complete: true,
+            only: false,
             again: false,
             sample_percent: Some(10),
             started_at: Timestamp::UNIX_EPOCH,
@@ -277,6 +321,7 @@ mod tests {
             oldest_proof_at: None,
             backups: vec![BackupVerdict { id: "b".to_owned(), worst: Severity::Ok }],
             drill: None,
+            live: None,
             findings: vec![finding],
         };
         assert_eq!(VerifyRecord::parse(&record.render().unwrap()).unwrap(), record);

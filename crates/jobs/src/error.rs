@@ -46,6 +46,8 @@ pub enum ErrorKind {
     Conflict,
     /// A version that can't be used here.
     Unsupported,
+    /// The old cluster may still take writes, and another would open beside it.
+    NotFenced,
     /// The user stopped it.
     Interrupted,
 }

@@ -136,7 +136,10 @@ pub async fn fold<B: ByteSource, L: ByteSource>(
             }
         }
     };
-    let outcome = outcome.map_err(|error| engine.explain(error));
+    let outcome = match outcome {
+        Ok(done) => Ok(done),
+        Err(error) => Err(engine.explain(context, error).await),
+    };
     let version = engine.version();
     engine.stop().await;
     outcome.map(|done| Folded {

@@ -17,6 +17,7 @@ pub mod export;
 pub mod fence;
 pub mod fold;
 pub mod get;
+mod guard;
 pub mod inspect;
 pub mod keys;
 pub mod link;

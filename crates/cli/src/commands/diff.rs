@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use slotkeep_jobs::diff::{Diff, DiffOptions, How, KeyDifference, Snapshot, diff};
+use slotkeep_jobs::backup::Prefer;
+use slotkeep_jobs::diff::{CaptureOptions, Diff, DiffOptions, How, KeyDifference, Snapshot, diff};
 use slotkeep_jobs::{Context, Result};
 use slotkeep_model::NodeAddr;
 use slotkeep_repo::BackupSelector;
@@ -51,7 +52,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &DiffArgs
     let context = session.context(&arguments.access)?;
     let a = snapshot(session, output, arguments, &context, &arguments.a).await?;
     let b = snapshot(session, output, arguments, &context, &arguments.b).await?;
-    let found = diff(&context, &a, &b, DiffOptions { limit: arguments.limit }).await?;
+    let found = diff(&context, &a, &b, DiffOptions::exact(arguments.limit)).await?;
     output.data(&found, render)?;
     Ok(if found.is_empty() { exit::OK } else { exit::DIFFERENT })
 }
@@ -76,10 +77,10 @@ async fn snapshot(
         let folded = Folded::make(session, output, &repository, &wanted, &arguments.engine, &spool).await?;
         return Ok(Snapshot::of_folded(&manifest.id, folded.repository, folded.manifest, folded.folder));
     };
-    let capture = Snapshot::plan(context, &[seed]).await?;
+    let capture = Snapshot::plan(context, &[seed], Prefer::Replica).await?;
     let spool = arguments.spool.clone().unwrap_or_else(std::env::temp_dir);
     let display = Display::start(output, &capture.progress);
-    let taken = Snapshot::of_cluster(context, &capture, &spool, arguments.jobs).await;
+    let taken = Snapshot::of_cluster(context, &capture, &CaptureOptions::new(&spool, arguments.jobs)).await;
     display.finish().await;
     taken
 }

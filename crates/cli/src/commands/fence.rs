@@ -1,16 +1,17 @@
 //! `slotkeep fence`
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use slotkeep_format::FenceRecord;
-use slotkeep_jobs::fence::{Action, NodeState, Outcome, Plan, Writes, members};
+use slotkeep_jobs::fence::{Action, LogReach, NodeState, Outcome, Plan, Writes, await_log, members};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::{Problem, RepoError, Repository};
 
-use crate::args::{ClusterArgs, RepoArgs};
+use crate::args::{ClusterArgs, RepoArgs, span};
 use crate::exit;
-use crate::output::{Output, table, table_text};
+use crate::output::{Output, seconds, table, table_text};
 use crate::session::Session;
 
 /// Keep a cluster from taking writes, for instance before another takes its place
@@ -40,6 +41,10 @@ pub(crate) struct FenceArgs {
     /// Write the fence to the nodes' configuration files, so that it survives their restart
     #[arg(long)]
     persist: bool,
+    /// When every node refuses writes: wait until the log in the repository holds all that they have accepted, at most so long, and say how
+    /// to restore exactly that; `slotkeep archive` has to run
+    #[arg(long, value_name = "TIME", value_parser = span, conflicts_with_all = ["undo", "shutdown", "dry_run"])]
+    await_log: Option<Duration>,
     /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -66,11 +71,16 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &FenceArg
             .hint("look at what would be done with --dry-run, then add --yes"));
     }
     let (context, seeds) = session.cluster(&arguments.cluster)?;
+    let kept = match arguments.await_log {
+        // Before anything is fenced: without a repository there is nothing to wait for.
+        Some(limit) => Some((session.repository(&arguments.repo).await?, limit)),
+        None => None,
+    };
     let memory = Memory::open(session, arguments, action).await?;
     let before = memory.read().await?;
     let members = members(&context, &seeds, before.as_ref()).await?;
     let plan = Plan::make(&context, action, members, before).await?;
-    let outcome = if arguments.dry_run || action == Action::Status {
+    let mut outcome = if arguments.dry_run || action == Action::Status {
         Outcome { dry_run: arguments.dry_run, ..plan.preview() }
     } else {
         if let Some(record) = plan.record(&context)? {
@@ -82,7 +92,15 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &FenceArg
         }
         outcome
     };
+    let is_fenced = outcome.open().next().is_none();
+    if let Some(((repository, cluster), limit)) = kept.as_ref().filter(|_| is_fenced) {
+        output.note("Every node refuses writes; waiting for the log…");
+        outcome.log = Some(await_log(&context, (repository, cluster), &outcome.nodes, *limit).await?);
+    }
     output.data(&outcome, render)?;
+    if let Some(log) = outcome.log.as_ref().filter(|log| !log.complete) {
+        return Err(behind(log));
+    }
     let unfinished = match action {
         Action::Undo => {
             outcome.nodes.iter().any(|node| matches!(node.writes, Writes::Fenced | Writes::Unknown))
@@ -90,6 +108,21 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &FenceArg
         _ => outcome.open().next().is_some(),
     };
     Ok(if unfinished && !arguments.dry_run { exit::NOT_FENCED } else { exit::OK })
+}
+
+fn behind(log: &LogReach) -> Error {
+    let shards = log.behind().map(|shard| match shard.kept {
+        Some(kept) => {
+            format!("slots {} lack {} bytes", shard.slots, shard.offset.saturating_sub(kept))
+        }
+        None => format!("of slots {} it holds nothing that leads there", shard.slots),
+    });
+    let shards: Vec<String> = shards.collect();
+    Error::new(
+        ErrorKind::Gap,
+        format!("the log in the repository does not hold every write that was accepted: {}", shards.join(", ")),
+    )
+    .hint("the fence stays: see to it that `slotkeep archive` runs and run this again, take `slotkeep backup --type incremental`, or let the old cluster go on with `slotkeep fence --undo`")
 }
 
 /// Where it is kept what was set before.
@@ -173,7 +206,19 @@ fn render(outcome: &Outcome) -> String {
             node.remark.clone().unwrap_or_default(),
         ]);
     }
-    format!("{}\n\n{}", table_text(&rows), closing(outcome))
+    let log = outcome.log.as_ref().map(|log| format!("\n{}", log_text(log))).unwrap_or_default();
+    format!("{}\n\n{}{log}", table_text(&rows), closing(outcome))
+}
+
+fn log_text(log: &LogReach) -> String {
+    if !log.complete {
+        return "The log in the repository does not hold every write that they accepted.".to_owned();
+    }
+    format!(
+        "The log in the repository holds every write that they accepted (after {}). To restore exactly that:\n--at-offset {}",
+        seconds(Duration::from_millis(log.waited_ms)),
+        log.at_offset
+    )
 }
 
 fn writes(node: &NodeState, outcome: &Outcome) -> &'static str {

@@ -151,15 +151,28 @@ async fn records(repository: &Repository, cluster: &str) -> Result<Vec<VerifyRec
     Ok(records)
 }
 
+/// How deep a verification looked at a backup; nothing if it did not. A drill restores one backup, and a running cluster is compared with
+/// the newest bases: of the others they say what the depths before them say.
+fn depth_of(id: &str, record: &VerifyRecord) -> Option<Depth> {
+    let is_live = record.live.as_ref().is_some_and(|live| live.backups.iter().any(|backup| backup == id));
+    let is_drilled = record.drill.as_ref().is_some_and(|drill| drill.backup == id);
+    match (is_live, is_drilled) {
+        (true, _) => Some(Depth::Live),
+        (_, true) => Some(Depth::Drill),
+        _ if record.only && record.depth > Depth::Chain => None,
+        _ => Some(record.depth.min(Depth::Chain)),
+    }
+}
+
 /// What is known of a backup: the newest bad news, if the last word is bad; else the deepest proof, and of those the newest.
 fn proved(id: &str, records: &[VerifyRecord]) -> Option<Proved> {
     let mut known: Vec<Proved> = Vec::new();
     for record in records {
         let Some(verdict) = record.backups.iter().find(|verdict| verdict.id == id) else { continue };
-        // A drill restores one backup; of the others it says what the depth before it says.
+        let Some(depth) = depth_of(id, record) else { continue };
         let drill = record.drill.as_ref().filter(|drill| drill.backup == id);
         known.push(Proved {
-            depth: if drill.is_some() { record.depth } else { record.depth.min(Depth::Chain) },
+            depth,
             worst: verdict.worst,
             at: record.finished_at,
             sample_percent: record.sample_percent,

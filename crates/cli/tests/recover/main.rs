@@ -22,3 +22,4 @@ mod exact;
 mod failover;
 mod moves;
 mod recorder;
+mod takeover;

@@ -85,7 +85,9 @@ impl Bench {
         let folder = self.path(name);
         let nodes = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let fixed = ["restore", "--to-dir", folder.to_str().unwrap(), "--nodes", &nodes];
-        self.slotkeep(&[&fixed[..], options].concat())
+        // Most clusters live on, to be compared with.
+        let beside = if options.contains(&"--start") { &["--beside-old"][..] } else { &[] };
+        self.slotkeep(&[&fixed[..], options, beside].concat())
     }
 
     /// Restores to `name` and starts the nodes with that server.

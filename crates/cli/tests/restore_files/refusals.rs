@@ -55,7 +55,10 @@ fn wrong_inputs_are_refused_before_anything_is_written() {
     );
     let program = cluster.server().program().to_str().unwrap();
     let taken: Vec<SocketAddr> = cluster.nodes().iter().map(slotkeep_testkit::Node::addr).collect();
-    refuse(&taken, &["--start", "--server", program], 2, "can't be started here");
+    refuse(&taken, &["--start", "--server", program], 31, "is the address of a node of the old cluster");
+    let busy = std::net::TcpListener::bind(nodes[1]).unwrap();
+    refuse(&nodes, &["--start", "--server", program], 2, "can't be started here");
+    drop(busy);
 
     let report = bench.restore("new", &nodes, &["--dry-run"]).json();
     assert_eq!(report["dry_run"], true);

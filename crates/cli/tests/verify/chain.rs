@@ -93,7 +93,7 @@ fn backup(cluster: &Cluster, folder: &TempDir) {
 }
 
 /// Writes the segment that holds those bytes again, with others in their place: whole by all its checksums.
-async fn forge(repo: &std::path::Path, from: &[u8], to: &[u8]) {
+pub(crate) async fn forge(repo: &std::path::Path, from: &[u8], to: &[u8]) {
     let repository = Repository::open(&Location::Folder(repo.to_owned())).await.unwrap();
     for history in repository.histories("main").await.unwrap() {
         for segment in repository.segments("main", &history).await.unwrap() {

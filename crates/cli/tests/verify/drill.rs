@@ -1,9 +1,12 @@
 //! A drill restores the cluster here, compares it, writes to it and fails it over; nothing of it stays.
 
 use std::fs;
+use std::time::Duration;
+
+use slotkeep_testkit::deadline::{NotYet, wait_for};
 
 use crate::chain::Archived;
-use crate::common::{server, slotkeep};
+use crate::common::{command, server, slotkeep};
 use crate::harness::Bench;
 
 #[test]
@@ -78,20 +81,29 @@ fn the_users_own_checks_are_run() {
     }
 }
 
-/// No folder of a drill, and no server that runs in one.
-fn nothing_stays(spool: &std::path::Path) {
-    let left: Vec<String> = fs::read_dir(spool)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .filter(|name| name.starts_with("slotkeep-"))
-        .collect();
-    assert_eq!(left, Vec::<String>::new());
+/// Folders of a drill, and servers that run in one.
+fn left(spool: &std::path::Path) -> Vec<String> {
+    let folders = fs::read_dir(spool).unwrap();
+    let names = folders.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    let mut left: Vec<String> = names.filter(|name| name.starts_with("slotkeep-")).collect();
     let spool = spool.to_string_lossy().into_owned();
     for entry in fs::read_dir("/proc").unwrap() {
-        let command = fs::read(entry.unwrap().path().join("cmdline")).unwrap_or_default();
+        // Its title has its addresses alone.
+        let place = entry.unwrap().path();
+        let folder = fs::read_link(place.join("cwd")).unwrap_or_default().to_string_lossy().into_owned();
+        let command = fs::read(place.join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).into_owned();
-        assert!(!(command.contains("slotkeep-drill-") && command.contains(&spool)), "{command}");
+        if (command.contains("slotkeep-drill-") || folder.contains("slotkeep-drill-"))
+            && (command.contains(&spool) || folder.contains(&spool))
+        {
+            left.push(command);
+        }
     }
+    left
+}
+
+fn nothing_stays(spool: &std::path::Path) {
+    assert_eq!(left(spool), Vec::<String>::new());
 }
 
 #[test]
@@ -121,4 +133,33 @@ fn what_does_not_restore_is_a_finding() {
         run.stdout
     );
     nothing_stays(folder.path());
+}
+
+#[test]
+fn a_drill_that_is_killed_leaves_no_server_behind() {
+    let bench = Bench::new();
+    let stock = server("valkey-9.1");
+    let scripts = bench.path("scripts");
+    fs::create_dir(&scripts).unwrap();
+    let (reached, script) = (bench.path("reached"), scripts.join("wait"));
+    // As long as the file is there.
+    let text =
+        format!("#!/bin/sh\ntouch '{0}'\nwhile [ -e '{0}' ]; do sleep 0.05; done\n", reached.display());
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = command();
+    command.args(["verify", "--depth", "drill", "--only", "--quiet", "--repo", &bench.text()]);
+    command.arg("--server").arg(stock.program()).arg("--checks").arg(&scripts);
+    command.args(["--backup", &bench.backup_ids()[1], "--spool"]).arg(bench.path(""));
+    let mut drill = command.spawn().unwrap();
+    let wait = |what: &str, holds: &dyn Fn() -> bool| {
+        wait_for(Duration::from_secs(30), what, || if holds() { Ok(()) } else { Err(NotYet::because("no")) })
+            .unwrap();
+    };
+    wait("the drill's own checks", &|| reached.exists());
+    assert!(left(&bench.path("")).iter().any(|found| found.contains("valkey-server")), "servers run");
+    drill.kill().unwrap();
+    drill.wait().unwrap();
+    fs::remove_file(&reached).unwrap();
+    wait("the servers and the folder to go", &|| left(&bench.path("")).is_empty());
 }

@@ -109,12 +109,14 @@ pub(crate) fn options(depth: Depth) -> VerifyOptions {
     VerifyOptions {
         cluster: "main".to_owned(),
         depth,
+        only: false,
         again: false,
         sample_percent: None,
         jobs: 2,
         engine: EngineOptions::default(),
         spool: std::env::temp_dir(),
         drill: DrillOptions { point: None, server: None, checks: None },
+        live: None,
     }
 }
 

@@ -15,5 +15,6 @@ mod chain;
 mod command;
 mod drill;
 mod harness;
+mod live;
 mod sweep;
 mod wrong;

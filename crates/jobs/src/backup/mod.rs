@@ -6,6 +6,7 @@
 
 pub(crate) mod base;
 pub(crate) mod commit;
+mod continuation;
 mod interpret;
 pub(crate) mod pipeline;
 mod plan;
@@ -21,6 +22,7 @@ use slotkeep_model::{NodeAddr, Shard};
 use slotkeep_repo::Repository;
 use tokio::sync::Notify;
 
+pub(crate) use continuation::Continuation;
 pub(crate) use interpret::{HASH_VERSION, Interpreter, NotUnderstood};
 pub(crate) use plan::plan_shard;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};

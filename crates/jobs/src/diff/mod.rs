@@ -6,14 +6,14 @@
 
 mod snapshot;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use futures::StreamExt;
 use serde::Serialize;
-use slotkeep_model::{DatasetDigest, Slot, SlotSet, TimestampMs};
+use slotkeep_model::{DatasetDigest, Product, ServerVersion, Slot, SlotSet, TimestampMs};
 use slotkeep_rdb::LogicalType;
 
-pub use snapshot::Snapshot;
+pub use snapshot::{Capture, CaptureOptions, Snapshot};
 
 use crate::value::quoted;
 use crate::{Context, Error, Result};
@@ -28,6 +28,26 @@ const BASES_AT_A_TIME: usize = 4;
 pub struct DiffOptions {
     /// The most keys to name; no more slots are opened once there are so many.
     pub limit: usize,
+    /// By how much expiry times may be apart without counting as a difference, in ms. 0 but where a log is compared that tells only for
+    /// how long keys shall live ([`expiry_slack_ms`]).
+    pub expiry_slack_ms: i64,
+}
+
+impl DiffOptions {
+    /// Exactly, naming at most so many keys.
+    pub const fn exact(limit: usize) -> Self {
+        Self { limit, expiry_slack_ms: 0 }
+    }
+}
+
+/// Redis before 7.0 passes on for how long a key shall live (`SET … PX`, `EXPIRE`): each replica counts from when it receives that, and
+/// from the log the moment is known as exactly as the server's clock was asked.
+const RELATIVE_EXPIRY_SLACK_MS: i64 = 5_000;
+
+/// By how much expiry times may be apart that come from the log of that server, in ms.
+pub(crate) fn expiry_slack_ms(server: Option<ServerVersion>) -> i64 {
+    let is_relative = server.is_some_and(|server| server.product == Product::Redis && server.major < 7);
+    if is_relative { RELATIVE_EXPIRY_SLACK_MS } else { 0 }
 }
 
 /// What differs.
@@ -129,17 +149,26 @@ async fn compare(a: &Snapshot, b: &Snapshot, options: DiffOptions) -> Result<Dif
     let at = a.moment().max(b.moment());
     let (digest_a, digest_b) = (digest_at(a, at).await?, digest_at(b, at).await?);
     let differing = digest_a.differing_slots(&digest_b);
-    let mut keys = Vec::new();
+    let mut keys: Vec<KeyDifference> = Vec::new();
     let mut limited = false;
+    // Slots whose keys differ by more than what may be.
+    let mut slots_left = differing.clone();
     for slots in batches(&differing, &digest_a, &digest_b) {
         if keys.len() >= options.limit {
             limited = true;
             break;
         }
-        keys.extend(compare_slots(a, b, &slots, at).await?);
+        let found = compare_slots(a, b, &slots, (at, options.expiry_slack_ms)).await?;
+        if options.expiry_slack_ms > 0 {
+            let named: BTreeSet<u16> = found.iter().map(|key| key.slot).collect();
+            let stays = |slot: &Slot| !slots.contains(*slot) || named.contains(&slot.number());
+            slots_left = slots_left.iter().filter(stays).collect();
+        }
+        keys.extend(found);
     }
     limited |= keys.len() > options.limit;
     keys.truncate(options.limit);
+    let differing = slots_left;
     Ok(Diff {
         a: summary(a, &digest_a),
         b: summary(b, &digest_b),
@@ -207,6 +236,7 @@ struct Facts {
 
 type Keys = HashMap<(u32, Vec<u8>), Facts>;
 
+/// The keys of those slots that had not expired at that moment.
 async fn keys_of(snapshot: &Snapshot, slots: &SlotSet, at: TimestampMs) -> Result<Keys> {
     let mut keys = Keys::new();
     for base in snapshot.bases()? {
@@ -233,28 +263,44 @@ async fn compare_slots(
     a: &Snapshot,
     b: &Snapshot,
     slots: &SlotSet,
-    at: TimestampMs,
+    (at, slack_ms): (TimestampMs, i64),
 ) -> Result<Vec<KeyDifference>> {
-    let mut in_a = keys_of(a, slots, at).await?;
-    let in_b = keys_of(b, slots, at).await?;
+    let early = TimestampMs(at.0.saturating_sub(slack_ms));
+    let late_ms = at.0.saturating_add(slack_ms);
+    let mut in_a = keys_of(a, slots, early).await?;
+    let in_b = keys_of(b, slots, early).await?;
     let mut differences = Vec::new();
     let mut differs = |(database, key): (u32, Vec<u8>), slot: Slot, how| {
         differences.push(KeyDifference { key: quoted(&key), database, slot: slot.number(), how });
     };
+    // On the other side it may have expired already.
+    let may_be_gone = |facts: &Facts| facts.expiry_ms.is_some_and(|expiry_ms| expiry_ms <= late_ms);
     for (key, facts_b) in in_b {
         match in_a.remove(&key) {
+            None if may_be_gone(&facts_b) => {}
             None => differs(key, facts_b.slot, How::OnlyInB),
-            Some(facts_a) if facts_a.hash == facts_b.hash => {}
+            Some(facts_a) if facts_a.hash == facts_b.hash || facts_a.nearly(&facts_b, slack_ms) => {}
             Some(facts_a) => differs(key, facts_b.slot, how(&facts_a, &facts_b)),
         }
     }
     for (key, facts) in in_a {
-        differs(key, facts.slot, How::OnlyInA);
+        if !may_be_gone(&facts) {
+            differs(key, facts.slot, How::OnlyInA);
+        }
     }
     differences.sort_by(|one, other| {
         (one.slot, one.database, &one.key).cmp(&(other.slot, other.database, &other.key))
     });
     Ok(differences)
+}
+
+impl Facts {
+    /// Whether the other is the same but for an expiry at most so far away.
+    fn nearly(&self, other: &Self, slack_ms: i64) -> bool {
+        let apart = self.expiry_ms.zip(other.expiry_ms).map(|(one, other)| one.abs_diff(other));
+        (self.logical, self.value) == (other.logical, other.value)
+            && apart.is_some_and(|apart_ms| apart_ms <= slack_ms.unsigned_abs())
+    }
 }
 
 fn how(a: &Facts, b: &Facts) -> How {
@@ -272,6 +318,26 @@ fn how(a: &Facts, b: &Facts) -> How {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn expiry_times_may_be_apart_only_where_the_log_does_not_tell_them() {
+        let facts = |value, expiry_ms| Facts {
+            slot: Slot::new(0).unwrap(),
+            logical: LogicalType::String,
+            value,
+            expiry_ms,
+            hash: 0,
+        };
+        let one = facts(1, Some(10_000));
+        assert!(one.nearly(&facts(1, Some(12_000)), 5_000) && one.nearly(&facts(1, Some(5_000)), 5_000));
+        assert!(!one.nearly(&facts(1, Some(15_001)), 5_000), "too far");
+        assert!(!one.nearly(&facts(2, Some(10_000)), 5_000), "another value");
+        assert!(!one.nearly(&facts(1, None), 5_000) && !one.nearly(&facts(1, Some(10_001)), 0));
+        let version = |product, text| ServerVersion::parse(product, text);
+        assert_eq!(expiry_slack_ms(version(Product::Redis, "6.2.19")), 5_000);
+        assert_eq!(expiry_slack_ms(version(Product::Redis, "7.0.15")), 0);
+        assert_eq!(expiry_slack_ms(version(Product::Valkey, "7.2.9")), 0);
+    }
 
     #[test]
     fn slots_are_compared_in_groups_that_fit_into_memory() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use slotkeep_format::Manifest;
 use slotkeep_model::{NodeAddr, TimestampMs};
-use slotkeep_repo::{Location, Repository};
+use slotkeep_repo::{Location, OpenOptions, RateLimit, Repository};
 use tempfile::TempDir;
 
 use crate::archive::SealPolicy;
@@ -28,9 +28,30 @@ pub struct Snapshot {
 
 /// A running cluster that is about to be captured.
 pub struct Capture {
-    plan: BackupPlan,
+    pub(crate) plan: BackupPlan,
+    prefer: Prefer,
     /// The progress of each shard.
     pub progress: Vec<Arc<ShardProgress>>,
+}
+
+/// How a running cluster is captured.
+#[derive(Clone, Debug)]
+pub struct CaptureOptions<'a> {
+    /// The folder in which the temporary one is made.
+    pub spool: &'a Path,
+    /// At most so many shards at a time.
+    pub jobs: usize,
+    /// At most so many shards at a time from nodes of one host.
+    pub jobs_per_host: usize,
+    /// A limit on what is written a second, and so on what is taken from the servers.
+    pub limit: Option<RateLimit>,
+}
+
+impl<'a> CaptureOptions<'a> {
+    /// As fast as `jobs` shards at a time are, wherever their nodes are.
+    pub const fn new(spool: &'a Path, jobs: usize) -> Self {
+        Self { spool, jobs, jobs_per_host: jobs, limit: None }
+    }
 }
 
 impl Snapshot {
@@ -45,32 +66,33 @@ impl Snapshot {
     }
 
     /// Looks at a running cluster, to be captured.
-    pub async fn plan(context: &Context, seeds: &[NodeAddr]) -> Result<Capture> {
+    pub async fn plan(context: &Context, seeds: &[NodeAddr], prefer: Prefer) -> Result<Capture> {
         let discovery = discover(context, seeds).await?;
-        let plan = plan(context, discovery, Prefer::Replica, false).await?;
+        let plan = plan(context, discovery, prefer, false).await?;
         let name =
             |shard: &crate::backup::ShardPlan| ShardProgress::new(format!("slots {}", shard.shard.slots));
-        Ok(Capture { progress: plan.shards.iter().map(name).collect(), plan })
+        Ok(Capture { progress: plan.shards.iter().map(name).collect(), plan, prefer })
     }
 
-    /// Captures a running cluster into a temporary folder below `spool`, which is removed with the snapshot.
-    pub async fn of_cluster(context: &Context, capture: &Capture, spool: &Path, jobs: usize) -> Result<Self> {
+    /// Captures a running cluster into a temporary folder, which is removed with the snapshot.
+    pub async fn of_cluster(context: &Context, capture: &Capture, how: &CaptureOptions<'_>) -> Result<Self> {
         let folder =
-            tempfile::Builder::new().prefix("slotkeep-diff-").tempdir_in(spool).map_err(|error| {
+            tempfile::Builder::new().prefix("slotkeep-diff-").tempdir_in(how.spool).map_err(|error| {
                 Error::new(
                     ErrorKind::Failed,
-                    format!("can't make a temporary folder in {}: {error}", spool.display()),
+                    format!("can't make a temporary folder in {}: {error}", how.spool.display()),
                 )
                 .hint("name a folder with enough space: --spool DIR")
             })?;
         let location = Location::Folder(folder.path().to_owned());
         let id = random_hex(&*context.rng, 32)?;
-        let repository = Repository::init(&location, id, context.clock.now()).await?;
+        let limited = OpenOptions { limit: how.limit.clone(), ..OpenOptions::default() };
+        let repository = Repository::init_with(&location, id, context.clock.now(), &limited).await?;
         let options = BackupOptions {
             cluster: "cluster".to_owned(),
-            jobs,
-            jobs_per_host: jobs,
-            prefer: Prefer::Replica,
+            jobs: how.jobs,
+            jobs_per_host: how.jobs_per_host,
+            prefer: capture.prefer,
             include_secrets: false,
             cut: None,
             spool: folder.path().join("spool"),
@@ -85,6 +107,11 @@ impl Snapshot {
     /// What it is.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where its bases are.
+    pub(crate) const fn repository(&self) -> &Repository {
+        &self.repository
     }
 
     /// The backup's manifest, or that of the capture.

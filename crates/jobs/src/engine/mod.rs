@@ -1,12 +1,11 @@
 //! A stock server that runs privately: it follows a link of ours and is asked over its socket file.
 //!
 //! Invariants: nobody but us reaches it (no port, a socket file in a folder of its own, a configuration file that only its owner
-//! reads); it dies with us, however we end (`guard`); it never writes its dataset to a disk, evicts nothing, and expires nothing
+//! reads); it dies with us, however we end ([`guard`](crate::guard)); it never writes its dataset to a disk, evicts nothing, and expires nothing
 //! while it follows.
 
 mod choose;
 mod conf;
-mod guard;
 
 pub use choose::{EngineNeeds, EngineOptions, choose_engine};
 
@@ -26,16 +25,18 @@ use slotkeep_wire::resp::Command;
 use tempfile::TempDir;
 use tokio::process::Child;
 
+use crate::guard::{Guard, Guarded};
 use crate::net::{Connection, Connector, ConnectorOptions};
 use crate::stock_server::{StockServer, last_lines};
 use crate::{Context, Error, ErrorKind, Result};
-use guard::Guard;
 
 const SOCKET_FILE: &str = "engine.sock";
 const CONFIG_FILE: &str = "engine.conf";
 const LOG_FILE: &str = "engine.log";
 /// The longest path of a socket file on every system (`sun_path`, less its final zero).
 const SOCKET_PATH_LIMIT_BYTES: usize = 103;
+/// How long after its connections have broken an engine may seem to live.
+const DYING: Duration = Duration::from_millis(300);
 /// How often the engine is asked how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -98,7 +99,14 @@ impl Engine {
         let errors = log.try_clone().map_err(failed)?;
         let guard = Guard::start(folder.path()).map_err(failed)?;
         let child = guard
-            .spawn(&server.program, &config_file, folder.path(), Stdio::from(log), Stdio::from(errors))
+            .spawn(Guarded {
+                program: &server.program,
+                config_file: &config_file,
+                folder: folder.path(),
+                output: Stdio::from(log),
+                errors: Stdio::from(errors),
+                ends_with_handle: true,
+            })
             .await
             .map_err(|error| {
                 Error::new(ErrorKind::Failed, format!("can't start {}: {error}", server.program.display()))
@@ -136,9 +144,10 @@ impl Engine {
     }
 
     /// The same error, with what the engine's log says about it if its process has ended or it gave the link up.
-    pub fn explain(&mut self, error: Error) -> Error {
-        match self.child.try_wait() {
-            Ok(Some(status)) => self.death(&status.to_string()),
+    pub async fn explain(&mut self, context: &Context, error: Error) -> Error {
+        // The connections of a process that ends break before its end is told.
+        match context.within(DYING, self.child.wait()).await {
+            Some(Ok(status)) => self.death(&status.to_string()),
             _ if error.kind() == ErrorKind::Failed => error.context(format!(
                 "the log of the engine, {}, ends with\n{}\nbecause",
                 self.version,

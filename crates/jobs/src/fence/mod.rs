@@ -4,7 +4,9 @@
 //! primaries, so that one promoted meanwhile is fenced too; what can't be reached is named, never passed over; running twice changes
 //! nothing the second time.
 
+mod log;
 mod node;
+mod old;
 
 use futures::StreamExt;
 use serde::Serialize;
@@ -12,7 +14,9 @@ use slotkeep_format::FenceRecord;
 use slotkeep_format::fence::FENCE_VERSION;
 use slotkeep_model::{NodeAddr, NodeId, Role, SlotSet};
 
+pub use log::{LogReach, ShardLog, await_log};
 pub use node::Writes;
+pub use old::{OldCluster, OldNodes};
 
 use crate::backup::new_backup_id;
 use crate::discover::{Discovery, discover};
@@ -90,6 +94,9 @@ pub struct Outcome {
     pub nodes: Vec<NodeState>,
     /// Whether nothing was done because only the plan was asked for.
     pub dry_run: bool,
+    /// How far the log in the repository is, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogReach>,
 }
 
 impl Outcome {
@@ -213,7 +220,7 @@ impl Plan {
                 };
             state
         });
-        Outcome { action: self.action, nodes: nodes.collect(), dry_run: true }
+        Outcome { action: self.action, nodes: nodes.collect(), dry_run: true, log: None }
     }
 
     /// Does it. What [`Plan::record`] gives must have been written down. Gives what is to be written down after undoing as well.
@@ -255,7 +262,7 @@ impl Plan {
             }
             _ => None,
         };
-        Ok((Outcome { action, nodes, dry_run: false }, left))
+        Ok((Outcome { action, nodes, dry_run: false, log: None }, left))
     }
 }
 

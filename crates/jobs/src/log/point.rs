@@ -62,7 +62,7 @@ pub struct Point {
 }
 
 /// Where one shard is to be brought back to.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct ShardPoint {
     /// Its slots.
     #[serde(serialize_with = "as_text")]
@@ -247,7 +247,9 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
     order_moves(past, &mut planned, moment_ms).await?;
     let mut shards = Vec::new();
     for shard in &planned {
-        shards.push(shard_point(past, shard.state, &shard.path, &shard.cut).await?);
+        let (point, number) = shard_point(past, &shard.state.slots, &shard.path, &shard.cut).await?;
+        let (importing, migrating) = (shard.state.importing.clone(), shard.state.migrating.clone());
+        shards.push((ShardPoint { importing, migrating, ..point }, number));
     }
     if let Some((_, place)) = places.iter().enumerate().find(|(number, _)| !used.contains(number)) {
         let what = format!("history {} belongs to no shard of the cluster as it was at {at}", place.history);
@@ -273,14 +275,16 @@ fn path_through(past: &Past, place: &Place, history: &slotkeep_model::ReplId) ->
     if main.holds(place) { main } else { past.chain.path(&place.history) }
 }
 
-async fn shard_point(
-    past: &Past,
-    state: &slotkeep_format::ShardState,
-    path: &Path,
-    cut: &Cut,
-) -> Result<(ShardPoint, usize)> {
+/// The way to a place at which a shard was found, and the number of the base that it begins from. Fails with [`ErrorKind::Gap`] if the log
+/// does not lead there.
+pub(crate) async fn way_to(past: &Past, slots: &SlotSet, place: &Place) -> Result<(ShardPoint, usize)> {
+    let cut = Cut { offset: place.offset, may_lack_ms: None, from_ms: None };
+    shard_point(past, slots, &past.chain.path(&place.history), &cut).await
+}
+
+async fn shard_point(past: &Past, slots: &SlotSet, path: &Path, cut: &Cut) -> Result<(ShardPoint, usize)> {
     let (base, log) =
-        past.chain.route(path, cut.offset).map_err(|missing| no_route(&state.slots, cut.offset, &missing))?;
+        past.chain.route(path, cut.offset).map_err(|missing| no_route(slots, cut.offset, &missing))?;
     let number = base.number;
     let (manifest, record) = past
         .base(number)
@@ -289,9 +293,9 @@ async fn shard_point(
     let log = if is_idle(past, &log).await? { vec![] } else { log };
     let written = Times::on(past, path).written(cut.offset).await?;
     let point = ShardPoint {
-        slots: state.slots.clone(),
-        importing: state.importing.clone(),
-        migrating: state.migrating.clone(),
+        slots: slots.clone(),
+        importing: SlotSet::default(),
+        migrating: SlotSet::default(),
         backup: manifest.id.clone(),
         base: base.place.clone(),
         server: newest_server(past, &log).await?.max(record.server.version()),

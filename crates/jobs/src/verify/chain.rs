@@ -16,7 +16,7 @@ use super::findings::{BASE_ADVICE, finding, problem};
 use super::inventory::Inventory;
 use super::proofs::Known;
 use super::{Run, VerifyProgress};
-use crate::diff::{Diff, DiffOptions, Snapshot, diff};
+use crate::diff::{Diff, DiffOptions, Snapshot, diff, expiry_slack_ms};
 use crate::fold::FoldProgress;
 use crate::log::Past;
 use crate::log::chain::{BasePlace, Piece, Place};
@@ -130,13 +130,15 @@ impl Run<'_> {
         let target = Repository::init(&location, id, self.context.clock.now()).await?;
         let target = MergeTarget { repository: &target, cluster: &self.options.cluster, shares_bases: false };
         let point = point(manifest, before, after, link);
+        let server = point.shards.first().and_then(|shard| shard.server);
         let progress = [Arc::new(FoldProgress::new(format!("slots {}", after.slots)))];
         let source = (repository, Some(past));
         let engine = &self.options.engine;
         let merged = Box::pin(merge(self.context, source, &point, &target, engine, &progress)).await?;
         let folded = Snapshot::of_backup(target.repository.clone(), merged);
         let base = Snapshot::of_backup(repository.clone(), alone(manifest, after));
-        Box::pin(diff(self.context, &folded, &base, DiffOptions { limit: NAMED_KEYS })).await
+        let options = DiffOptions { limit: NAMED_KEYS, expiry_slack_ms: expiry_slack_ms(server) };
+        Box::pin(diff(self.context, &folded, &base, options)).await
     }
 }
 
@@ -162,7 +164,7 @@ fn links(past: &Past) -> Vec<Link> {
 }
 
 /// A manifest of one shard alone.
-fn alone(manifest: &Manifest, shard: &ShardRecord) -> Manifest {
+pub(super) fn alone(manifest: &Manifest, shard: &ShardRecord) -> Manifest {
     let missing: SlotSet = shard.slots.complement();
     Manifest {
         partial: !missing.is_empty(),
@@ -192,7 +194,7 @@ fn point(manifest: &Manifest, before: &ShardRecord, after: &ShardRecord, link: &
     Point { manifest: alone(manifest, before), at: None, shards: vec![shard] }
 }
 
-fn temporary(spool: &Path) -> Result<tempfile::TempDir> {
+pub(super) fn temporary(spool: &Path) -> Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("slotkeep-verify-").tempdir_in(spool).map_err(|error| {
         Error::new(
             ErrorKind::Failed,

@@ -1,7 +1,7 @@
 //! A drill: the cluster restored on this machine, in its recorded shape, and tried out, to prove that it restores and serves.
 //!
-//! Invariants: the nodes listen on 127.0.0.1 alone, in a folder for temporary files; whatever happens short of a kill of this process, they
-//! are stopped and the folder is removed; a drill that fails is a finding that names the step.
+//! Invariants: the nodes listen on 127.0.0.1 alone, in a folder for temporary files; whatever happens, a kill of this process included, they
+//! are ended and the folder is removed; a drill that fails is a finding that names the step.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -9,20 +9,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::process::{Pid, Signal, kill_process};
 use slotkeep_format::manifest::Manifest;
-use slotkeep_format::verify::{DrillRecord, DrillStep};
+use slotkeep_format::verify::DrillRecord;
 use slotkeep_format::{Depth, VerifyFinding};
 use slotkeep_model::{NodeAddr, Shard, SlotSet, key_slot};
 use slotkeep_repo::{Location, Repository};
 use slotkeep_wire::resp::Command;
 
-use super::Run;
 use super::checks::Checks;
 use super::findings::problem;
-use crate::diff::{Diff, DiffOptions, Snapshot, diff};
+use super::steps::Steps;
+use super::{Run, VerifyProgress};
+use crate::backup::Prefer;
+use crate::diff::{CaptureOptions, Diff, DiffOptions, Snapshot, diff};
 use crate::discover::{discover, node_report};
 use crate::fold::FoldProgress;
+use crate::guard::Guard;
 use crate::log::Past;
 use crate::log::point::{Aim, Point, resolve};
 use crate::log::windows::restorable;
@@ -30,9 +32,7 @@ use crate::merge::{MergeTarget, merge};
 use crate::net::{Connector, ConnectorOptions};
 use crate::ports::random_hex;
 use crate::progress::ShardProgress;
-use crate::restore::files::{
-    FilesOptions, Source, StartedNode, StockServer, UsersPolicy, apply, plan, start,
-};
+use crate::restore::files::{FilesOptions, Source, StockServer, UsersPolicy, apply, plan, start_guarded};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// So many keys that differ are named.
@@ -57,47 +57,13 @@ pub struct DrillOptions {
     pub checks: Option<PathBuf>,
 }
 
-/// The steps of a drill and how long each took.
-struct Steps<'a> {
-    context: &'a Context,
-    began: Duration,
-    last: Duration,
-    done: Vec<DrillStep>,
-    /// What is being done.
-    now: &'static str,
-}
-
-impl Steps<'_> {
-    fn begin(&mut self, name: &'static str) {
-        self.end();
-        self.now = name;
-    }
-
-    fn end(&mut self) {
-        let now = self.context.clock.elapsed();
-        if !self.now.is_empty() {
-            let ms = millis(now.saturating_sub(self.last));
-            self.done.push(DrillStep { name: self.now.to_owned(), ms });
-        }
-        self.last = now;
-        self.now = "";
-    }
-
-    fn since_start_ms(&self) -> u64 {
-        millis(self.context.clock.elapsed().saturating_sub(self.began))
-    }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl Run<'_> {
     /// Restores the cluster here and tries it out. What fails is a finding; the record says how far it came.
     pub(super) async fn drill(
         &mut self,
         repository: &Repository,
         options: &DrillOptions,
+        progress: &VerifyProgress,
     ) -> Result<DrillRecord> {
         let context = self.context;
         let (point, past) = match &options.point {
@@ -113,7 +79,10 @@ impl Run<'_> {
             tempfile::Builder::new().prefix("slotkeep-drill-").tempdir_in(&self.options.spool).map_err(
                 |error| Error::new(ErrorKind::Failed, format!("can't make a temporary folder: {error}")),
             )?;
-        let began = context.clock.elapsed();
+        // Declared after the folder: it ends the nodes before the folder is removed.
+        let guard = Guard::start(spool.path()).map_err(|error| {
+            Error::new(ErrorKind::Failed, format!("can't see to it that the drill's servers end: {error}"))
+        })?;
         let mut drill = Drill {
             run: self,
             repository,
@@ -121,8 +90,8 @@ impl Run<'_> {
             point: &point,
             server: &server,
             folder: spool.path().to_owned(),
-            steps: Steps { context, began, last: began, done: Vec::new(), now: "" },
-            started: Vec::new(),
+            guard: &guard,
+            steps: Steps::new(context, progress),
             checks: options.checks.as_deref().map(Checks::load).transpose()?,
             record: DrillRecord {
                 backup: point.manifest.id.clone(),
@@ -136,11 +105,11 @@ impl Run<'_> {
             },
         };
         let outcome = Box::pin(drill.all()).await;
-        drill.steps.end();
-        let (failed_in, started) = (drill.failed_in(), std::mem::take(&mut drill.started));
         let mut record = drill.record;
-        record.steps = drill.steps.done;
-        stop(&started);
+        record.steps = drill.steps.finish();
+        let failed_in = record.steps.last().map(|step| step.name.clone()).unwrap_or_default();
+        // They hold nothing that anybody needs.
+        drop(guard);
         match outcome {
             Ok(found) => self.findings.extend(found),
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Repository) => {
@@ -217,18 +186,13 @@ struct Drill<'a, 'r> {
     point: &'a Point,
     server: &'a StockServer,
     folder: PathBuf,
-    steps: Steps<'r>,
-    started: Vec<StartedNode>,
+    steps: Steps<'a>,
+    guard: &'a Guard,
     checks: Option<Checks>,
     record: DrillRecord,
 }
 
 impl Drill<'_, '_> {
-    /// The step that was under way last.
-    fn failed_in(&self) -> String {
-        self.steps.done.last().map(|step| step.name.clone()).unwrap_or_default()
-    }
-
     async fn all(&mut self) -> Result<Vec<VerifyFinding>> {
         let seeds = self.restore().await?;
         let context = here(self.run.context)?;
@@ -272,7 +236,7 @@ impl Drill<'_, '_> {
         let source = Source { repository: self.repository.clone(), past: self.past.clone() };
         apply(context, &source, &plan, &progress).await?;
         self.steps.begin("start and load");
-        self.started = start(context, &plan, self.server, |_| ()).await?;
+        start_guarded(context, &plan, self.server, self.guard).await?;
         let discovery = discover(&here(context)?, &seeds).await?;
         let (served, wanted) = (discovery.topology().covered(), self.point.manifest.topology().covered());
         if served != wanted {
@@ -284,8 +248,9 @@ impl Drill<'_, '_> {
     /// Compares every key with what bases and log give.
     async fn compare(&mut self, context: &Context, seeds: &[NodeAddr]) -> Result<Option<VerifyFinding>> {
         let spool = &self.folder;
-        let capture = Snapshot::plan(context, seeds).await?;
-        let restored = Snapshot::of_cluster(context, &capture, spool, self.run.options.jobs).await?;
+        let capture = Snapshot::plan(context, seeds, Prefer::Replica).await?;
+        let how = CaptureOptions::new(spool, self.run.options.jobs);
+        let restored = Snapshot::of_cluster(context, &capture, &how).await?;
         let kept;
         let wanted = if self.point.has_log() {
             // What the log makes of the bases, by another way than the servers' own loading.
@@ -302,8 +267,7 @@ impl Drill<'_, '_> {
         } else {
             Snapshot::of_backup(self.repository.clone(), self.point.manifest.clone())
         };
-        let found: Diff =
-            Box::pin(diff(context, &wanted, &restored, DiffOptions { limit: NAMED_KEYS })).await?;
+        let found: Diff = Box::pin(diff(context, &wanted, &restored, DiffOptions::exact(NAMED_KEYS))).await?;
         self.record.keys = found.b.keys;
         if found.is_empty() {
             return Ok(None);
@@ -427,15 +391,4 @@ fn key_in(context: &Context, slots: &SlotSet) -> Result<String> {
     let keys = (0..300_000_u32).map(|number| format!("slotkeep:drill:{stem}:{number}"));
     let fitting = keys.into_iter().find(|key| slots.contains(key_slot(key.as_bytes())));
     fitting.ok_or_else(|| Error::new(ErrorKind::Failed, format!("no key was found for the slots {slots}")))
-}
-
-/// Ends the nodes. They hold nothing that anybody needs.
-fn stop(started: &[StartedNode]) {
-    for node in started {
-        let pid = i32::try_from(node.pid).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            // Ended already: all the better.
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    }
 }

@@ -328,7 +328,8 @@ pub(super) fn verdicts(inventory: &Inventory, findings: &[VerifyFinding]) -> Vec
     }
     let of_path = |path: &str| worst.get(path).copied().unwrap_or(Severity::Ok);
     let verdict = |backup: &Backup| {
-        let mut paths = vec![of_path(&backup.path), of_path(layout::REPOSITORY_FILE)];
+        // A drill's findings name the backup itself.
+        let mut paths = vec![of_path(&backup.path), of_path(&backup.id), of_path(layout::REPOSITORY_FILE)];
         for (number, cut) in &backup.shards {
             let Some(base) = inventory.bases.get(*number) else { continue };
             paths.extend(base.record.objects().map(|object| of_path(&object.path)));

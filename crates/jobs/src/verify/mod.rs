@@ -16,19 +16,21 @@ mod drill;
 mod findings;
 mod inventory;
 mod judge;
+mod live;
 mod log;
 mod object;
 mod proofs;
+mod steps;
 mod work;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use slotkeep_format::verify::{VERIFY_VERSION, VerifyTotals};
+use slotkeep_format::verify::{DrillRecord, LiveRecord, VERIFY_VERSION, VerifyTotals};
 use slotkeep_format::{Depth, VerifyFinding, VerifyRecord};
 use slotkeep_model::SlotDigest;
 use slotkeep_repo::Repository;
@@ -40,10 +42,11 @@ use crate::{Context, Error, ErrorKind, Result};
 use inventory::Inventory;
 use log::Summary;
 use object::{Looker, Outcome};
-use proofs::{Known, Ledger};
+use proofs::{Gone, Known, Ledger};
 use work::{Job, Work};
 
 pub use drill::DrillOptions;
+pub use live::LiveOptions;
 
 /// What was proved is written down at least this often.
 const FLUSH_EVERY: Duration = Duration::from_secs(30);
@@ -53,8 +56,10 @@ const FLUSH_EVERY: Duration = Duration::from_secs(30);
 pub struct VerifyOptions {
     /// The cluster's name in the repository.
     pub cluster: String,
-    /// How deep to go, down to [`Depth::Drill`].
+    /// How deep to go.
     pub depth: Depth,
+    /// Whether to leave out the depths before that one, from [`Depth::Chain`] on.
+    pub only: bool,
     /// Whether to prove again what was proved before and has not changed.
     pub again: bool,
     /// How many per cent of the objects to choose at random; all if absent.
@@ -67,6 +72,15 @@ pub struct VerifyOptions {
     pub spool: PathBuf,
     /// What to restore at [`Depth::Drill`], and with what.
     pub drill: DrillOptions,
+    /// What to compare with at [`Depth::Live`].
+    pub live: Option<LiveOptions>,
+}
+
+impl VerifyOptions {
+    /// Whether that depth is looked at.
+    fn includes(&self, depth: Depth) -> bool {
+        if self.only && self.depth >= Depth::Chain { self.depth == depth } else { self.depth >= depth }
+    }
 }
 
 /// How far a verification has come.
@@ -86,6 +100,8 @@ pub struct VerifyProgress {
     pub links: AtomicU64,
     /// Findings so far.
     pub findings: AtomicU64,
+    /// The step of a drill or of a comparison that is under way.
+    pub step: Mutex<Option<&'static str>>,
 }
 
 /// Verifies a cluster's part of a repository, and keeps the record there. Stopped, it keeps what was proved and returns
@@ -96,6 +112,8 @@ pub async fn verify(
     options: &VerifyOptions,
     progress: &Arc<VerifyProgress>,
 ) -> Result<VerifyRecord> {
+    // Without its key nothing of it can be proved, nor is anything wrong with it.
+    repository.check_reads()?;
     let id = new_backup_id(context)?;
     let started_at = context.clock.now();
     let mut inventory = context.unless_stopped(Inventory::take(repository, &options.cluster)).await?;
@@ -104,7 +122,11 @@ pub async fn verify(
     let load = Known::load(repository, &options.cluster, is_present, &mut findings);
     let (known, gone) = context.unless_stopped(load).await?;
     let known = if options.again { Known::default() } else { known };
-    let work = Work::plan(&inventory, &known, options, &id);
+    let work = if options.includes(Depth::Objects) {
+        Work::plan(&inventory, &known, options, &id)
+    } else {
+        Work::default()
+    };
     progress.total_bytes.store(work.stored_bytes, Ordering::Relaxed);
     progress.total_objects.store(work.objects, Ordering::Relaxed);
     let mut run = Run {
@@ -115,28 +137,13 @@ pub async fn verify(
         totals: work.totals,
         digests: BTreeMap::new(),
         summaries: Vec::new(),
+        drill: None,
+        live: None,
     };
-    let looker =
-        Looker { repository: repository.clone(), progress: Arc::clone(progress), depth: options.depth };
-    let outcome = run.look(&looker, work.jobs).await;
-    let judged = match outcome {
-        Ok(()) => run.judge(repository, &inventory, &known, &gone).await,
-        Err(error) => Err(error),
-    };
-    let judged = match judged {
-        Ok(()) if options.depth >= Depth::Chain => run.chain(repository, &inventory, &known, progress).await,
-        judged => judged,
-    };
-    let drilled = match judged {
-        Ok(()) if options.depth >= Depth::Drill => run.drill(repository, &options.drill).await.map(Some),
-        judged => judged.map(|()| None),
-    };
+    let what = What { repository, inventory: &inventory, known: &known, gone: &gone, progress };
+    let outcome = run.all(&what, work.jobs).await;
     run.ledger.flush().await?;
-    let (judged, drill) = match drilled {
-        Ok(drill) => (Ok(()), drill),
-        Err(error) => (Err(error), None),
-    };
-    let Run { mut findings, mut totals, .. } = run;
+    let Run { mut findings, mut totals, drill, live, .. } = run;
     totals.stored_bytes = progress.stored_bytes.load(Ordering::Relaxed);
     // Stable: among equals, the order in which they were looked at.
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -145,7 +152,8 @@ pub async fn verify(
         id,
         cluster: options.cluster.clone(),
         depth: options.depth,
-        complete: judged.is_ok(),
+        complete: outcome.is_ok(),
+        only: options.only,
         again: options.again,
         sample_percent: options.sample_percent,
         started_at,
@@ -155,10 +163,11 @@ pub async fn verify(
         oldest_proof_at: work.oldest_proof_at,
         backups: judge::verdicts(&inventory, &findings),
         drill,
+        live,
         findings,
     };
     repository.put_verification(&record).await?;
-    judged.map(|()| record)
+    outcome.map(|()| record)
 }
 
 /// A run under way.
@@ -171,9 +180,42 @@ struct Run<'a> {
     /// Of the bases that were taken apart: what their keys add up to.
     digests: BTreeMap<usize, SlotDigest>,
     summaries: Vec<Summary>,
+    drill: Option<DrillRecord>,
+    live: Option<LiveRecord>,
+}
+
+/// What is verified, and what is known of it.
+struct What<'a> {
+    repository: &'a Repository,
+    inventory: &'a Inventory,
+    known: &'a Known,
+    gone: &'a Gone,
+    progress: &'a Arc<VerifyProgress>,
 }
 
 impl Run<'_> {
+    /// Goes through the depths that are wanted.
+    async fn all(&mut self, what: &What<'_>, jobs: Vec<Job>) -> Result<()> {
+        let options = self.options;
+        let repository = what.repository;
+        if options.includes(Depth::Objects) {
+            let progress = Arc::clone(what.progress);
+            let looker = Looker { repository: repository.clone(), progress, depth: options.depth };
+            self.look(&looker, jobs).await?;
+            self.judge(repository, what.inventory, what.known, what.gone).await?;
+        }
+        if options.includes(Depth::Chain) {
+            self.chain(repository, what.inventory, what.known, what.progress).await?;
+        }
+        if options.includes(Depth::Drill) {
+            self.drill = Some(self.drill(repository, &options.drill, what.progress).await?);
+        }
+        if options.includes(Depth::Live) {
+            self.live = Some(self.live(repository, what.progress).await?);
+        }
+        Ok(())
+    }
+
     /// Looks at single objects, several at a time.
     async fn look(&mut self, looker: &Looker, jobs: Vec<Job>) -> Result<()> {
         let mut waiting = jobs.into_iter();

@@ -103,7 +103,8 @@ async fn nodes_follow_to_the_cut(name: &str) {
     let feeds: Vec<_> = feeds.collect();
     let progress: Vec<_> = feeds.iter().map(|_| ShardProgress::new(String::new())).collect();
     let program = StockServer::at(server.program()).await.unwrap();
-    let started = start_following(&place.context, &plan, &program, links, feeds, &progress, |_| ());
+    let started =
+        start_following(&place.context, &plan, &program, (links, feeds), &progress, async { Ok(()) }, |_| ());
     let started = Started(started.await.unwrap());
     assert_eq!(started.0.len(), 3);
     let after = full_backup(&place, options.nodes[0].clone()).await;

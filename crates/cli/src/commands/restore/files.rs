@@ -19,7 +19,7 @@ use slotkeep_repo::Repository;
 
 use super::RestoreArgs;
 use super::aim::{Recovery, Wanted, render as render_recovery};
-use crate::args::AccessArgs;
+use super::old::Opening;
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
 use crate::progress::ByteDisplay;
@@ -28,6 +28,7 @@ use crate::session::{Session, parse_addr};
 /// Options of a restore to data directories.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "To data directories of a new cluster")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub(crate) struct FilesArgs {
     /// Folder to make the nodes' data directories in; must not exist, or be empty
     #[arg(long, value_name = "DIR", requires = "nodes")]
@@ -51,6 +52,9 @@ pub(crate) struct FilesArgs {
     /// though from their primaries
     #[arg(long, value_name = "WAY", requires = "start", default_value = "files", hide_default_value = true)]
     via: Via,
+    /// Start them although the cluster that the backup was taken from still takes writes: to try a restore out, not to replace it
+    #[arg(long, requires = "start")]
+    beside_old: bool,
     /// File whose first line becomes the default user's password
     #[arg(long, value_name = "FILE", requires = "to_dir")]
     new_password_file: Option<PathBuf>,
@@ -92,7 +96,8 @@ pub(crate) async fn run(
     folder: &Path,
 ) -> Result<u8> {
     let files = &arguments.files;
-    let context = session.context(&AccessArgs::default())?;
+    // The new nodes' users come from the backup; this is the way to the old ones.
+    let context = session.context(arguments.live.access())?;
     let began = context.clock.elapsed();
     let server = match (&files.server, files.start) {
         (_, false) => None,
@@ -113,7 +118,9 @@ pub(crate) async fn run(
         links: links.as_ref().map(Links::addrs).unwrap_or_default(),
     };
     let plan = plan(&context, &wanted.point, &options).await?;
+    let opening = Opening::new(&context, repository, &plan.cluster, wanted, files.beside_old).await?;
     if server.is_some() {
+        opening.check(output, &options.nodes).await?;
         check_start(&context, &plan)?;
     }
     for warning in &plan.warnings {
@@ -133,9 +140,12 @@ pub(crate) async fn run(
             output.note(&format!("Starting {} ({})…", server.version, nodes_in_words(plan.nodes.len())));
             let tell = |waiting: &str| output.note(&format!("  {waiting}"));
             let started = match links {
-                None => start(&context, &plan, server, tell).await?,
+                None => {
+                    opening.check_again().await?;
+                    start(&context, &plan, server, tell).await?
+                }
                 Some(links) => {
-                    let shards = Shards { context: &context, repository, wanted };
+                    let shards = Shards { context: &context, repository, wanted, opening: &opening };
                     lead(output, &shards, &plan, server, links).await?
                 }
             };
@@ -164,6 +174,7 @@ struct Shards<'a> {
     context: &'a Context,
     repository: &'a Repository,
     wanted: &'a Wanted,
+    opening: &'a Opening<'a>,
 }
 
 /// Starts the nodes and is their primary until they have the bases, and the log behind them.
@@ -186,7 +197,9 @@ async fn lead(
     let display = ByteDisplay::start(output, &rows);
     let progress: Vec<_> = rows.into_iter().map(|(progress, _)| progress).collect();
     let tell = |waiting: &str| output.note(&format!("  {waiting}"));
-    let started = start_following(shards.context, plan, server, links, feeds, &progress, tell).await;
+    let may_open = shards.opening.check_again();
+    let following = (links, feeds);
+    let started = start_following(shards.context, plan, server, following, &progress, may_open, tell).await;
     display.finish().await;
     started
 }

@@ -59,6 +59,13 @@ pub(crate) struct LiveArgs {
     access: AccessArgs,
 }
 
+impl LiveArgs {
+    /// How to get into a cluster.
+    pub(super) const fn access(&self) -> &AccessArgs {
+        &self.access
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum OnConflictArg {
     /// Refuse a target that holds keys; stop at a key that turns up meanwhile

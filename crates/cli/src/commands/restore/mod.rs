@@ -3,6 +3,7 @@
 pub(crate) mod aim;
 mod files;
 mod live;
+mod old;
 
 use clap::Args;
 use slotkeep_jobs::Result;

@@ -4,16 +4,19 @@ mod report;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use slotkeep_format::{Depth, Severity, VerifyRecord};
-use slotkeep_jobs::verify::{DrillOptions, VerifyOptions, VerifyProgress, verify};
+use slotkeep_jobs::verify::{DrillOptions, LiveOptions, VerifyOptions, VerifyProgress, verify};
 use slotkeep_jobs::{Error, ErrorKind, Result};
+use slotkeep_model::NodeAddr;
 use slotkeep_repo::Repository;
 
+use super::backup::PreferArg;
 use super::merge::EngineArgs;
 use super::restore::aim::AimArgs;
-use crate::args::{AccessArgs, RepoArgs};
+use crate::args::{AccessArgs, ClusterArgs, RepoArgs, span};
 use crate::exit;
 use crate::output::Output;
 use crate::progress::VerifyDisplay;
@@ -21,7 +24,7 @@ use crate::session::Session;
 
 /// Prove that a repository holds what it says
 ///
-/// Each depth includes those above it. What was proved before and has not changed is not proved again, unless --again is given. Ctrl-C
+/// Each depth includes those above it, unless --only is given. What was proved before and has not changed is not proved again, unless --again is given. Ctrl-C
 /// keeps what was proved: run it again to go on. The record stays in the repository and shows in `slotkeep list`. Exits with 0 if nothing
 /// worse than notes was found, with 43 after warnings, with 42 after problems.
 #[derive(Debug, Args)]
@@ -31,6 +34,9 @@ pub(crate) struct VerifyArgs {
     /// How deep to look
     #[arg(long, value_enum, default_value_t = DepthArg::Structure)]
     depth: DepthArg,
+    /// Leave out the depths above that one (chain, drill or live)
+    #[arg(long)]
+    only: bool,
     /// Prove again what was proved before: finds bytes that have rotted on the disk since
     #[arg(long)]
     again: bool,
@@ -54,6 +60,8 @@ pub(crate) struct VerifyArgs {
     /// With --depth drill: your own checks, a file of lines such as `GET key => value`, or a folder of programs that must succeed
     #[arg(long, value_name = "FILE-OR-DIR")]
     checks: Option<PathBuf>,
+    #[command(flatten)]
+    live: LiveArgs,
     /// Write a report too: FILE.md, FILE.html or FILE.json
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -62,7 +70,24 @@ pub(crate) struct VerifyArgs {
     show: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+/// What a running cluster is compared with, and how.
+#[derive(Debug, Args)]
+struct LiveArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// With --depth live: which node to capture where there is a choice
+    #[arg(long, value_enum, default_value_t = PreferArg::Replica, help_heading = "Cluster")]
+    prefer: PreferArg,
+    /// With --depth live: most shards at a time whose nodes are on one host; each forks
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Cluster")]
+    jobs_per_host: usize,
+    /// With --depth live: how long to wait for an archive to bring the log to where the cluster was captured, before this run fetches the
+    /// log itself; 0 to fetch it at once
+    #[arg(long, value_name = "TIME", default_value = "150s", value_parser = span, help_heading = "Cluster")]
+    live_wait: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum DepthArg {
     /// Every object is there and has its length and BLAKE3
     Objects,
@@ -72,6 +97,8 @@ enum DepthArg {
     Chain,
     /// A throw-away cluster on this machine is restored, compared, written to and failed over
     Drill,
+    /// Every key of the running cluster is in the repository, exactly so, and nothing else is; the cluster takes writes meanwhile
+    Live,
 }
 
 impl From<DepthArg> for Depth {
@@ -81,12 +108,18 @@ impl From<DepthArg> for Depth {
             DepthArg::Structure => Self::Structure,
             DepthArg::Chain => Self::Chain,
             DepthArg::Drill => Self::Drill,
+            DepthArg::Live => Self::Live,
         }
     }
 }
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &VerifyArgs) -> Result<u8> {
     let format = arguments.report.as_deref().map(format_of).transpose()?;
+    if arguments.only && matches!(arguments.depth, DepthArg::Objects | DepthArg::Structure) {
+        let what =
+            "--only leaves out the depths above the one that is named, and needs one that stands alone";
+        return Err(Error::new(ErrorKind::Usage, what).hint("add --depth chain, drill or live"));
+    }
     let (repository, cluster) = session.repository(&arguments.repo).await?;
     let record = match &arguments.show {
         Some(id) => kept(&repository, &cluster, id).await?,
@@ -119,7 +152,13 @@ async fn verified(
         )
         .hint("`slotkeep list --repo …` shows what there is; --name names another cluster"));
     }
-    let context = session.context(&AccessArgs::default())?;
+    let (context, live) = match arguments.depth {
+        DepthArg::Live => {
+            let (context, seeds) = session.cluster(&arguments.live.cluster)?;
+            (context, Some(live_options(session, arguments, seeds)?))
+        }
+        _ => (session.context(&AccessArgs::default())?, None),
+    };
     let point = if arguments.aim.is_given() {
         let wanted = arguments.aim.resolve(output, &context, repository, cluster).await?;
         Some((Arc::new(wanted.point), wanted.past))
@@ -129,18 +168,30 @@ async fn verified(
     let options = VerifyOptions {
         cluster: cluster.to_owned(),
         depth: arguments.depth.into(),
+        only: arguments.only,
         again: arguments.again,
         sample_percent: arguments.sample,
         jobs: arguments.jobs,
         engine: arguments.engine.options(),
         drill: DrillOptions { point, server: arguments.server.clone(), checks: arguments.checks.clone() },
         spool: arguments.spool.clone().unwrap_or_else(std::env::temp_dir),
+        live,
     };
     let progress = Arc::new(VerifyProgress::default());
     let display = VerifyDisplay::start(output, &progress);
     let outcome = verify(&context, repository, &options, &progress).await;
     display.finish().await;
     outcome
+}
+
+fn live_options(session: &Session, arguments: &VerifyArgs, seeds: Vec<NodeAddr>) -> Result<LiveOptions> {
+    Ok(LiveOptions {
+        seeds,
+        prefer: arguments.live.prefer.into(),
+        jobs_per_host: arguments.live.jobs_per_host,
+        limit: session.open_options(&arguments.repo)?.limit,
+        wait: arguments.live.live_wait,
+    })
 }
 
 /// The record of an earlier run.

@@ -1,6 +1,6 @@
 //! A verification's record for people: on a terminal, as Markdown, as HTML.
 
-use slotkeep_format::verify::DrillRecord;
+use slotkeep_format::verify::{DrillRecord, DrillStep, LiveRecord};
 use slotkeep_format::{Severity, VerifyFinding, VerifyRecord};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 
@@ -114,12 +114,21 @@ fn summary(record: &VerifyRecord) -> String {
     }
     let drill =
         record.drill.as_ref().map(|drill| format!("\nDrill: {}.", drilled(drill))).unwrap_or_default();
+    let live = record.live.as_ref().map(|live| format!("\nLive: {}.", compared(live))).unwrap_or_default();
+    let only = if record.only { " alone" } else { "" };
+    let what = match (record.only, totals.links) {
+        (false, _) => format!("{}; {read}", parts.join(", ")),
+        (true, 0) => "Done".to_owned(),
+        (true, links) => {
+            let proved = totals.links_proved.saturating_add(totals.links_proved_before);
+            format!("{} of {} bases proved by the log", count(proved), count(links))
+        }
+    };
     format!(
-        "{} at depth {}: {}.\n{}; {read} in {}. Record {}.{drill}",
+        "{} at depth {}{only}: {}.\n{what} in {}. Record {}.{drill}{live}",
         verdict(record),
         record.depth,
         counts(record),
-        parts.join(", "),
         seconds(took(record)),
         record.id
     )
@@ -129,10 +138,27 @@ fn ms(ms: u64) -> String {
     seconds(std::time::Duration::from_millis(ms))
 }
 
+fn steps(steps: &[DrillStep]) -> String {
+    let steps: Vec<String> = steps.iter().map(|step| format!("{} {}", step.name, ms(step.ms))).collect();
+    steps.join(", ")
+}
+
+/// What a comparison with the running cluster came to, in two sentences.
+fn compared(live: &LiveRecord) -> String {
+    let log = live.shards.iter().map(|shard| shard.log_bytes).sum();
+    let at = live.at.map(|at| at.strftime(" at %Y-%m-%dT%H:%M:%S.%3fZ").to_string()).unwrap_or_default();
+    let by = if live.archived { "an archive" } else { "this run" };
+    format!(
+        "{} keys in {} captured{at}, compared with their bases and {} of log, fetched by {by}. {}",
+        count(live.keys),
+        named(live.shards.len(), "shard"),
+        bytes(log),
+        steps(&live.steps)
+    )
+}
+
 /// What a drill came to, in one sentence.
 fn drilled(drill: &DrillRecord) -> String {
-    let steps: Vec<String> =
-        drill.steps.iter().map(|step| format!("{} {}", step.name, ms(step.ms))).collect();
     let point =
         drill.at.map_or_else(|| drill.backup.clone(), |at| at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string());
     let unknown = || "?".to_owned();
@@ -143,7 +169,7 @@ fn drilled(drill: &DrillRecord) -> String {
         count(drill.keys),
         drill.rto_ms.map_or_else(unknown, ms),
         drill.rpo_ms.map_or_else(unknown, ms),
-        steps.join(", ")
+        steps(&drill.steps)
     )
 }
 
@@ -177,6 +203,7 @@ fn facts(record: &VerifyRecord, place: &str) -> Vec<(&'static str, String)> {
         ("Of those, proved in this run", count(totals.links_proved)),
         ("Of those, proved before", count(totals.links_proved_before)),
         ("Drill", record.drill.as_ref().map_or_else(|| "none".to_owned(), drilled)),
+        ("Comparison with the cluster", record.live.as_ref().map_or_else(|| "none".to_owned(), compared)),
         ("Slotkeep", record.slotkeep_version.clone()),
         ("Record", record.id.clone()),
     ]);
@@ -185,6 +212,9 @@ fn facts(record: &VerifyRecord, place: &str) -> Vec<(&'static str, String)> {
 
 fn scope(record: &VerifyRecord) -> String {
     let mut scope = String::new();
+    if record.only {
+        scope += " alone";
+    }
     if record.again {
         scope += ", everything again";
     }
@@ -303,6 +333,7 @@ mod tests {
             cluster: "main".to_owned(),
             depth: Depth::Structure,
             complete: true,
+            only: false,
             again: false,
             sample_percent: None,
             started_at: jiff::Timestamp::UNIX_EPOCH,
@@ -312,6 +343,7 @@ mod tests {
             oldest_proof_at: None,
             backups: vec![BackupVerdict { id: "b".to_owned(), worst: Severity::Problem }],
             drill: None,
+            live: None,
             findings: vec![finding],
         }
     }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::try_join_all;
+use futures::future::{try_join, try_join_all};
 use slotkeep_format::manifest::RoleRecord;
 use slotkeep_model::NodeAddr;
 use slotkeep_wire::resp::Command;
@@ -61,21 +61,22 @@ impl Links {
 }
 
 /// Starts the nodes of a plan that was made with [`Links::addrs`] and applied, leads each primary through its feed (in the order of
-/// the plan's primaries) and waits until the cluster is whole. `progress` has a row for each primary.
+/// the plan's primaries) and waits until the cluster is whole. `may_open` is awaited when all have their data and before any takes
+/// writes; if it fails, none does. `progress` has a row for each primary.
 pub async fn start_following<B: ByteSource + 'static, L: ByteSource + 'static>(
     context: &Context,
     plan: &FilesPlan,
     server: &StockServer,
-    links: Links,
-    feeds: Vec<Feed<B, L>>,
+    (links, feeds): (Links, Vec<Feed<B, L>>),
     progress: &[Arc<ShardProgress>],
+    may_open: impl Future<Output = Result<()>>,
     tell: impl FnMut(&str),
 ) -> Result<Vec<StartedNode>> {
     let context = context_for(context, plan)?;
     let mut nodes = Nodes::new(&context, plan);
     let started = async {
-        nodes.spawn(server, |node| matches!(node.role, RoleRecord::Primary))?;
-        let led = lead_all(&context, plan, links, feeds, progress);
+        nodes.spawn(server, |node| matches!(node.role, RoleRecord::Primary)).await?;
+        let led = lead_all(&context, plan, (links, feeds), progress, may_open);
         tokio::pin!(led);
         loop {
             tokio::select! {
@@ -83,7 +84,7 @@ pub async fn start_following<B: ByteSource + 'static, L: ByteSource + 'static>(
                 () = context.clock.sleep(LOOK_EVERY) => nodes.check_alive()?,
             }
         }
-        nodes.spawn(server, |node| matches!(node.role, RoleRecord::Replica))?;
+        nodes.spawn(server, |node| matches!(node.role, RoleRecord::Replica)).await?;
         nodes.wait_ready(tell).await
     };
     let started = started.await;
@@ -117,14 +118,16 @@ async fn not_led(error: Error, folder: &Path) -> Error {
 async fn lead_all<B: ByteSource + 'static, L: ByteSource + 'static>(
     context: &Context,
     plan: &FilesPlan,
-    links: Links,
-    feeds: Vec<Feed<B, L>>,
+    (links, feeds): (Links, Vec<Feed<B, L>>),
     progress: &[Arc<ShardProgress>],
+    may_open: impl Future<Output = Result<()>>,
 ) -> Result<()> {
     if feeds.len() != plan.led.len() || links.listeners.len() != plan.led.len() {
         return Err(Error::new(ErrorKind::Failed, "there is not a link and a feed for every primary"));
     }
-    let all_applied = Arc::new(Barrier::new(feeds.len()));
+    // One more than there are shards: this function, which opens the cluster.
+    let parties = feeds.len().saturating_add(1);
+    let (all_applied, opened) = (Arc::new(Barrier::new(parties)), Arc::new(Barrier::new(parties)));
     let shards = links.listeners.into_iter().zip(feeds).zip(&plan.led).zip(progress);
     // A task each, so that shards are decompressed, checked and filtered on all cores.
     let led = shards.map(|(((listener, feed), led), progress)| {
@@ -132,6 +135,7 @@ async fn lead_all<B: ByteSource + 'static, L: ByteSource + 'static>(
             context: context.clone(),
             led: led.clone(),
             all_applied: Arc::clone(&all_applied),
+            opened: Arc::clone(&opened),
             progress: Arc::clone(progress),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(shard.run(listener, feed)));
@@ -141,7 +145,13 @@ async fn lead_all<B: ByteSource + 'static, L: ByteSource + 'static>(
             })
         }
     });
-    try_join_all(led).await?;
+    let open = async {
+        all_applied.wait().await;
+        may_open.await?;
+        opened.wait().await;
+        Ok(())
+    };
+    try_join(try_join_all(led), open).await?;
     forget_leaders(context, &plan.led).await
 }
 
@@ -150,6 +160,7 @@ struct Lead {
     context: Context,
     led: LedPrimary,
     all_applied: Arc<Barrier>,
+    opened: Arc<Barrier>,
     progress: Arc<ShardProgress>,
 }
 
@@ -166,11 +177,12 @@ impl Lead {
         let sent = feed.send(&mut follower, &mut editor, &self.progress.raw_bytes).await?;
         self.progress.enter(Phase::Finishing);
         follower.wait_acknowledged(sent).await?;
-        let all_applied = async {
+        let opened = async {
             self.all_applied.wait().await;
+            self.opened.wait().await;
             Ok(())
         };
-        follower.keep_until(all_applied).await?;
+        follower.keep_until(opened).await?;
         // A primary follows nobody: it ends the link itself.
         follower.hold(take_over(&self.context, &self.led.addr)).await?;
         self.progress.enter(Phase::Done);

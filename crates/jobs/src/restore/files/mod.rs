@@ -20,6 +20,7 @@ pub use crate::stock_server::StockServer;
 pub use dataset::{DatasetLog, DatasetPlan};
 pub use follow::{Links, start_following};
 pub use plan::{FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
+pub(crate) use start::start_guarded;
 pub use start::{StartedNode, check_start, start};
 pub use users::UsersPolicy;
 pub use write::{Source, apply};

@@ -21,6 +21,7 @@ use super::conf::LOG_FILE;
 use super::plan::{FilesPlan, NodePlan};
 use super::write::failed;
 use crate::discover::{keys_of, read_info};
+use crate::guard::{Guard, Guarded};
 use crate::net::{Connector, ConnectorOptions};
 use crate::stock_server::{StockServer, last_lines};
 use crate::{Context, Error, ErrorKind, Result};
@@ -75,12 +76,19 @@ pub async fn start(
     tell: impl FnMut(&str),
 ) -> Result<Vec<StartedNode>> {
     let context = context_for(context, plan)?;
-    let mut nodes = Nodes::new(&context, plan);
-    let started = match nodes.spawn(server, |_| true) {
-        Ok(()) => nodes.wait_ready(tell).await,
-        Err(error) => Err(error),
-    };
-    nodes.all_or_none(started).await
+    Nodes::new(&context, plan).start(server, tell).await
+}
+
+/// The same for nodes that are to end with this process, however that ends, or with `guard`.
+pub(crate) async fn start_guarded(
+    context: &Context,
+    plan: &FilesPlan,
+    server: &StockServer,
+    guard: &Guard,
+) -> Result<Vec<StartedNode>> {
+    let context = context_for(context, plan)?;
+    let nodes = Nodes { guard: Some(guard), ..Nodes::new(&context, plan) };
+    nodes.start(server, |_| ()).await
 }
 
 /// The same context, with connections as the nodes of the plan want them.
@@ -113,11 +121,21 @@ pub(super) struct Nodes<'a> {
     plan: &'a FilesPlan,
     /// Those that were started, by their numbers in the plan.
     children: BTreeMap<usize, Child>,
+    /// What ends them with this process; without it they go on.
+    guard: Option<&'a Guard>,
 }
 
 impl<'a> Nodes<'a> {
     pub(super) const fn new(context: &'a Context, plan: &'a FilesPlan) -> Self {
-        Self { context, plan, children: BTreeMap::new() }
+        Self { context, plan, children: BTreeMap::new(), guard: None }
+    }
+
+    async fn start(mut self, server: &StockServer, tell: impl FnMut(&str)) -> Result<Vec<StartedNode>> {
+        let started = match self.spawn(server, |_| true).await {
+            Ok(()) => self.wait_ready(tell).await,
+            Err(error) => Err(error),
+        };
+        self.all_or_none(started).await
     }
 
     /// What was started, or nothing if that failed: then every node is stopped again.
@@ -132,23 +150,41 @@ impl<'a> Nodes<'a> {
     }
 
     /// Starts the nodes that are wanted.
-    pub(super) fn spawn(&mut self, server: &StockServer, wanted: impl Fn(&NodePlan) -> bool) -> Result<()> {
+    pub(super) async fn spawn(
+        &mut self,
+        server: &StockServer,
+        wanted: impl Fn(&NodePlan) -> bool,
+    ) -> Result<()> {
         for (number, node) in self.plan.nodes.iter().enumerate().filter(|(_, node)| wanted(node)) {
             let log_path = node.folder.join(LOG_FILE);
             let open = || std::fs::File::options().append(true).create(true).open(&log_path);
             let (log, errors) = open()
                 .and_then(|log| Ok((log, open()?)))
                 .map_err(|error| failed("write", &log_path, &error))?;
-            // A process group of its own: Ctrl-C here is not meant for it, and it goes on when this process has ended.
-            let child = tokio::process::Command::new(&server.program)
-                .arg(&node.config_file)
-                .current_dir(&node.folder)
-                .stdin(Stdio::null())
-                .stdout(Stdio::from(log))
-                .stderr(Stdio::from(errors))
-                .process_group(0)
-                .spawn()
-                .map_err(|error| failed("start", &server.program, &error))?;
+            let (output, errors) = (Stdio::from(log), Stdio::from(errors));
+            let child = match self.guard {
+                Some(guard) => {
+                    let guarded = Guarded {
+                        program: &server.program,
+                        config_file: &node.config_file,
+                        folder: &node.folder,
+                        output,
+                        errors,
+                        ends_with_handle: false,
+                    };
+                    guard.spawn(guarded).await
+                }
+                // A process group of its own: Ctrl-C here is not meant for it, and it goes on when this process has ended.
+                None => tokio::process::Command::new(&server.program)
+                    .arg(&node.config_file)
+                    .current_dir(&node.folder)
+                    .stdin(Stdio::null())
+                    .stdout(output)
+                    .stderr(errors)
+                    .process_group(0)
+                    .spawn(),
+            };
+            let child = child.map_err(|error| failed("start", &server.program, &error))?;
             self.children.insert(number, child);
         }
         Ok(())
