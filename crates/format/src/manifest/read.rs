@@ -54,14 +54,11 @@ impl Manifest {
         self.shards.iter().find_map(|shard| shard.read.as_ref()).map(|read| read.source)
     }
 
-    /// When the reading of all bases began and ended, if one of them is no state of a moment.
+    /// When the reading of all bases began and ended, unless they are all of one moment or came over replication links.
     pub fn read_interval(&self) -> Option<(Timestamp, Timestamp)> {
         let reads = || self.shards.iter().filter_map(|shard| shard.read.as_ref());
-        if reads().all(|read| read.from == read.until) {
-            return None;
-        }
         let from = reads().map(|read| read.from).min();
-        from.zip(reads().map(|read| read.until).max())
+        from.zip(reads().map(|read| read.until).max()).filter(|(from, until)| from != until)
     }
 }
 
