@@ -1,8 +1,11 @@
 //! Where a backup reads from: options of `slotkeep backup` for servers that refuse replication.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
-use slotkeep_jobs::backup::{Reading, ScanOptions};
-use slotkeep_jobs::{Error, ErrorKind, Result};
+use slotkeep_jobs::backup::{BackupPlan, Reading, ScanOptions, find_data_dirs};
+use slotkeep_jobs::{Context, Error, ErrorKind, Result};
+use slotkeep_model::NodeAddr;
 
 use crate::args::size;
 
@@ -22,6 +25,10 @@ pub(crate) struct SourceArgs {
     /// With --source scan: largest value that is asked for, by the memory that it takes on the server, which makes each reply as a whole
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = size)]
     scan_max_value: u64,
+    /// With --source files: the folder of a node's data on this machine, as HOST:PORT=DIR; more than one by giving it again. Where none is given for a
+    /// shard, nodes of this machine are asked for theirs
+    #[arg(long, value_name = "HOST:PORT=DIR", value_parser = data_dir)]
+    data_dir: Vec<(NodeAddr, PathBuf)>,
     /// With --source scan: leave function libraries out, if the user may not read them
     #[arg(long)]
     scan_without_functions: bool,
@@ -33,27 +40,54 @@ enum SourceArg {
     Replication,
     /// Key by key, with SCAN and DUMP: needs no replication, and is not one point in time
     Scan,
+    /// From the file of a BGSAVE, for an agent on the servers' machine
+    Files,
+}
+
+fn data_dir(text: &str) -> std::result::Result<(NodeAddr, PathBuf), String> {
+    let wrong = || format!("`{text}` is not HOST:PORT=DIR");
+    let (addr, dir) = text.split_once('=').ok_or_else(wrong)?;
+    if dir.is_empty() {
+        return Err(wrong());
+    }
+    Ok((addr.parse().map_err(|_| wrong())?, dir.into()))
 }
 
 impl SourceArgs {
-    /// What to read from, if not from a replication link; `asked` names what else was asked for that only a replication link gives.
-    pub(crate) fn reading(&self, asked: Option<&str>) -> Result<Option<Reading>> {
-        let reading = match self.source {
-            SourceArg::Replication => return Ok(None),
-            SourceArg::Scan => Reading::Scan(ScanOptions {
+    /// Refuses what only a replication link gives, which `asked` names.
+    pub(crate) fn check(&self, asked: Option<&str>) -> Result<()> {
+        let refuse = |what: String, hint: &str| Err(Error::new(ErrorKind::Usage, what).hint(hint));
+        if self.source != SourceArg::Files && !self.data_dir.is_empty() {
+            return refuse("--data-dir goes with --source files".to_owned(), "add --source files");
+        }
+        match asked.filter(|_| self.source != SourceArg::Replication) {
+            None => Ok(()),
+            Some(asked) => refuse(
+                format!("{asked} needs replication, and --source says to do without"),
+                "leave it out, or leave --source out",
+            ),
+        }
+    }
+
+    /// What to read from, if not from a replication link. In the plan only nodes are left that can be read.
+    pub(crate) async fn reading(
+        &self,
+        context: &Context,
+        plan: &mut BackupPlan,
+        allow_partial: bool,
+    ) -> Result<Option<Reading>> {
+        Ok(match self.source {
+            SourceArg::Replication => None,
+            SourceArg::Files => {
+                let given = self.data_dir.iter().cloned().collect();
+                Some(Reading::Snapshot(find_data_dirs(context, plan, &given, allow_partial).await?))
+            }
+            SourceArg::Scan => Some(Reading::Scan(ScanOptions {
                 keys_per_s: self.scan_rate,
                 bytes_per_s: self.scan_bytes,
                 max_value_bytes: self.scan_max_value,
                 without_functions: self.scan_without_functions,
-            }),
-        };
-        match asked {
-            None => Ok(Some(reading)),
-            Some(asked) => Err(Error::new(
-                ErrorKind::Usage,
-                format!("{asked} needs replication: what is read otherwise stands at no offset that a log could go on from"),
-            )
-            .hint("leave it out, or leave --source out")),
-        }
+            })),
+        })
     }
 }

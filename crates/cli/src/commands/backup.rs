@@ -107,12 +107,13 @@ impl From<PreferArg> for Prefer {
 }
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupArgs) -> Result<u8> {
-    let reading = arguments.source.reading(arguments.needs_replication())?;
+    arguments.source.check(arguments.needs_replication())?;
     let (context, seeds) = session.cluster(&arguments.cluster)?;
     let (location, name) = session.location(&arguments.repo)?;
     let discovery = discover(&context, &seeds).await?;
     let prefer = Prefer::from(arguments.prefer);
-    let plan = plan(&context, discovery, prefer, arguments.allow_partial).await?;
+    let mut plan = plan(&context, discovery, prefer, arguments.allow_partial).await?;
+    let reading = arguments.source.reading(&context, &mut plan, arguments.allow_partial).await?;
     // Only now: a cluster that can't be backed up must leave no new repository behind.
     let repository = session.open_or_create(&location, &arguments.repo).await?;
     output.note(&announce(&plan, &location.to_string()));
@@ -264,11 +265,7 @@ pub(crate) fn summary(manifest: &Manifest) -> String {
     let took = manifest.finished_at.duration_since(manifest.started_at).unsigned_abs();
     let keys = manifest.digest.map_or_else(|| "an unknown number of".to_owned(), |digest| count(digest.keys));
     let mut cut = manifest.cut.as_ref().map(|cut| format!("\nCut: {}.", cut_text(cut))).unwrap_or_default();
-    if let Some((from, until)) = manifest.read_interval() {
-        cut.push_str(&format!(
-            "\nNot one point in time: read from {from} to {until}, by the servers' clocks."
-        ));
-    }
+    cut.push_str(&interval_text(manifest));
     let (all, log, took) = (bytes(all), bytes(log), seconds(took));
     let what = match manifest.kind {
         BackupKind::Full if manifest.read_source().is_some() => {
@@ -306,11 +303,23 @@ pub(crate) fn read_text(read: &ReadRecord) -> String {
         ReadSource::Snapshot => "from the file of a BGSAVE",
         ReadSource::Aof => "from the append-only file, applied by a private server",
     };
-    if read.from == read.until {
-        format!("{how}, as of {}", read.from)
-    } else {
-        format!("{how} from {} to {}: not one point in time", read.from, read.until)
+    match read.source {
+        ReadSource::Scan => format!("{how} from {} to {}: not one point in time", read.from, read.until),
+        _ => format!("{how}, as of a moment between {} and {}", read.from, read.until),
     }
+}
+
+/// From when to when the bases were read, and what that means; nothing if they came over replication links.
+fn interval_text(manifest: &Manifest) -> String {
+    let Some((from, until)) = manifest.read_interval() else { return String::new() };
+    let what = match manifest.read_source() {
+        Some(ReadSource::Scan) => format!("Not one point in time: read from {from} to {until}"),
+        _ if manifest.shards.len() > 1 => {
+            format!("Each shard as of a moment of its own, between {from} and {until}")
+        }
+        _ => format!("As of a moment between {from} and {until}"),
+    };
+    format!("\n{what}, by the servers' clocks.")
 }
 
 /// The kind of a backup and where it was read from, in words.

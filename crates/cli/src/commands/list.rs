@@ -54,7 +54,7 @@ struct Row {
     source: Option<ReadSource>,
     /// The moment of the cut that all shards share.
     cut: Option<jiff::Timestamp>,
-    /// From when to when it was read, if it is not one point in time.
+    /// From when to when it was read, if it did not come over replication links.
     read: Option<ReadSpan>,
     finished_at: jiff::Timestamp,
     server: String,
@@ -332,11 +332,12 @@ fn kind(backup: &Row) -> String {
     format!("{}{source}{}", backup.kind, if backup.partial { ", partial" } else { "" })
 }
 
-/// The moment that a backup holds; from when to when it was read, if it holds none.
+/// The moment that a backup holds; from when to when it was read, if it did not come over replication links.
 fn as_of(backup: &Row) -> String {
     let moment = |at: jiff::Timestamp| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
     match backup.read {
         None => moment(backup.cut.unwrap_or(backup.finished_at)),
+        Some(read) if moment(read.from) == moment(read.until) => moment(read.from),
         Some(read) => format!("{} to {}", moment(read.from), read.until.strftime("%H:%M:%SZ")),
     }
 }

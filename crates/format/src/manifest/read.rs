@@ -13,12 +13,15 @@ pub struct ReadRecord {
     /// When the reading began. Like [`ReadRecord::until`] by the server's clock, or by that of the machine that read if the user may not
     /// ask for the server's.
     pub from: Timestamp,
-    /// When it ended. The base is no state of a moment unless the two are the same: every key in it is as it was at some moment between
-    /// them; a key that nothing wrote to meanwhile is surely in it.
+    /// When it ended. A scan is no state of a moment: every key in it is as it was at some moment between the two, and a key that nothing wrote
+    /// to meanwhile is surely in it. A file is the state of one moment, which lies between them.
     pub until: Timestamp,
     /// Whether the shard's history and offset are the server's own, so that its log can go on behind the base. If not, the history is a
     /// name that Slotkeep made up for this base alone, and the offset is 0.
     pub anchored: bool,
+    /// The database that is selected behind that offset in the server's stream, if it is the server's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<u32>,
     /// Whether function libraries were left out because the user may not read them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub without_functions: bool,
@@ -54,11 +57,11 @@ impl Manifest {
         self.shards.iter().find_map(|shard| shard.read.as_ref()).map(|read| read.source)
     }
 
-    /// When the reading of all bases began and ended, unless they are all of one moment or came over replication links.
+    /// From when to when the bases were read, if they did not come over replication links.
     pub fn read_interval(&self) -> Option<(Timestamp, Timestamp)> {
         let reads = || self.shards.iter().filter_map(|shard| shard.read.as_ref());
         let from = reads().map(|read| read.from).min();
-        from.zip(reads().map(|read| read.until).max()).filter(|(from, until)| from != until)
+        from.zip(reads().map(|read| read.until).max())
     }
 }
 
@@ -91,6 +94,7 @@ mod tests {
             from,
             until,
             anchored,
+            database: None,
             without_functions: false,
         };
         manifest.shards[0].read = Some(read(Timestamp::UNIX_EPOCH, false));
@@ -102,7 +106,7 @@ mod tests {
         shard.cut = Some(ShardCut { history: shard.history.clone(), offset: shard.offset });
         assert!(matches!(Manifest::parse(&manifest.render().unwrap()), Err(ManifestError::Contradiction(_))));
         manifest.shards[0].read = Some(read(until, true));
-        assert!(Manifest::parse(&manifest.render().unwrap()).unwrap().read_interval().is_none());
+        assert!(Manifest::parse(&manifest.render().unwrap()).is_ok());
         manifest.shards[0].read = Some(read(Timestamp::from_second(4).unwrap(), true));
         assert!(matches!(Manifest::parse(&manifest.render().unwrap()), Err(ManifestError::Contradiction(_))));
     }

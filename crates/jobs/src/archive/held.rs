@@ -69,6 +69,10 @@ impl Holdings {
                     .min_by_key(|(rank, (_, offset))| (*rank, std::cmp::Reverse(*offset)));
                 if let Some((_, (history, offset))) = best {
                     let database = self.database_at(&history, offset).await?;
+                    // A server does not say again what it had selected when the base was made.
+                    let at_base = history == base.history && offset == base.offset;
+                    let of_base = || base.read.as_ref().filter(|_| at_base)?.database;
+                    let database = database.or_else(of_base);
                     return Ok(Some((Position { history, offset, database }, base)));
                 }
             }

@@ -27,7 +27,7 @@ use plan::look_again;
 pub(crate) use plan::plan_shard;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
 pub(crate) use reading::how_read;
-pub use reading::{Reading, ScanOptions, read_backup};
+pub use reading::{DataDirs, Reading, ScanOptions, find_data_dirs, read_backup};
 
 use crate::archive::fleet::{Fleet, match_lines};
 use crate::archive::gates::Gates;

@@ -44,7 +44,12 @@ impl Past {
         let backups = repository.backups(cluster).await?.backups;
         let mut topologies = repository.topologies(cluster).await?;
         topologies.sort_by(|a, b| (a.seen_at, &a.id).cmp(&(b.seen_at, &b.id)));
-        let known = repository.histories(cluster).await?;
+        let mut known = repository.histories(cluster).await?;
+        // A name that was made up for a base that stands at no offset is no history of the cluster.
+        let shards = || backups.iter().flat_map(|backup| &backup.shards);
+        let made_up: BTreeSet<&ReplId> =
+            shards().filter(|shard| !shard.is_anchored()).map(|shard| &shard.history).collect();
+        known.retain(|history| !made_up.contains(history));
         let read: Vec<_> = futures::stream::iter(known)
             .map(async |history| {
                 let record = repository.history(cluster, &history).await?;

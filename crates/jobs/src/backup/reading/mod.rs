@@ -4,11 +4,13 @@
 //! shard has a cut behind its base; every base says how it was read and from when to when. A base that stands at no offset of a
 //! history of the server belongs to a history of its own, whose name is made up, so that nothing is ever taken for its log.
 
+mod data_dirs;
 mod key_link;
 mod key_list;
 mod pace;
 mod rdb_out;
 mod scan;
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,6 +38,7 @@ use crate::progress::{Phase, ShardProgress};
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
 
+pub use data_dirs::{DataDirs, find_data_dirs};
 pub use scan::ScanOptions;
 
 /// Where bases are read from.
@@ -43,6 +46,8 @@ pub use scan::ScanOptions;
 pub enum Reading {
     /// Key by key.
     Scan(ScanOptions),
+    /// From the files of `BGSAVE`, in these folders. At least one node of every shard of the plan needs one.
+    Snapshot(DataDirs),
 }
 
 /// How a shard's base was read, in words that follow on "was".
@@ -187,6 +192,7 @@ impl Job {
         catch_up(&self.context, candidate, shard.written_to).await?;
         match &self.reading {
             Reading::Scan(options) => scan::take(self, options, shard, candidate, progress).await,
+            Reading::Snapshot(dirs) => snapshot::take(self, dirs, candidate, progress).await,
         }
     }
 

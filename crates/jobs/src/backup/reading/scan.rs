@@ -94,6 +94,7 @@ pub(super) async fn take(
         // Clocks of servers may be set back.
         until: until.max(from),
         anchored: false,
+        database: None,
         without_functions: options.without_functions,
     });
     Ok(base)
