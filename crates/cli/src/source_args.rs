@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use slotkeep_jobs::backup::{BackupPlan, Reading, ScanOptions, find_data_dirs};
+use slotkeep_jobs::engine::EngineOptions;
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_model::NodeAddr;
 
@@ -29,6 +30,9 @@ pub(crate) struct SourceArgs {
     /// shard, nodes of this machine are asked for theirs
     #[arg(long, value_name = "HOST:PORT=DIR", value_parser = data_dir)]
     data_dir: Vec<(NodeAddr, PathBuf)>,
+    /// With --source files: which of a node's files
+    #[arg(long, value_enum, default_value_t = FilesArg::Snapshot)]
+    files_from: FilesArg,
     /// With --source scan: leave function libraries out, if the user may not read them
     #[arg(long)]
     scan_without_functions: bool,
@@ -40,8 +44,16 @@ enum SourceArg {
     Replication,
     /// Key by key, with SCAN and DUMP: needs no replication, and is not one point in time
     Scan,
-    /// From the file of a BGSAVE, for an agent on the servers' machine
+    /// From the servers' files, for an agent on their machine
     Files,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FilesArg {
+    /// The file of a BGSAVE, which the server is asked for
+    Snapshot,
+    /// The append-only file, which a private server applies: the node itself does not fork
+    Aof,
 }
 
 fn data_dir(text: &str) -> std::result::Result<(NodeAddr, PathBuf), String> {
@@ -75,12 +87,17 @@ impl SourceArgs {
         context: &Context,
         plan: &mut BackupPlan,
         allow_partial: bool,
+        engine: EngineOptions,
     ) -> Result<Option<Reading>> {
         Ok(match self.source {
             SourceArg::Replication => None,
             SourceArg::Files => {
                 let given = self.data_dir.iter().cloned().collect();
-                Some(Reading::Snapshot(find_data_dirs(context, plan, &given, allow_partial).await?))
+                let dirs = find_data_dirs(context, plan, &given, allow_partial).await?;
+                Some(match self.files_from {
+                    FilesArg::Snapshot => Reading::Snapshot(dirs),
+                    FilesArg::Aof => Reading::Aof(dirs, engine),
+                })
             }
             SourceArg::Scan => Some(Reading::Scan(ScanOptions {
                 keys_per_s: self.scan_rate,

@@ -16,6 +16,7 @@ use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::{Context, ErrorKind, Result};
 use slotkeep_repo::Repository;
 
+use super::merge::EngineArgs;
 use crate::args::{ClusterArgs, CutArgs, RepoArgs, SpoolArgs};
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
@@ -43,6 +44,8 @@ pub(crate) struct BackupArgs {
     no_fallback: bool,
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
     #[command(flatten)]
     cut: CutArgs,
     #[command(flatten)]
@@ -113,7 +116,8 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
     let discovery = discover(&context, &seeds).await?;
     let prefer = Prefer::from(arguments.prefer);
     let mut plan = plan(&context, discovery, prefer, arguments.allow_partial).await?;
-    let reading = arguments.source.reading(&context, &mut plan, arguments.allow_partial).await?;
+    let (partial, engine) = (arguments.allow_partial, arguments.engine.options());
+    let reading = arguments.source.reading(&context, &mut plan, partial, engine).await?;
     // Only now: a cluster that can't be backed up must leave no new repository behind.
     let repository = session.open_or_create(&location, &arguments.repo).await?;
     output.note(&announce(&plan, &location.to_string()));

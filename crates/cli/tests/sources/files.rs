@@ -2,6 +2,9 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -212,4 +215,82 @@ fn what_is_not_that_servers_file_is_refused() {
     assert_eq!(partial["shards"].as_array().unwrap().len(), 1);
     let whole = as_user("blind", &["--data-dir", &dir(0, 0), "--data-dir", &dir(1, 1)]).expect_code(0).json();
     assert_eq!(whole["partial"], false);
+}
+
+/// Append-only files, read while clients write and the server rewrites them: each backup holds what was acknowledged before it began, and nothing
+/// that was written after it ended; with nobody writing it is the cluster.
+#[test]
+fn append_only_files_are_read_while_they_are_rewritten() {
+    let cluster = ClusterBuilder::new(server("valkey-9.1"))
+        .primaries(1)
+        .acl_user(
+            USER,
+            "on >secret -@all +ping +info +time +cluster|nodes +config|get +module|list +acl|list",
+        )
+        .config("appendonly", "yes")
+        .config("aof-timestamp-enabled", "yes")
+        .start()
+        .unwrap();
+    Mix::every_type().load(&cluster).unwrap();
+    let place = Place::new();
+    let program = engine("valkey-9.1");
+    let take = |code: i32| {
+        let arguments = ["--source", "files", "--files-from", "aof", "--engine", &program];
+        place.backup(&cluster, &arguments).expect_code(code)
+    };
+    let writer = Writer::start(&cluster, 50).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let rewriting = rewrite(&cluster, Arc::clone(&stop));
+    for _ in 0..2 {
+        writer.wait_for_more(200).unwrap();
+        let before = writer.acknowledged();
+        let manifest = take(0).json();
+        // One more may have been written than was acknowledged.
+        let after = writer.acknowledged() + 1;
+        let read = &manifest["shards"][0]["read"];
+        assert_eq!((&read["source"], &read["anchored"]), (&"aof".into(), &false.into()));
+        let newest = (0..50).map(|number| {
+            let key = format!("writer:{number}");
+            let value = place.run(&["get", "latest", &key]).expect_code(0).json()["value"].clone();
+            value.as_str().unwrap().parse::<u64>().unwrap()
+        });
+        let newest = newest.max().unwrap();
+        assert!((before..=after).contains(&newest), "{before} <= {newest} <= {after}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert!(rewriting.join().unwrap() > 1, "it rewrote meanwhile");
+    writer.stop();
+    take(0);
+    place.same_as(&addr(&cluster));
+    let sound = place.run(&["verify", "--depth", "structure"]).expect_code(0).json();
+    assert_eq!(sound["findings"].as_array().unwrap().len(), 0, "{sound}");
+
+    // Without a base that is an RDB, and without an append-only file.
+    let mut client = cluster.nodes()[0].client().unwrap();
+    client.command(&["CONFIG", "SET", "aof-use-rdb-preamble", "no"]).unwrap();
+    client.command(&["BGREWRITEAOF"]).unwrap();
+    take(0);
+    place.same_as(&addr(&cluster));
+    client.command(&["CONFIG", "SET", "appendonly", "no"]).unwrap();
+    assert!(take(32).stderr.contains("keeps no append-only file"));
+}
+
+/// Has the server rewrite its append-only file again and again; gives how often it did.
+fn rewrite(cluster: &Cluster, stop: Arc<AtomicBool>) -> thread::JoinHandle<u64> {
+    let mut client = cluster.nodes()[0].client().unwrap();
+    thread::spawn(move || {
+        let mut rewritten = 0;
+        while !stop.load(Ordering::Relaxed) {
+            client.command(&["BGREWRITEAOF"]).ok();
+            let done = wait_for(LIMIT, "the rewrite", || {
+                let running = client.info_field("persistence", "aof_rewrite_in_progress")?;
+                if running.as_deref() == Some("0") { Ok(()) } else { Err(NotYet::because("it runs")) }
+            });
+            done.unwrap();
+            rewritten += 1;
+            // Rewrites that follow one another at once would never leave a moment in which the files belong together.
+            thread::park_timeout(Duration::from_millis(150));
+        }
+        rewritten
+    })
 }

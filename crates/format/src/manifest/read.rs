@@ -17,7 +17,7 @@ pub struct ReadRecord {
     /// to meanwhile is surely in it. A file is the state of one moment, which lies between them.
     pub until: Timestamp,
     /// Whether the shard's history and offset are the server's own, so that its log can go on behind the base. If not, the history is a
-    /// name that Slotkeep made up for this base alone, and the offset is 0.
+    /// name that Slotkeep made up for this base alone, and the offset means nothing.
     pub anchored: bool,
     /// The database that is selected behind that offset in the server's stream, if it is the server's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]

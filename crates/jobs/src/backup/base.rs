@@ -15,7 +15,9 @@ use slotkeep_wire::transfer::PayloadHeader;
 
 use super::HASH_VERSION;
 use super::pipeline::{Pipeline, PipelineReport};
+use super::plan::Candidate;
 use crate::archive::link::{Interruption, Link};
+use crate::fold::Folded;
 use crate::progress::{Phase, ShardProgress};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -196,6 +198,22 @@ impl TakenBase {
             read: record.read.clone(),
             total: None,
             listed_in: Some(backup.to_owned()),
+        }
+    }
+
+    /// A base that an engine made, of what was read from a node.
+    pub(crate) fn folded(folded: Folded, candidate: &Candidate, read: ReadRecord) -> Self {
+        Self {
+            source: candidate.addr.clone(),
+            source_role: candidate.role.into(),
+            server: folded.engine.into(),
+            history: folded.history,
+            offset: folded.offset.0,
+            server_time: Some(read.until),
+            base: folded.base,
+            read: Some(read),
+            total: folded.digest,
+            listed_in: None,
         }
     }
 

@@ -4,6 +4,8 @@
 //! shard has a cut behind its base; every base says how it was read and from when to when. A base that stands at no offset of a
 //! history of the server belongs to a history of its own, whose name is made up, so that nothing is ever taken for its log.
 
+mod aof;
+mod aof_files;
 mod data_dirs;
 mod key_link;
 mod key_list;
@@ -32,6 +34,7 @@ use super::plan::{Candidate, ShardPlan, look_again};
 use super::{BackupOptions, BackupPlan, new_backup_id};
 use crate::archive::gates::Gates;
 use crate::archive::rebase::catch_up;
+use crate::engine::EngineOptions;
 use crate::net::Connection;
 use crate::ports::random_hex;
 use crate::progress::{Phase, ShardProgress};
@@ -48,6 +51,8 @@ pub enum Reading {
     Scan(ScanOptions),
     /// From the files of `BGSAVE`, in these folders. At least one node of every shard of the plan needs one.
     Snapshot(DataDirs),
+    /// From the append-only files in these folders, which a private server applies.
+    Aof(DataDirs, EngineOptions),
 }
 
 /// How a shard's base was read, in words that follow on "was".
@@ -193,6 +198,9 @@ impl Job {
         match &self.reading {
             Reading::Scan(options) => scan::take(self, options, shard, candidate, progress).await,
             Reading::Snapshot(dirs) => snapshot::take(self, dirs, candidate, progress).await,
+            Reading::Aof(dirs, engine) => {
+                Box::pin(aof::take(self, (dirs, engine), candidate, progress)).await
+            }
         }
     }
 
