@@ -18,7 +18,7 @@ pub(crate) struct SourceArgs {
     #[arg(long, value_enum, default_value_t = SourceArg::Replication)]
     source: SourceArg,
     /// With --source scan: most keys read a second, of each shard; 0 is no limit. Listing them first goes ten times as fast
-    #[arg(long, value_name = "KEYS", default_value_t = 20_000)]
+    #[arg(long, value_name = "KEYS", default_value_t = 10_000)]
     scan_rate: u64,
     /// With --source scan: most bytes of values a second, of each shard; 0 is no limit
     #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size)]

@@ -64,8 +64,8 @@ impl Tokens {
             State::Bytes(left) => Ok(self.read_bytes(left, input)),
             State::Crlf(seen) => self.read_crlf(seen, input),
         };
-        let taken = before.saturating_sub(input.len());
-        self.offset = self.offset.saturating_add(taken as u64);
+        let used = before.saturating_sub(input.len());
+        self.offset = self.offset.saturating_add(used as u64);
         if let Err(error) = &token {
             self.failed = Some(error.clone());
         }

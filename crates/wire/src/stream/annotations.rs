@@ -36,8 +36,8 @@ impl Annotations {
             let before = bytes;
             let token = self.lexer.next(&mut bytes)?;
             let is_last = token.is_none();
-            let taken = before.len().saturating_sub(bytes.len());
-            out.extend_from_slice(before.get(..taken).unwrap_or_default());
+            let used = before.len().saturating_sub(bytes.len());
+            out.extend_from_slice(before.get(..used).unwrap_or_default());
             if is_last {
                 return Ok(());
             }

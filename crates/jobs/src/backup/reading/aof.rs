@@ -110,7 +110,7 @@ async fn open(context: &Context, candidate: &Candidate, dir: &Path) -> Result<Op
         let from = server_time(context, &mut connection).await?;
         let before = written(&mut connection, candidate).await?;
         let Some(before) = before else {
-            why = "it is making a new base, or could not make one".to_owned();
+            "it is making a new base, or could not make one".clone_into(&mut why);
             context.clock.sleep(LOOK).await;
             continue;
         };

@@ -131,13 +131,13 @@ impl KeyLink {
         }
         match self.head().await? {
             Head::Array(answers) if answers == asked && refused.is_none() => {}
-            Head::Value(Value::Error(text)) => return Err(self.refused(&refused.unwrap_or(text)).into()),
+            Head::Value(Value::Error(text)) => return Err(refused(&refused.unwrap_or(text)).into()),
             _ => return Err(self.senseless("EXEC").into()),
         }
         let expiry = self.expiry().await?;
         match (self.head().await?, expiry) {
             (Head::Value(Value::Null), _) => Ok(Outcome::Gone),
-            (Head::Value(Value::Error(text)), _) => Err(self.refused(&text).into()),
+            (Head::Value(Value::Error(text)), _) => Err(refused(&text).into()),
             (Head::Bulk(payload_bytes), Expiry::At(expiry_ms)) => {
                 self.value(key, expiry_ms, payload_bytes, out).await?;
                 Ok(Outcome::Written(payload_bytes))
@@ -176,7 +176,7 @@ impl KeyLink {
     async fn integer(&mut self, command: &'static str) -> Result<i64> {
         match self.head().await? {
             Head::Value(Value::Integer(number)) => Ok(number),
-            Head::Value(Value::Error(text)) => Err(self.refused(&text)),
+            Head::Value(Value::Error(text)) => Err(refused(&text)),
             _ => Err(self.senseless(command)),
         }
     }
@@ -295,10 +295,12 @@ impl KeyLink {
         let words = format!("to {command}, something else than its reply");
         self.failed(LinkProblem::Protocol(words)).into()
     }
+}
 
-    fn refused(&self, text: &str) -> Error {
-        let problem = LinkProblem::from_reply("DUMP", text);
-        match problem {
+/// That the server does not give a key.
+fn refused(text: &str) -> Error {
+    let problem = LinkProblem::from_reply("DUMP", text);
+    match problem {
             LinkProblem::NoPermission { reply, .. } => Error::new(ErrorKind::Permission, format!("the server refuses it: {reply}"))
                 .hint("the user must be allowed to read every key (~*): a backup without some would look whole; docs/sources.md has the ACL SETUSER line"),
             problem if text.starts_with("MOVED ") || text.starts_with("ASK ") => {
@@ -308,5 +310,4 @@ impl KeyLink {
             problem => Error::new(ErrorKind::Failed, problem.to_string())
                 .hint("docs/sources.md says what `--source scan` needs of a server"),
         }
-    }
 }
