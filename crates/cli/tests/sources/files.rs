@@ -149,9 +149,8 @@ fn a_later_save_does_not_tear_the_file() {
     let place = Place::new();
     let mut backup = place.backup_command(&cluster, &["--source", "files", "--limit-rate", "6MiB"]);
     let child = backup.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_for(LIMIT, "the file to be read", || match begun(place.folder.path()) {
-        true => Ok(()),
-        false => Err(NotYet::because("nothing is stored yet")),
+    wait_for(LIMIT, "the file to be read", || {
+        if begun(place.folder.path()) { Ok(()) } else { Err(NotYet::because("nothing is stored yet")) }
     })
     .unwrap();
     let mut client = cluster.nodes()[0].client().unwrap();
@@ -277,6 +276,34 @@ fn append_only_files_are_read_while_they_are_rewritten() {
     let mut client = cluster.nodes()[0].client().unwrap();
     client.command(&["CONFIG", "SET", "appendonly", "no"]).unwrap();
     assert!(take(32).stderr.contains("keeps no append-only file"));
+}
+
+/// One that was never rewritten: its base is empty, and Redis does not count it.
+#[test]
+fn an_append_only_file_that_was_never_rewritten() {
+    let cluster = ClusterBuilder::new(server("redis-7.0"))
+        .primaries(2)
+        .acl_user(USER, RULES)
+        .config("appendonly", "yes")
+        .start()
+        .unwrap();
+    let mut client = cluster.client().unwrap();
+    for number in 0..100 {
+        client.command(&["SET", &format!("key:{number}"), "x", "PXAT", "4000000000123"]).unwrap();
+    }
+    let place = Place::new();
+    let program = engine("redis-7.0");
+    let from_aof = ["--source", "files", "--files-from", "aof", "--engine", &program];
+    place.backup(&cluster, &from_aof).expect_code(0);
+    place.same_as(&addr(&cluster));
+    // The folders of each other: the lengths tell.
+    client.command(&["SET", "key:1", "longer"]).unwrap();
+    let nodes = cluster.nodes();
+    let dir = |node: usize, of: usize| format!("{}={}", nodes[node].addr(), nodes[of].dir().display());
+    let swapped = [dir(0, 1), dir(1, 0)];
+    let run = place
+        .backup(&cluster, &[&from_aof[..], &["--data-dir", &swapped[0], "--data-dir", &swapped[1]]].concat());
+    assert!(run.expect_code(1).stderr.contains("are not those that"));
 }
 
 /// Has the server rewrite its append-only file again and again; gives how often it did.

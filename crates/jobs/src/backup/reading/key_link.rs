@@ -131,13 +131,13 @@ impl KeyLink {
         }
         match self.head().await? {
             Head::Array(answers) if answers == asked && refused.is_none() => {}
-            Head::Value(Value::Error(text)) => return Err(refused(&refused.unwrap_or(text)).into()),
+            Head::Value(Value::Error(text)) => return Err(not_given(&refused.unwrap_or(text)).into()),
             _ => return Err(self.senseless("EXEC").into()),
         }
         let expiry = self.expiry().await?;
         match (self.head().await?, expiry) {
             (Head::Value(Value::Null), _) => Ok(Outcome::Gone),
-            (Head::Value(Value::Error(text)), _) => Err(refused(&text).into()),
+            (Head::Value(Value::Error(text)), _) => Err(not_given(&text).into()),
             (Head::Bulk(payload_bytes), Expiry::At(expiry_ms)) => {
                 self.value(key, expiry_ms, payload_bytes, out).await?;
                 Ok(Outcome::Written(payload_bytes))
@@ -176,7 +176,7 @@ impl KeyLink {
     async fn integer(&mut self, command: &'static str) -> Result<i64> {
         match self.head().await? {
             Head::Value(Value::Integer(number)) => Ok(number),
-            Head::Value(Value::Error(text)) => Err(refused(&text)),
+            Head::Value(Value::Error(text)) => Err(not_given(&text)),
             _ => Err(self.senseless(command)),
         }
     }
@@ -298,16 +298,19 @@ impl KeyLink {
 }
 
 /// That the server does not give a key.
-fn refused(text: &str) -> Error {
-    let problem = LinkProblem::from_reply("DUMP", text);
-    match problem {
-            LinkProblem::NoPermission { reply, .. } => Error::new(ErrorKind::Permission, format!("the server refuses it: {reply}"))
-                .hint("the user must be allowed to read every key (~*): a backup without some would look whole; docs/sources.md has the ACL SETUSER line"),
-            problem if text.starts_with("MOVED ") || text.starts_with("ASK ") => {
-                Error::new(ErrorKind::NotACluster, format!("slots moved between shards during the backup: {problem}"))
-                    .hint("no backup was made; run it again when no slots are being moved")
-            }
-            problem => Error::new(ErrorKind::Failed, problem.to_string())
-                .hint("docs/sources.md says what `--source scan` needs of a server"),
+fn not_given(text: &str) -> Error {
+    match LinkProblem::from_reply("DUMP", text) {
+        LinkProblem::NoPermission { reply, .. } => {
+            Error::new(ErrorKind::Permission, format!("the server refuses it: {reply}")).hint(
+                "the user must be allowed to read every key (~*), for a backup without some would look whole; docs/sources.md has the ACL SETUSER line",
+            )
         }
+        problem if text.starts_with("MOVED ") || text.starts_with("ASK ") => {
+            let what = format!("slots moved between shards during the backup: {problem}");
+            Error::new(ErrorKind::NotACluster, what)
+                .hint("no backup was made; run it again when no slots are being moved")
+        }
+        problem => Error::new(ErrorKind::Failed, problem.to_string())
+            .hint("docs/sources.md says what `--source scan` needs of a server"),
+    }
 }
