@@ -108,17 +108,20 @@ fn the_rates_are_kept() {
     // 3000 keys, listed ten times as fast as they are read, less what may be read at once.
     let by_keys = scan(&["--scan-rate", "2000"]);
     assert!(by_keys >= Duration::from_millis(1450), "{by_keys:?}");
-    cluster.client().unwrap().command(&["SETRANGE", "still:0", "300000", "x"]).unwrap();
     let mut client = cluster.nodes()[0].client().unwrap();
+    // Noise, which servers can't compress: what is limited is what comes over the wire.
+    let mut state = 1_u64;
+    let mut noise = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'0' + u8::try_from(state >> 58).unwrap())
+    };
     for number in 0..8 {
-        let noise: String = (0..200_000_u32)
-            .map(|at| char::from(b'0' + (at.wrapping_mul(2_654_435_761 + number) >> 24) as u8 % 64))
-            .collect();
-        client.command(&["SET", &format!("long:{number}"), &noise]).unwrap();
+        let value: String = (0..200_000).map(|_| noise()).collect();
+        client.command(&["SET", &format!("long:{number}"), &value]).unwrap();
     }
     let unlimited = scan(&["--scan-rate", "0", "--scan-bytes", "0"]);
     let by_bytes = scan(&["--scan-rate", "0", "--scan-bytes", "1MiB"]);
-    assert!(by_bytes >= Duration::from_millis(700) && by_bytes > unlimited, "{by_bytes:?}, {unlimited:?}");
+    assert!(by_bytes >= Duration::from_millis(1300) && by_bytes > unlimited, "{by_bytes:?}, {unlimited:?}");
 }
 
 /// A string of 64 MiB and a hash of a million fields pass by; one that is larger than allowed is refused by its name.
