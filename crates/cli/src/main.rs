@@ -11,6 +11,7 @@ mod output;
 mod progress;
 mod session;
 mod settings_file;
+mod source_args;
 
 use std::process::ExitCode;
 

@@ -13,6 +13,10 @@ use thiserror::Error;
 
 use crate::json::{optional_text, parse_versioned, render, text};
 
+mod read;
+
+pub use read::{ReadRecord, ReadSource};
+
 /// The newest format of manifests that this code writes and reads. Version 2 added cuts behind the bases.
 pub const FORMAT_VERSION: u32 = 2;
 /// The newest format of `slotkeep.json` that this code reads. Version 2 added encryption and signatures.
@@ -66,7 +70,7 @@ pub struct RepositoryFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupKind {
-    /// A full resynchronisation of every shard.
+    /// Every shard's dataset, read from its servers.
     Full,
     /// The bases of an earlier backup, and the log from there on.
     Incremental,
@@ -183,6 +187,9 @@ pub struct ShardRecord {
     /// Where the backup ends, if the log goes on behind the base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<ShardCut>,
+    /// How the base was read, if it did not come over a replication link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<ReadRecord>,
 }
 
 impl ShardRecord {
@@ -450,6 +457,9 @@ impl Manifest {
                 return Err(ManifestError::Contradiction(what));
             }
         }
+        for shard in &self.shards {
+            read::check(shard)?;
+        }
         if self.partial == self.missing_slots.is_empty() {
             return Err(ManifestError::Contradiction("`partial` and `missing_slots` disagree".to_owned()));
         }
@@ -510,7 +520,7 @@ fn digest_from_record<E: serde::de::Error>(record: &DigestRecord) -> Result<Slot
 mod tests {
     use super::*;
 
-    fn sample() -> Manifest {
+    pub(super) fn sample() -> Manifest {
         let object = |path: &str| ObjectRecord {
             path: path.to_owned(),
             stored_bytes: 10,
@@ -544,6 +554,7 @@ mod tests {
                 not_interpreted: None,
             },
             cut: None,
+            read: None,
         };
         Manifest {
             format_version: FORMAT_VERSION,

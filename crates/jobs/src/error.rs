@@ -160,6 +160,14 @@ impl From<RepoError> for Error {
     }
 }
 
+/// What to do where replication is refused.
+const WITHOUT_REPLICATION: &str = "`slotkeep check` prints the ACL SETUSER line that suffices; where replication is not to be had, as with managed services, \
+     `slotkeep backup --source scan` does without (docs/sources.md)";
+
+fn replicates(command: &str) -> bool {
+    ["psync", "sync", "replconf"].iter().any(|name| command.eq_ignore_ascii_case(name))
+}
+
 impl From<LinkError> for Error {
     fn from(error: LinkError) -> Self {
         let (kind, hint) = match &error.problem {
@@ -182,6 +190,11 @@ impl From<LinkError> for Error {
                 ErrorKind::Authentication,
                 "give the password in SLOTKEEP_PASSWORD or --password-file, the user in --user",
             ),
+            LinkProblem::NoPermission { command, .. } | LinkProblem::UnknownCommand { command, .. }
+                if replicates(command) =>
+            {
+                (ErrorKind::Permission, WITHOUT_REPLICATION)
+            }
             LinkProblem::NoPermission { .. } => {
                 (ErrorKind::Permission, "`slotkeep check` prints the ACL SETUSER line that suffices")
             }

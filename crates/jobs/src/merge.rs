@@ -11,7 +11,7 @@ use slotkeep_format::manifest::{BackupKind, BaseRecord, ClusterCut, CutMethod, F
 use slotkeep_model::{DatasetDigest, SlotDigest};
 use slotkeep_repo::Repository;
 
-use crate::backup::new_backup_id;
+use crate::backup::{how_read, new_backup_id};
 use crate::base::Base;
 use crate::engine::{EngineNeeds, EngineOptions, choose_engine};
 use crate::fold::{FoldDestination, FoldInput, FoldProgress, fold};
@@ -41,6 +41,7 @@ pub async fn merge(
     options: &EngineOptions,
     progress: &[Arc<FoldProgress>],
 ) -> Result<Manifest> {
+    refuse_unanchored(point)?;
     let id = new_backup_id(context)?;
     let started_at = context.clock.now();
     let mut stored: Vec<BaseRecord> = Vec::new();
@@ -91,6 +92,19 @@ pub async fn merge(
         return Err(error.into());
     }
     Ok(manifest)
+}
+
+/// Refuses bases that no log belongs to: what came of it would be the same bases, called something else.
+fn refuse_unanchored(point: &Point) -> Result<()> {
+    let Some(shard) = point.manifest.shards.iter().find(|shard| !shard.is_anchored()) else { return Ok(()) };
+    let what = format!(
+        "the base of slots {} in backup {} was {}: it stands at no offset, and no log can be folded into it",
+        shard.slots,
+        point.manifest.id,
+        how_read(shard)
+    );
+    Err(Error::new(ErrorKind::Gap, what)
+        .hint("it can be restored as it is (`slotkeep restore --backup`); a log needs a backup over replication (`slotkeep backup`)"))
 }
 
 /// How the cuts of a moment belong together: as far apart as what may be missing of each. Cuts that the user named need not belong
@@ -171,6 +185,7 @@ impl Merger<'_> {
             server_time: written.or(record.server_time),
             base: folded.base,
             cut: None,
+            read: None,
             ..record.clone()
         };
         Ok((record, folded.digest, true))

@@ -51,7 +51,10 @@ pub use commands::{Command, CommandBuilder, CommandError};
 pub use count::adds_element;
 pub use deliver::{Delivery, DeliveryOptions, Route, deliver, route};
 pub use digest::{Digester, KeyDigest, function_hash, key_fingerprint};
-pub use dump::{DumpBuilder, DumpPayload, dump_payload, footer_version, function_payload};
+pub use dump::{
+    DumpBuilder, DumpPart, DumpPayload, DumpReader, dump_payload, footer_version, function_payload,
+    function_sources,
+};
 pub use envelope::{Crc, Envelope, EnvelopeError, EnvelopeReport};
 pub use error::{Error, ErrorKind};
 pub use module_name::{VECTOR_SET, module_name};

@@ -3,6 +3,8 @@
 //! Source: `src/acl.c` and `src/commands/*.json` of Redis 6.2 to 8.8 and Valkey 7.2 to 9.1. `PSYNC` is not filtered by key or
 //! channel permissions, so the user needs none.
 
+use slotkeep_model::{Product, ServerVersion};
+
 /// What a command is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -58,6 +60,21 @@ pub const COMMANDS: &[UsedCommand] = &[
 pub fn minimal_backup_user(user: &str) -> String {
     let rules = rules(|need| need != Need::Barrier);
     format!("ACL SETUSER {} on -@all {rules}", quoted(user))
+}
+
+/// The command, in one line, that creates a user for `backup --source scan` on servers of that version. It sets no password either. The user
+/// can read every key: without one of them a backup would not be whole.
+pub fn minimal_scan_user(user: &str, server: ServerVersion) -> String {
+    // A rule that names an unknown command makes `ACL SETUSER` fail.
+    let has_functions = server.product == Product::Valkey || server.major >= 7;
+    let newer = if has_functions { " +pexpiretime +function|dump" } else { "" };
+    let not_counted =
+        if has_functions && (server.major, server.minor) >= (7, 2) { " +client|no-touch" } else { "" };
+    format!(
+        "ACL SETUSER {} on ~* -@all +ping +info +time +cluster|nodes +cluster|shards +scan +dump +pttl +multi +exec +select \
+         +readonly +memory|usage +config|get +module|list +acl|list{newer}{not_counted}",
+        quoted(user)
+    )
 }
 
 /// The rules that `backup --barrier` needs in addition, to be added to `ACL SETUSER <user>`.

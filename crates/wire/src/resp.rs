@@ -5,8 +5,10 @@
 
 mod command;
 mod decoder;
+mod tokens;
 mod value;
 
 pub use command::{Command, write_command};
 pub use decoder::{Decoder, Limits, RespError};
+pub use tokens::{Token, Tokens};
 pub use value::Value;

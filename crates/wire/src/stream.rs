@@ -3,12 +3,13 @@
 //! Source: `replicationFeedSlaves` (Valkey: `replicationFeedReplicas`) in `src/replication.c` of Redis 6.2 to 8.8 and Valkey 7.2
 //! to 9.1: the stream is arrays of bulk strings and nothing else, and every byte of it counts.
 //!
-//! [`Filter`] leaves commands out of it, [`AbsoluteExpiry`] makes its relative times absolute.
+//! [`Filter`] leaves commands out of it, [`AbsoluteExpiry`] makes its relative times absolute, [`Annotations`] makes one of an append-only file.
 //!
 //! Invariants: `offset` is that of the last byte taken; `safe_cut` is the end of the last command that was not followed by an
 //! open transaction, and never after `offset`. Of each command only the first bytes of its first arguments are kept, so memory
 //! does not depend on what a command carries.
 
+mod annotations;
 mod expiry;
 mod filter;
 pub(crate) mod lexer;
@@ -16,6 +17,7 @@ pub(crate) mod lexer;
 use slotkeep_model::ReplOffset;
 use thiserror::Error;
 
+pub use annotations::Annotations;
 pub use expiry::{AbsoluteExpiry, ExpiryError};
 pub use filter::{Account, Filter, FilterError, Gap, Reader};
 use lexer::{Lexer, Token, number};

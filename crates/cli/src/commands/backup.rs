@@ -4,25 +4,32 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::{BackupKind, BaseRecord, ClusterCut, CutMethod, RoleRecord};
+use slotkeep_format::manifest::{
+    BackupKind, BaseRecord, ClusterCut, CutMethod, ReadRecord, ReadSource, RoleRecord, ShardRecord,
+};
 use slotkeep_jobs::archive::SealPolicy;
-use slotkeep_jobs::backup::{BackupOptions, BackupPlan, Prefer, backup, incremental, plan};
+use slotkeep_jobs::backup::{
+    BackupOptions, BackupPlan, Prefer, Reading, backup, incremental, plan, read_backup,
+};
 use slotkeep_jobs::discover::discover;
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::{Context, ErrorKind, Result};
 use slotkeep_repo::Repository;
 
+use super::merge::EngineArgs;
 use crate::args::{ClusterArgs, CutArgs, RepoArgs, SpoolArgs};
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
 use crate::progress::Display;
 use crate::session::Session;
+use crate::source_args::SourceArgs;
 
 /// Back up a running cluster, whole or what was written since the last backup
 ///
 /// Finds the cluster behind one address. A full backup takes each shard's snapshot from its best node, as a replica would, and the
 /// stream behind it until all shards share one cut. An incremental one takes the stream from where the last backup or archive ended, as
-/// far as the servers' backlogs still hold it. A backup is listed only when all of it is stored.
+/// far as the servers' backlogs still hold it. A backup is listed only when all of it is stored. Where replication is refused, --source
+/// reads a full backup in another way.
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
     #[command(flatten)]
@@ -35,6 +42,10 @@ pub(crate) struct BackupArgs {
     /// Fail if an incremental backup is not possible, instead of taking a full one
     #[arg(long)]
     no_fallback: bool,
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
     #[command(flatten)]
     cut: CutArgs,
     #[command(flatten)]
@@ -99,11 +110,14 @@ impl From<PreferArg> for Prefer {
 }
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupArgs) -> Result<u8> {
+    arguments.source.check(arguments.needs_replication())?;
     let (context, seeds) = session.cluster(&arguments.cluster)?;
     let (location, name) = session.location(&arguments.repo)?;
     let discovery = discover(&context, &seeds).await?;
     let prefer = Prefer::from(arguments.prefer);
-    let plan = plan(&context, discovery, prefer, arguments.allow_partial).await?;
+    let mut plan = plan(&context, discovery, prefer, arguments.allow_partial).await?;
+    let (partial, engine) = (arguments.allow_partial, arguments.engine.options());
+    let reading = arguments.source.reading(&context, &mut plan, partial, engine).await?;
     // Only now: a cluster that can't be backed up must leave no new repository behind.
     let repository = session.open_or_create(&location, &arguments.repo).await?;
     output.note(&announce(&plan, &location.to_string()));
@@ -118,7 +132,14 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
         spool_limit_bytes: arguments.spool.spool_limit,
         seal: SealPolicy::default(),
     };
-    let work = Work { context: &context, repository: &repository, plan: &plan, options: &options, output };
+    let work = Work {
+        context: &context,
+        repository: &repository,
+        plan: &plan,
+        options: &options,
+        reading: reading.as_ref(),
+        output,
+    };
     let manifest = match arguments.kind {
         TypeArg::Full => work.full().await?,
         TypeArg::Incremental => match work.incremental().await {
@@ -134,12 +155,25 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
     Ok(exit::OK)
 }
 
+impl BackupArgs {
+    /// What was asked for that only a replication link gives.
+    fn needs_replication(&self) -> Option<&'static str> {
+        match self.kind {
+            TypeArg::Incremental => Some("--type incremental"),
+            TypeArg::Full if self.cut.barrier => Some("--barrier"),
+            TypeArg::Full => None,
+        }
+    }
+}
+
 /// What both types of backup need.
 struct Work<'a> {
     context: &'a Context,
     repository: &'a Repository,
     plan: &'a BackupPlan,
     options: &'a BackupOptions,
+    /// Where it is read from, if not from a replication link.
+    reading: Option<&'a Reading>,
     output: &'a Output,
 }
 
@@ -147,7 +181,13 @@ impl Work<'_> {
     async fn full(&self) -> Result<Manifest> {
         let progress = self.progress();
         let display = Display::start(self.output, &progress);
-        let outcome = backup(self.context, self.repository, self.plan, self.options, &progress).await;
+        let outcome = match self.reading {
+            None => backup(self.context, self.repository, self.plan, self.options, &progress).await,
+            Some(reading) => {
+                let (plan, options) = (self.plan, self.options);
+                read_backup(self.context, self.repository, plan, options, reading, &progress).await
+            }
+        };
         display.finish().await;
         outcome
     }
@@ -219,7 +259,7 @@ pub(crate) fn summary(manifest: &Manifest) -> String {
             shard.base.keys.map_or_else(|| "?".to_owned(), count),
             bytes(shard.base.rdb.raw_bytes),
             bytes(stored(&shard.base)),
-            shard.offset.to_string(),
+            offset_text(shard),
             bytes(shard.cut().offset.saturating_sub(shard.offset)),
         ]);
     }
@@ -228,9 +268,13 @@ pub(crate) fn summary(manifest: &Manifest) -> String {
     let log: u64 = manifest.shards.iter().map(|shard| shard.cut().offset.saturating_sub(shard.offset)).sum();
     let took = manifest.finished_at.duration_since(manifest.started_at).unsigned_abs();
     let keys = manifest.digest.map_or_else(|| "an unknown number of".to_owned(), |digest| count(digest.keys));
-    let cut = manifest.cut.as_ref().map(|cut| format!("\nCut: {}.", cut_text(cut))).unwrap_or_default();
+    let mut cut = manifest.cut.as_ref().map(|cut| format!("\nCut: {}.", cut_text(cut))).unwrap_or_default();
+    cut.push_str(&interval_text(manifest));
     let (all, log, took) = (bytes(all), bytes(log), seconds(took));
     let what = match manifest.kind {
+        BackupKind::Full if manifest.read_source().is_some() => {
+            format!(": {keys} keys, {} in, {all} stored, {took}", bytes(raw))
+        }
         BackupKind::Full => {
             format!(": {keys} keys, {} in, {all} stored, {log} of log behind them, {took}", bytes(raw))
         }
@@ -248,6 +292,54 @@ pub(crate) fn cut_text(cut: &ClusterCut) -> String {
         }
         (CutMethod::Barrier, None) => format!("all shards at {} exactly", cut.at),
         (CutMethod::Instant, _) => format!("all shards at {}, give or take {} ms", cut.at, cut.error_ms),
+    }
+}
+
+/// Where a base stands in its history.
+fn offset_text(shard: &ShardRecord) -> String {
+    if shard.is_anchored() { shard.offset.to_string() } else { "none".to_owned() }
+}
+
+/// How a base was read that did not come over a replication link, in words.
+pub(crate) fn read_text(read: &ReadRecord) -> String {
+    let how = match read.source {
+        ReadSource::Scan => "key by key (SCAN and DUMP)",
+        ReadSource::Snapshot => "from the file of a BGSAVE",
+        ReadSource::Aof => "from the append-only file, applied by a private server",
+    };
+    match read.source {
+        ReadSource::Scan => format!("{how} from {} to {}: not one point in time", read.from, read.until),
+        _ => format!("{how}, as of a moment between {} and {}", read.from, read.until),
+    }
+}
+
+/// From when to when the bases were read, and what that means; nothing if they came over replication links.
+fn interval_text(manifest: &Manifest) -> String {
+    let Some((from, until)) = manifest.read_interval() else { return String::new() };
+    let what = match manifest.read_source() {
+        Some(ReadSource::Scan) => format!("Not one point in time: read from {from} to {until}"),
+        _ if manifest.shards.len() > 1 => {
+            format!("Each shard as of a moment of its own, between {from} and {until}")
+        }
+        _ => format!("As of a moment between {from} and {until}"),
+    };
+    format!("\n{what}, by the servers' clocks.")
+}
+
+/// The kind of a backup and where it was read from, in words.
+pub(crate) fn kind_and_source(manifest: &Manifest) -> String {
+    let kind = kind_text(manifest.kind);
+    manifest
+        .read_source()
+        .map_or_else(|| kind.to_owned(), |source| format!("{kind}, {}", source_text(source)))
+}
+
+/// Where a backup was read from, in a word or two.
+pub(crate) const fn source_text(source: ReadSource) -> &'static str {
+    match source {
+        ReadSource::Scan => "scan",
+        ReadSource::Snapshot => "snapshot file",
+        ReadSource::Aof => "append-only file",
     }
 }
 

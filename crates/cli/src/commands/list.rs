@@ -2,13 +2,14 @@
 
 use clap::Args;
 use serde::Serialize;
+use slotkeep_format::manifest::ReadSource;
 use slotkeep_format::{Depth, Manifest, Severity, VerifyRecord};
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, history_graph, restorable};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::Repository;
 
-use super::backup::{kind_text, stored};
+use super::backup::{kind_text, source_text, stored};
 use crate::args::RepoArgs;
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
@@ -49,8 +50,12 @@ struct Row {
     id: String,
     kind: String,
     partial: bool,
+    /// Where it was read from, if not from a replication link.
+    source: Option<ReadSource>,
     /// The moment of the cut that all shards share.
     cut: Option<jiff::Timestamp>,
+    /// From when to when it was read, if it did not come over replication links.
+    read: Option<ReadSpan>,
     finished_at: jiff::Timestamp,
     server: String,
     shards: usize,
@@ -58,6 +63,13 @@ struct Row {
     rdb_bytes: u64,
     stored_bytes: u64,
     proved: Option<Proved>,
+}
+
+/// From when to when a backup was read.
+#[derive(Clone, Copy, Serialize)]
+struct ReadSpan {
+    from: jiff::Timestamp,
+    until: jiff::Timestamp,
 }
 
 /// What the last verification said of a backup.
@@ -208,6 +220,8 @@ fn row(manifest: &Manifest, records: &[VerifyRecord]) -> Row {
         cluster: manifest.cluster.clone(),
         id: manifest.id.clone(),
         kind: kind_text(manifest.kind).to_owned(),
+        source: manifest.read_source(),
+        read: manifest.read_interval().map(|(from, until)| ReadSpan { from, until }),
         cut: manifest.cut.as_ref().map(|cut| cut.at),
         partial: manifest.partial,
         finished_at: manifest.finished_at,
@@ -326,6 +340,21 @@ fn moment(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
 }
 
+fn kind(backup: &Row) -> String {
+    let source = backup.source.map(|source| format!(", {}", source_text(source))).unwrap_or_default();
+    format!("{}{source}{}", backup.kind, if backup.partial { ", partial" } else { "" })
+}
+
+/// The moment that a backup holds; from when to when it was read, if it did not come over replication links.
+fn as_of(backup: &Row) -> String {
+    let moment = |at: jiff::Timestamp| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
+    match backup.read {
+        None => moment(backup.cut.unwrap_or(backup.finished_at)),
+        Some(read) if moment(read.from) == moment(read.until) => moment(read.from),
+        Some(read) => format!("{} to {}", moment(read.from), read.until.strftime("%H:%M:%SZ")),
+    }
+}
+
 fn render_backups(list: &List, now: jiff::Timestamp) -> String {
     if list.backups.is_empty() && list.unreadable.is_empty() {
         return format!("{} holds no backup yet.", list.repository);
@@ -336,8 +365,8 @@ fn render_backups(list: &List, now: jiff::Timestamp) -> String {
         rows.add_row([
             backup.cluster.clone(),
             backup.id.clone(),
-            if backup.partial { format!("{}, partial", backup.kind) } else { backup.kind.clone() },
-            backup.cut.unwrap_or(backup.finished_at).strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+            kind(backup),
+            as_of(backup),
             backup.server.clone(),
             backup.shards.to_string(),
             backup.keys.map_or_else(|| "?".to_owned(), count),

@@ -2,11 +2,11 @@
 
 use clap::Args;
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::CrcRecord;
+use slotkeep_format::manifest::{CrcRecord, ReadSource};
 use slotkeep_jobs::Result;
 use slotkeep_repo::BackupSelector;
 
-use super::backup::{cut_text, kind_text, summary};
+use super::backup::{cut_text, kind_and_source, read_text, summary};
 use crate::args::RepoArgs;
 use crate::exit;
 use crate::output::Output;
@@ -43,7 +43,7 @@ fn render(manifest: &Manifest) -> String {
     line("started", manifest.started_at.to_string());
     line("finished", manifest.finished_at.to_string());
     line("slotkeep", manifest.slotkeep_version.clone());
-    line("kind", kind_text(manifest.kind).to_owned());
+    line("kind", kind_and_source(manifest));
     if let Some(cut) = &manifest.cut {
         line("cut", cut_text(cut));
         if let Some(reason) = &cut.fell_back {
@@ -66,14 +66,26 @@ fn render(manifest: &Manifest) -> String {
             line("replica", format!("{}{}", replica.addr, id(&replica.id)));
         }
         line("taken", format!("from {}", shard.source));
-        line("history", format!("{} up to offset {}", shard.history, shard.offset));
+        if let Some(read) = &shard.read {
+            line("read", read_text(read));
+            if read.without_functions {
+                line("NOTE", "function libraries were left out".to_owned());
+            }
+        }
+        if shard.is_anchored() {
+            line("history", format!("{} up to offset {}", shard.history, shard.offset));
+        } else {
+            line("history", "none: it stands at no offset, and no log can go on behind it".to_owned());
+        }
         if let Some(cut) = &shard.cut {
             line("log", format!("{} up to offset {}", cut.history, cut.offset));
         }
         if let Some(time) = shard.server_time {
             line("time", format!("{time} by the server's clock"));
         }
+        let by_key = shard.read.as_ref().is_some_and(|read| read.source == ReadSource::Scan);
         let crc = match shard.base.crc64 {
+            CrcRecord::Verified if by_key => "the server's CRC64 of every value was right",
             CrcRecord::Verified => "the server's CRC64 was right",
             CrcRecord::NotComputed => "the server computed no CRC64",
         };

@@ -42,6 +42,7 @@ fn backup(finished_at: &str, base: &str, offset: u64) -> Manifest {
             not_interpreted: None,
         },
         cut: None,
+        read: None,
     };
     Manifest {
         format_version: FORMAT_VERSION,

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use slotkeep_format::manifest::ShardRecord;
 use slotkeep_format::{Manifest, Parent};
-use slotkeep_model::{ReplId, ReplOffset};
+use slotkeep_model::{ReplId, ReplOffset, SlotSet};
 use slotkeep_repo::{Repository, SegmentEntry};
 use slotkeep_wire::info::Replication;
 use slotkeep_wire::stream::{Splitter, StreamStart};
@@ -12,6 +13,7 @@ use slotkeep_wire::stream::{Splitter, StreamStart};
 use super::decide::Position;
 use crate::Result;
 use crate::backup::base::TakenBase;
+use crate::backup::how_read;
 
 /// A base and the end of the log behind it.
 pub(crate) type Held = (Position, Arc<TakenBase>);
@@ -51,8 +53,9 @@ impl Holdings {
     pub(crate) async fn leading_to(&mut self, server: &Replication) -> Result<Option<Held>> {
         for number in 0..self.manifests.len() {
             let Some(manifest) = self.manifests.get(number) else { break };
+            let shards = manifest.shards.iter().filter(|shard| shard.is_anchored());
             let bases: Vec<Arc<TakenBase>> =
-                manifest.shards.iter().map(|shard| Arc::new(TakenBase::of(shard, &manifest.id))).collect();
+                shards.map(|shard| Arc::new(TakenBase::of(shard, &manifest.id))).collect();
             for base in bases {
                 let ends = self.ends(&base.history, base.offset).await?;
                 let rank = |history: &ReplId| match history {
@@ -66,11 +69,25 @@ impl Holdings {
                     .min_by_key(|(rank, (_, offset))| (*rank, std::cmp::Reverse(*offset)));
                 if let Some((_, (history, offset))) = best {
                     let database = self.database_at(&history, offset).await?;
+                    // A server does not say again what it had selected when the base was made.
+                    let at_base = history == base.history && offset == base.offset;
+                    let of_base = || base.read.as_ref().filter(|_| at_base)?.database;
+                    let database = database.or_else(of_base);
                     return Ok(Some((Position { history, offset, database }, base)));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// The newest backup with a base of those slots that no log can go on behind, and how that base was read.
+    pub(crate) fn unanchored(&self, slots: &SlotSet) -> Option<(&str, String)> {
+        self.manifests.iter().find_map(|manifest| {
+            let own =
+                |shard: &&ShardRecord| !shard.is_anchored() && !shard.slots.intersection(slots).is_empty();
+            let shard = manifest.shards.iter().find(own)?;
+            Some((manifest.id.as_str(), how_read(shard)))
+        })
     }
 
     /// Where the log behind a base ends: in its own history, and in each that descends from it.

@@ -17,7 +17,7 @@ mod intake;
 pub(crate) mod line;
 mod lineage;
 pub(crate) mod link;
-mod rebase;
+pub(crate) mod rebase;
 pub(crate) mod sampler;
 pub(crate) mod sealer;
 mod session;

@@ -143,7 +143,11 @@ impl Line {
 
 /// Waits until a replica has received what its primary had written when it was asked. A replica that has just attached says that its
 /// link is up a second before the stream flows (the primary waits for its first acknowledgement).
-async fn catch_up(context: &Context, candidate: &Candidate, written_to: Option<u64>) -> Result<()> {
+pub(crate) async fn catch_up(
+    context: &Context,
+    candidate: &Candidate,
+    written_to: Option<u64>,
+) -> Result<()> {
     let Some(wanted) = written_to.filter(|offset| candidate.offset < *offset) else { return Ok(()) };
     let wait = async {
         let began = context.clock.elapsed();

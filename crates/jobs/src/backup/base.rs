@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use slotkeep_format::manifest::{
-    BaseRecord, CrcRecord, NodeRecord, ObjectRecord, RoleRecord, ServerRecord, ShardCut, ShardRecord,
+    BaseRecord, CrcRecord, NodeRecord, ObjectRecord, ReadRecord, RoleRecord, ServerRecord, ShardCut,
+    ShardRecord,
 };
 use slotkeep_model::{Node, NodeAddr, ReplId, Shard, SlotDigest};
 use slotkeep_rdb::Crc;
@@ -14,7 +15,9 @@ use slotkeep_wire::transfer::PayloadHeader;
 
 use super::HASH_VERSION;
 use super::pipeline::{Pipeline, PipelineReport};
+use super::plan::Candidate;
 use crate::archive::link::{Interruption, Link};
+use crate::fold::Folded;
 use crate::progress::{Phase, ShardProgress};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -28,6 +31,8 @@ pub(crate) struct TakenBase {
     pub(crate) offset: u64,
     pub(crate) server_time: Option<Timestamp>,
     pub(crate) base: BaseRecord,
+    /// How it was read, if it did not come over a replication link.
+    pub(crate) read: Option<ReadRecord>,
     /// Its keys and digest, if they are known without reading it.
     total: Option<SlotDigest>,
     /// The backup that lists it already.
@@ -61,28 +66,58 @@ pub(crate) async fn receive(
     announced: Announced,
     progress: &Arc<ShardProgress>,
 ) -> Result<Received> {
-    let mut pipeline = Pipeline::start(repository, &announced.layout, Arc::clone(progress)).await?;
-    progress.enter(Phase::Running);
+    let mut taking = Taking::begin(repository, announced, progress).await?;
     let received = tokio::select! {
-        received = link.receive(header, &mut pipeline) => received,
+        received = link.receive(header, &mut taking.pipeline) => received,
         () = context.stop.cancelled() => Err(Interruption::Other(Error::interrupted())),
     };
-    let error = match received {
-        Ok(()) => {
-            progress.enter(Phase::Finishing);
-            return Ok(Received { pipeline, announced });
-        }
-        Err(Interruption::Pipeline) => {
-            let cause = pipeline.abandon().await;
-            cause.unwrap_or_else(|| Error::new(ErrorKind::Failed, "the snapshot could not be stored"))
-        }
-        Err(Interruption::Other(error)) => {
-            pipeline.abandon().await;
-            error
-        }
-    };
-    discard(repository, &announced.layout).await;
-    Err(error)
+    taking.end(repository, received, progress).await
+}
+
+/// A base whose RDB is being written.
+pub(crate) struct Taking {
+    /// Where its bytes go.
+    pub(crate) pipeline: Pipeline,
+    announced: Announced,
+}
+
+impl Taking {
+    /// Begins a base.
+    pub(crate) async fn begin(
+        repository: &Repository,
+        announced: Announced,
+        progress: &Arc<ShardProgress>,
+    ) -> Result<Self> {
+        let pipeline = Pipeline::start(repository, &announced.layout, Arc::clone(progress)).await?;
+        progress.enter(Phase::Running);
+        Ok(Self { pipeline, announced })
+    }
+
+    /// Ends it, with what came of the writing. Unless that succeeded, nothing of it stays in the repository.
+    pub(crate) async fn end(
+        self,
+        repository: &Repository,
+        written: Result<(), Interruption>,
+        progress: &ShardProgress,
+    ) -> Result<Received> {
+        let Self { pipeline, announced } = self;
+        let error = match written {
+            Ok(()) => {
+                progress.enter(Phase::Finishing);
+                return Ok(Received { pipeline, announced });
+            }
+            Err(Interruption::Pipeline) => {
+                let cause = pipeline.abandon().await;
+                cause.unwrap_or_else(|| Error::new(ErrorKind::Failed, "the snapshot could not be stored"))
+            }
+            Err(Interruption::Other(error)) => {
+                pipeline.abandon().await;
+                error
+            }
+        };
+        discard(repository, &announced.layout).await;
+        Err(error)
+    }
 }
 
 impl Received {
@@ -132,7 +167,8 @@ async fn describe(
         Err(reason) => base.not_interpreted = Some(reason),
     }
     let Announced { source, source_role, server, history, offset, server_time, layout: _ } = announced;
-    Ok(TakenBase { source, source_role, server, history, offset, server_time, base, total, listed_in: None })
+    let (read, listed_in) = (None, None);
+    Ok(TakenBase { source, source_role, server, history, offset, server_time, base, read, total, listed_in })
 }
 
 async fn put_digest(repository: &Repository, path: String, bytes: Vec<u8>) -> Result<ObjectRecord> {
@@ -159,8 +195,25 @@ impl TakenBase {
             offset: record.offset,
             server_time: record.server_time,
             base: record.base.clone(),
+            read: record.read.clone(),
             total: None,
             listed_in: Some(backup.to_owned()),
+        }
+    }
+
+    /// A base that an engine made, of what was read from a node.
+    pub(crate) fn folded(folded: Folded, candidate: &Candidate, read: ReadRecord) -> Self {
+        Self {
+            source: candidate.addr.clone(),
+            source_role: candidate.role.into(),
+            server: folded.engine.into(),
+            history: folded.history,
+            offset: folded.offset.0,
+            server_time: Some(read.until),
+            base: folded.base,
+            read: Some(read),
+            total: folded.digest,
+            listed_in: None,
         }
     }
 
@@ -181,6 +234,7 @@ impl TakenBase {
             server_time: self.server_time,
             base: self.base.clone(),
             cut,
+            read: self.read.clone(),
         }
     }
 

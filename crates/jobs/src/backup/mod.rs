@@ -10,6 +10,7 @@ mod continuation;
 mod interpret;
 pub(crate) mod pipeline;
 mod plan;
+mod reading;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -24,8 +25,11 @@ use tokio::sync::Notify;
 
 pub(crate) use continuation::Continuation;
 pub(crate) use interpret::{HASH_VERSION, Interpreter, NotUnderstood};
+use plan::look_again;
 pub(crate) use plan::plan_shard;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
+pub(crate) use reading::how_read;
+pub use reading::{DataDirs, Reading, ScanOptions, find_data_dirs, read_backup};
 
 use crate::archive::fleet::{Fleet, match_lines};
 use crate::archive::gates::Gates;
@@ -35,7 +39,7 @@ use crate::archive::sealer::{Patience, wait};
 use crate::archive::spool::SpoolFolder;
 use crate::archive::{SealPolicy, view};
 use crate::cut::{CutOptions, TakenCut, take_cut};
-use crate::discover::{Discovery, discover, nodes_moving_slots, replication_at};
+use crate::discover::{Discovery, replication_at};
 use crate::ports::random_hex;
 use crate::progress::{Phase, ShardProgress};
 use crate::settings::{SettingsOptions, read_settings};
@@ -116,17 +120,24 @@ async fn find_held(
     for shard in &plan.shards {
         let replication = replication_at(context, &shard.shard.primary.addr).await?;
         let held = holdings.leading_to(&replication).await?;
-        let none = || {
-            Error::new(
+        let Some(held) = held else {
+            let unanchored = holdings.unanchored(&shard.shard.slots);
+            let why = unanchored.map(|(id, how)| {
+                format!(" (backup {id} was {how}: it stands at no offset, and no log can go on behind it)")
+            });
+            return Err(Error::new(
                 ErrorKind::Gap,
                 format!(
-                    "no backup of `{}` leads to history {} of the shard with slots {}: there is nothing to continue",
-                    options.cluster, replication.replid, shard.shard.slots
+                    "no backup of `{}` leads to history {} of the shard with slots {}: there is nothing to continue{}",
+                    options.cluster,
+                    replication.replid,
+                    shard.shard.slots,
+                    why.unwrap_or_default()
                 ),
             )
-            .hint("take a full backup first (--type full)")
+            .hint("take a full backup over replication first (--type full)"));
         };
-        all.push(Some(held.ok_or_else(none)?));
+        all.push(Some(held));
     }
     Ok(all)
 }
@@ -229,7 +240,7 @@ impl<'a> Run<'a> {
     async fn follow_to_cut(&self, fleet: &mut Fleet) -> Result<(Discovery, Option<TakenCut>)> {
         fleet.until_following().await?;
         let Some(options) = self.options.cut else {
-            let discovery = self.context.unless_stopped(self.look_again()).await?;
+            let discovery = self.context.unless_stopped(look_again(self.context, self.plan)).await?;
             return Ok((discovery, None));
         };
         let mut last = None;
@@ -259,7 +270,7 @@ impl<'a> Run<'a> {
         fleet: &mut Fleet,
         options: CutOptions,
     ) -> Result<Option<(Discovery, Option<TakenCut>)>> {
-        let discovery = self.look_again().await?;
+        let discovery = look_again(self.context, self.plan).await?;
         let primaries = current_primaries(fleet, &discovery)?;
         let taken = take_cut(self.context, &primaries, options).await?;
         let complete = tokio::select! {
@@ -267,36 +278,6 @@ impl<'a> Run<'a> {
             () = self.context.clock.sleep(CUT_LIMIT) => false,
         };
         Ok(complete.then_some((discovery, Some(taken))))
-    }
-
-    /// The cluster as it is now. Fails if slots have changed hands since the plan was made: a key that moved could have been missed
-    /// or taken twice.
-    async fn look_again(&self) -> Result<Discovery> {
-        let nodes = self.plan.shards.iter().flat_map(|shard| &shard.candidates);
-        let seeds: Vec<NodeAddr> = std::iter::once(self.plan.discovery.answered.clone())
-            .chain(nodes.map(|candidate| candidate.addr.clone()))
-            .collect();
-        let now = discover(self.context, &seeds)
-            .await
-            .map_err(|error| error.context("looking at the cluster once more"))?;
-        let owners = |discovery: &Discovery| {
-            let shards = &discovery.topology().shards;
-            let mut slots: Vec<String> = shards.iter().map(|shard| shard.slots.to_string()).collect();
-            slots.sort();
-            slots
-        };
-        let moved = owners(&now) != owners(&self.plan.discovery);
-        if moved
-            || now.slots_are_moving()
-            || !nodes_moving_slots(self.context, now.topology()).await.is_empty()
-        {
-            return Err(Error::new(
-                ErrorKind::NotACluster,
-                "slots moved between shards during the backup: a key could have been missed or taken twice",
-            )
-            .hint("no backup was made; run it again when no slots are being moved"));
-        }
-        Ok(now)
     }
 
     async fn commit(

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use slotkeep_model::{Node, NodeAddr, Role, ServerVersion, Shard, SlotSet};
 use slotkeep_wire::info::Replication;
 
-use crate::discover::{Discovery, NodeReport, node_report, nodes_moving_slots};
+use crate::discover::{Discovery, NodeReport, discover, node_report, nodes_moving_slots};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How many nodes are asked at a time.
@@ -36,7 +36,7 @@ pub struct BackupPlan {
 }
 
 /// One shard's part of the plan.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ShardPlan {
     /// The shard.
     pub shard: Shard,
@@ -187,4 +187,30 @@ fn fit(report: &NodeReport, primary_offset: Option<u64>) -> std::result::Result<
         }
     }
     Ok(())
+}
+
+/// The cluster as it is now. Fails if slots have changed hands since the plan was made: a key that moved could have been missed
+/// or taken twice.
+pub(crate) async fn look_again(context: &Context, plan: &BackupPlan) -> Result<Discovery> {
+    let nodes = plan.shards.iter().flat_map(|shard| &shard.candidates);
+    let seeds: Vec<NodeAddr> = std::iter::once(plan.discovery.answered.clone())
+        .chain(nodes.map(|candidate| candidate.addr.clone()))
+        .collect();
+    let now =
+        discover(context, &seeds).await.map_err(|error| error.context("looking at the cluster once more"))?;
+    let owners = |discovery: &Discovery| {
+        let shards = &discovery.topology().shards;
+        let mut slots: Vec<String> = shards.iter().map(|shard| shard.slots.to_string()).collect();
+        slots.sort();
+        slots
+    };
+    let moved = owners(&now) != owners(&plan.discovery);
+    if moved || now.slots_are_moving() || !nodes_moving_slots(context, now.topology()).await.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NotACluster,
+            "slots moved between shards during the backup: a key could have been missed or taken twice",
+        )
+        .hint("no backup was made; run it again when no slots are being moved"));
+    }
+    Ok(now)
 }

@@ -19,6 +19,10 @@ const PAUSE_CATEGORIES: [&str; 5] = ["all", "admin", "slow", "dangerous", "conne
 /// The user to make when the one at hand is the default user, who should not be cut down to what a backup needs.
 const SUGGESTED_USER: &str = "backup";
 
+/// What else there is where replication is refused.
+const WITHOUT_REPLICATION: &str =
+    "; or do without replication: `slotkeep backup --source scan` (docs/sources.md)";
+
 /// Whether a command may be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -189,13 +193,19 @@ pub(super) fn judge(permissions: &Permissions, out: &mut Findings) {
     };
     let before = (with(Need::Backup, Verdict::Denied), with(Need::Backup, Verdict::Unknown));
     if !before.0.is_empty() {
-        out.problem(CHECK, format!("user {user} may not run {}", before.0), set_user(user));
+        let replicates =
+            ["psync", "replconf"].iter().any(|name| before.0.split(", ").any(|lacks| lacks == *name));
+        let without = if replicates { WITHOUT_REPLICATION } else { "" };
+        let advice = format!("{}{without}", set_user(user));
+        out.problem(CHECK, format!("user {user} may not run {}", before.0), advice);
     }
     if !before.1.is_empty() {
         out.problem(
             CHECK,
             format!("the server does not know {}", before.1),
-            "the commands are renamed or blocked, as managed services do; a backup by replication needs them",
+            format!(
+                "the commands are renamed or blocked, as managed services do; a backup by replication needs them{WITHOUT_REPLICATION}"
+            ),
         );
     }
     let untold = with(Need::Backup, Verdict::Untold);

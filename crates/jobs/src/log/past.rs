@@ -11,6 +11,7 @@ use slotkeep_model::{ReplId, SlotSet};
 use slotkeep_repo::{Repository, SegmentEntry};
 
 use super::chain::{BasePlace, Chain, Path, Piece, Place};
+use crate::backup::how_read;
 use crate::{Error, ErrorKind, Result};
 
 /// How many histories are looked at at a time.
@@ -43,7 +44,12 @@ impl Past {
         let backups = repository.backups(cluster).await?.backups;
         let mut topologies = repository.topologies(cluster).await?;
         topologies.sort_by(|a, b| (a.seen_at, &a.id).cmp(&(b.seen_at, &b.id)));
-        let known = repository.histories(cluster).await?;
+        let mut known = repository.histories(cluster).await?;
+        // A name that was made up for a base that stands at no offset is no history of the cluster.
+        let shards = || backups.iter().flat_map(|backup| &backup.shards);
+        let made_up: BTreeSet<&ReplId> =
+            shards().filter(|shard| !shard.is_anchored()).map(|shard| &shard.history).collect();
+        known.retain(|history| !made_up.contains(history));
         let read: Vec<_> = futures::stream::iter(known)
             .map(async |history| {
                 let record = repository.history(cluster, &history).await?;
@@ -80,11 +86,13 @@ impl Past {
         self.segments.insert(history, segments);
     }
 
-    /// Bases by the manifests that name them. Backups share bases: the first one that names a base counts.
+    /// Bases by the manifests that name them. Backups share bases: the first one that names a base counts. A base that stands at no offset
+    /// is none of the chain.
     fn add_bases(&mut self) {
         let mut seen = BTreeSet::new();
         for (backup, manifest) in self.backups.iter().enumerate() {
-            for (shard, record) in manifest.shards.iter().enumerate() {
+            let shards = manifest.shards.iter().enumerate();
+            for (shard, record) in shards.filter(|(_, record)| record.is_anchored()) {
                 if seen.insert(&record.base.rdb.path) {
                     let place = Place { history: record.history.clone(), offset: record.offset };
                     self.chain.add_base(BasePlace { place, number: self.bases.len() });
@@ -111,10 +119,20 @@ impl Past {
         if self.has_log() {
             return Ok(());
         }
-        let what = format!("{} holds no log of `{}`", self.repository.location(), self.cluster);
+        let what =
+            format!("{} holds no log of `{}`{}", self.repository.location(), self.cluster, self.why_not());
         Err(Error::new(ErrorKind::NotFound, what).hint(
             "`slotkeep archive` keeps one; without it only backups can be restored (--backup, `slotkeep list`)",
         ))
+    }
+
+    /// That some backups do not count where a log is asked for, if there are such.
+    pub(super) fn why_not(&self) -> String {
+        let mut unanchored = self.backups.iter().filter(|backup| !backup.is_anchored());
+        let Some(last) = unanchored.next_back() else { return String::new() };
+        let record = last.shards.iter().find(|shard| !shard.is_anchored());
+        let how = record.map(how_read).unwrap_or_default();
+        format!(" (backup {} was {how}: it stands at no offset, and no log can go on behind it)", last.id)
     }
 
     /// Which segments to read for those bytes, and which of their bytes.

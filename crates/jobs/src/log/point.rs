@@ -283,8 +283,10 @@ pub(crate) async fn way_to(past: &Past, slots: &SlotSet, place: &Place) -> Resul
 }
 
 async fn shard_point(past: &Past, slots: &SlotSet, path: &Path, cut: &Cut) -> Result<(ShardPoint, usize)> {
-    let (base, log) =
-        past.chain.route(path, cut.offset).map_err(|missing| no_route(slots, cut.offset, &missing))?;
+    let (base, log) = past
+        .chain
+        .route(path, cut.offset)
+        .map_err(|missing| no_route(past, slots, cut.offset, &missing))?;
     let number = base.number;
     let (manifest, record) = past
         .base(number)
@@ -308,7 +310,7 @@ async fn shard_point(past: &Past, slots: &SlotSet, path: &Path, cut: &Cut) -> Re
     Ok((point, number))
 }
 
-fn no_route(slots: &SlotSet, offset: u64, missing: &Unreachable) -> Error {
+fn no_route(past: &Past, slots: &SlotSet, offset: u64, missing: &Unreachable) -> Error {
     let place = |place: &Option<Place>| {
         place
             .as_ref()
@@ -316,7 +318,7 @@ fn no_route(slots: &SlotSet, offset: u64, missing: &Unreachable) -> Error {
     };
     let why = match &missing.gap {
         Some(gap) => format!("the log of history {} lacks the bytes {}", gap.history, bytes_of(&gap.range)),
-        None => "there is no base before it".to_owned(),
+        None => format!("there is no base before it{}", past.why_not()),
     };
     Error::new(ErrorKind::Gap, format!("slots {slots} can't be restored to offset {offset}: {why}")).hint(
         format!(

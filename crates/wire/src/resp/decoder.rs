@@ -116,14 +116,14 @@ struct Bulk {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum BulkKind {
+pub(super) enum BulkKind {
     Plain,
     Error,
     Verbatim,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum FrameKind {
+pub(super) enum FrameKind {
     Array,
     Map,
     Set,
@@ -388,13 +388,13 @@ fn close(frame: Frame) -> Option<Value> {
     })
 }
 
-enum Line {
+pub(super) enum Line {
     Value(Value),
     Bulk(u64, BulkKind),
     Aggregate(u64, FrameKind),
 }
 
-fn parse_line(kind: u8, text: &[u8]) -> Result<Line, &'static str> {
+pub(super) fn parse_line(kind: u8, text: &[u8]) -> Result<Line, &'static str> {
     Ok(match kind {
         b'+' => Line::Value(Value::Simple(lossy(text))),
         b'-' => Line::Value(Value::Error(lossy(text))),
@@ -440,7 +440,7 @@ fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn shortened(line: &[u8]) -> String {
+pub(super) fn shortened(line: &[u8]) -> String {
     line.get(..80).unwrap_or(line).escape_ascii().to_string()
 }
 

@@ -22,8 +22,8 @@ impl View {
         match past.topology_at(at) {
             Some(topology) => Ok(Self::of_topology(topology)),
             None => {
-                let earlier = past.backups.iter().rev().find(|backup| backup.finished_at <= at);
-                earlier.or(past.backups.first()).map(Self::of_backup).ok_or_else(nothing_seen)
+                let earlier = anchored(past).rev().find(|backup| backup.finished_at <= at);
+                earlier.or_else(|| anchored(past).next()).map(Self::of_backup).ok_or_else(nothing_seen)
             }
         }
     }
@@ -31,7 +31,7 @@ impl View {
     /// The cluster as it was seen last.
     pub(super) fn newest(past: &Past) -> Result<Self> {
         let seen = past.topologies.last().map(Self::of_topology);
-        seen.or_else(|| past.backups.last().map(Self::of_backup)).ok_or_else(nothing_seen)
+        seen.or_else(|| anchored(past).next_back().map(Self::of_backup)).ok_or_else(nothing_seen)
     }
 
     /// Every look that the cluster had, with the moments from when it was seen until the next one was; without any, the newest.
@@ -39,7 +39,8 @@ impl View {
         let always = Moments { from: Timestamp::MIN, to: Timestamp::MAX };
         if past.topologies.is_empty() {
             // A backup that failed may have left log and nothing else.
-            return past.backups.last().map(|backup| (Self::of_backup(backup), always)).into_iter().collect();
+            let last = anchored(past).next_back();
+            return last.map(|backup| (Self::of_backup(backup), always)).into_iter().collect();
         }
         let from =
             std::iter::once(always.from).chain(past.topologies.iter().skip(1).map(|seen| seen.seen_at));
@@ -165,6 +166,11 @@ impl View {
     }
 }
 
+/// The backups that name histories of the cluster: a name that was made up leads nowhere.
+fn anchored(past: &Past) -> impl DoubleEndedIterator<Item = &Manifest> {
+    past.backups.iter().filter(|backup| backup.is_anchored())
+}
+
 fn record(state: &ShardState, base: &ShardRecord) -> ShardRecord {
     ShardRecord {
         slots: state.slots.clone(),
@@ -179,6 +185,7 @@ fn record(state: &ShardState, base: &ShardRecord) -> ShardRecord {
         server_time: base.server_time,
         base: base.base.clone(),
         cut: None,
+        read: base.read.clone(),
     }
 }
 
