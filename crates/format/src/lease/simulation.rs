@@ -7,6 +7,10 @@ use super::*;
 
 const DURATION_MS: u64 = 10_000;
 
+fn process(name: &str) -> Holder {
+    Holder { process: name.to_owned(), agent: None, duration_ms: DURATION_MS }
+}
+
 /// A small generator of random numbers.
 struct Dice(u64);
 
@@ -117,7 +121,7 @@ struct Agent {
 impl Agent {
     fn new(holder: String, dice: &mut Dice) -> Self {
         Self {
-            claim: LeaseClaim::new(holder, DURATION_MS),
+            claim: LeaseClaim::new(process(&holder)),
             at: At::Looking,
             speed: 950 + dice.roll(101),
             ahead_ms: dice.roll(1_000_000),
@@ -276,7 +280,7 @@ fn no_two_commit_one_range_and_nothing_committed_is_lost() {
 
 #[test]
 fn a_record_reads_as_it_was_written() {
-    let mut claim = LeaseClaim::new("a".to_owned(), DURATION_MS);
+    let mut claim = LeaseClaim::new(process("a"));
     claim.observe(None, 5);
     let LeaseStep::Create(record) = claim.next(5) else { panic!("it is free") };
     assert_eq!(LeaseRecord::parse(&record.render().unwrap()).unwrap(), record);
@@ -286,7 +290,7 @@ fn a_record_reads_as_it_was_written() {
     assert!(claim.held(5 + DURATION_MS * 7 / 8).is_none());
     let last = claim.release().unwrap();
     assert!(last.released && last.number == 2);
-    let mut other = LeaseClaim::new("b".to_owned(), DURATION_MS);
+    let mut other = LeaseClaim::new(process("b"));
     other.observe(Some(last), 0);
     assert!(matches!(other.next(0), LeaseStep::Create(record) if record.epoch == 2));
 }
