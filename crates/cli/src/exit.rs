@@ -35,6 +35,7 @@ pub(crate) const fn code(kind: ErrorKind) -> u8 {
         ErrorKind::TargetNotEmpty => 30,
         ErrorKind::Conflict => 31,
         ErrorKind::Unsupported => 32,
+        ErrorKind::Contended => 50,
         ErrorKind::Interrupted => 130,
     }
 }
@@ -59,6 +60,7 @@ pub(crate) const fn name(kind: ErrorKind) -> &'static str {
         ErrorKind::TargetNotEmpty => "target_not_empty",
         ErrorKind::Conflict => "conflict",
         ErrorKind::Unsupported => "unsupported",
+        ErrorKind::Contended => "contended",
         ErrorKind::Interrupted => "interrupted",
     }
 }

@@ -46,6 +46,8 @@ pub enum ErrorKind {
     Conflict,
     /// A version that can't be used here.
     Unsupported,
+    /// Another agent does the same work, and the two can't be kept apart.
+    Contended,
     /// The user stopped it.
     Interrupted,
 }

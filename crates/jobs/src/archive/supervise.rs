@@ -1,36 +1,36 @@
-//! A line for every shard, as long as the job runs.
+//! A line for every shard that is this agent's, as long as the job runs.
 //!
-//! Invariants: a backup is written when every shard has a base and one of them is in no backup yet, and only when everything up to its
-//! cut is in the repository; what a stop finds unsealed is sealed or stays in the spool, where the next run finds it.
+//! Invariants: what a stop finds unsealed is sealed or stays in the spool, where the next run finds it; a line whose lease is lost ends at once, and
+//! what it had not sealed is sealed only if nobody else has it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt;
-use slotkeep_format::TopologyRecord;
-use slotkeep_format::manifest::BackupKind;
+use slotkeep_format::{LeaseNote, LineShard, TopologyRecord};
 use slotkeep_model::{NodeAddr, Shard};
 use slotkeep_repo::Repository;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
-use super::fleet::{Fleet, match_lines};
+use super::backups::Pending;
+use super::coverage::Coverage;
+use super::fleet::Fleet;
 use super::gates::Gates;
 use super::held::Holdings;
 use super::intake::SealPolicy;
 use super::line::{ANSWER_LIMIT, Ack, LineHandle, Shared};
-use super::lineage::Reach;
-use super::sealer::{Patience, seal_file, wait};
+use super::sealer::{Patience, settle_file, wait};
+use super::share::{Giver, Near, OwnLine, Share, ShareOptions, TakenLease};
 use super::spool::SpoolFolder;
 use super::status::{ArchiveStatus, Board, NoticeKind};
 use super::view::{SeenShard, look_at_shards, record};
-use crate::backup::commit::{Heading, Part, commit};
-use crate::backup::{Prefer, new_backup_id};
-use crate::cut::{CutOptions, TakenCut, take_cut};
+use crate::backup::Prefer;
+use crate::backup::base::TakenBase;
+use crate::cut::CutOptions;
 use crate::discover::{Discovery, discover};
 use crate::progress::ShardProgress;
-use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How often the cluster is looked at when nothing hints at a change.
@@ -39,14 +39,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(500);
 /// How often the lines are looked at.
 const TURN: Duration = Duration::from_millis(200);
-/// The pause after a backup that could not be written.
-const BACKUP_PAUSE: Duration = Duration::from_secs(10);
-/// How long the primaries may take to tell their offsets for a cut.
-const CUT_ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How long a cut may wait to be reached before another one is made.
-const CUT_LIMIT: Duration = Duration::from_secs(300);
 /// How many files of an earlier run are sealed at a time.
 const SEALS_IN_FLIGHT: usize = 4;
+/// How often files that no line will seal are looked at, and for how long their successor is given time to hold the same.
+const SETTLE_EVERY: Duration = Duration::from_secs(5);
+const SETTLE_AFTER: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -73,6 +70,8 @@ pub struct ArchiveOptions {
     pub include_secrets: bool,
     /// The cut of the backups that are written.
     pub cut: CutOptions,
+    /// How agents share the work.
+    pub share: ShareOptions,
 }
 
 /// What a watcher can see.
@@ -87,6 +86,11 @@ impl Watch {
     /// How everything stands.
     pub fn status(&self) -> ArchiveStatus {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the backup that was written last.
+    pub(super) fn note_backup(&self, id: String) {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).backup = Some(id);
     }
 }
 
@@ -103,7 +107,15 @@ pub async fn archive(
     let repository_id = &repository.file().repository_id;
     let limit = options.spool_limit_bytes;
     let folder = SpoolFolder::open(&options.spool, repository_id, &options.cluster, limit)?;
-    seal_leftovers(context, repository, &folder, &watch.board).await?;
+    let changed = Arc::new(Notify::new());
+    let lease_time = options.share.lease_time;
+    let share = Share::start(context, repository, &options.cluster, &folder, lease_time, &changed);
+    let share = context.unless_stopped(share).await?;
+    if let Err(error) = seal_leftovers(context, repository, &folder, &watch.board).await {
+        share.end(&[]).await;
+        return Err(error);
+    }
+    let (abandoned_sender, abandoned) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared {
         context: context.clone(),
         repository: repository.clone(),
@@ -118,7 +130,9 @@ pub async fn archive(
         may_take_bases: true,
         backup_id: None,
         board: Arc::clone(&watch.board),
-        changed: Arc::new(Notify::new()),
+        changed,
+        near: RwLock::default(),
+        abandoned: Some(abandoned_sender),
     });
     let mut supervisor = Supervisor {
         context,
@@ -126,6 +140,12 @@ pub async fn archive(
         watch,
         seeds: seeds.to_vec(),
         fleet: Fleet::new(Arc::clone(&shared)),
+        near: Near::new(options.share.near.clone()),
+        share,
+        names: Vec::new(),
+        abandoned: Abandoned { files: Vec::new(), queue: abandoned, looked_at: Duration::ZERO },
+        coverage: Coverage::new(repository, &options.cluster),
+        told: HashMap::new(),
         shared,
         discovery,
         seen: Vec::new(),
@@ -155,7 +175,7 @@ async fn seal_leftovers(
     let files = futures::stream::iter(folder.leftovers()?).map(|file| async move {
         let mut pause = FIRST_PAUSE;
         loop {
-            match Box::pin(seal_file(repository, folder, &file, &mut HashSet::new())).await {
+            match settle_file(repository, folder, &file, true).await {
                 Ok(_) => return Ok(()),
                 Err(error) if context.stop.is_cancelled() => return Err(error),
                 Err(error) => {
@@ -171,30 +191,38 @@ async fn seal_leftovers(
     outcomes.into_iter().collect()
 }
 
-/// A cut that the log has not yet reached, for the lines in their order.
-struct Pending {
-    taken: TakenCut,
-    shards: Vec<Shard>,
-    since: Duration,
+/// Files that no line will seal.
+struct Abandoned {
+    files: Vec<(PathBuf, Duration)>,
+    queue: mpsc::UnboundedReceiver<PathBuf>,
+    looked_at: Duration,
 }
 
-struct Supervisor<'a> {
-    context: &'a Context,
-    options: &'a ArchiveOptions,
-    watch: &'a Watch,
+pub(super) struct Supervisor<'a> {
+    pub(super) context: &'a Context,
+    pub(super) options: &'a ArchiveOptions,
+    pub(super) watch: &'a Watch,
     seeds: Vec<NodeAddr>,
-    shared: Arc<Shared>,
-    fleet: Fleet,
-    discovery: Discovery,
-    seen: Vec<SeenShard>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) fleet: Fleet,
+    pub(super) share: Share,
+    near: Near,
+    /// All shards, with the names of their lines.
+    pub(super) names: Vec<(Shard, String)>,
+    abandoned: Abandoned,
+    pub(super) coverage: Coverage,
+    /// Bases that other agents have taken, by the paths of their RDBs.
+    pub(super) told: HashMap<String, Arc<TakenBase>>,
+    pub(super) discovery: Discovery,
+    pub(super) seen: Vec<SeenShard>,
     topology: Option<TopologyRecord>,
     /// RDBs of bases that backups list.
-    listed: HashSet<String>,
-    pending: Option<Pending>,
+    pub(super) listed: HashSet<String>,
+    pub(super) pending: Option<Pending>,
     /// No backup is tried before, after one that failed.
-    next_backup_at: Duration,
+    pub(super) next_backup_at: Duration,
     last_trouble: Option<String>,
-    started_at: jiff::Timestamp,
+    pub(super) started_at: jiff::Timestamp,
 }
 
 impl Supervisor<'_> {
@@ -210,11 +238,14 @@ impl Supervisor<'_> {
                 () = shared.changed.notified() => hinted = true,
                 () = self.context.clock.sleep(TURN) => {}
             }
+            let new_leases = self.share.refresh()?;
             let since = self.context.clock.elapsed().saturating_sub(looked_at);
             if since >= LOOK_EVERY || (hinted && since >= LOOK_AT_MOST_EVERY) {
                 looked_at = self.context.clock.elapsed();
                 hinted = false;
                 self.look().await;
+            } else if new_leases {
+                self.reconcile_or_say().await;
             }
             if let Err(error) = self.back_up().await {
                 if error.kind() == ErrorKind::Interrupted {
@@ -223,6 +254,7 @@ impl Supervisor<'_> {
                 self.trouble("no backup could be written yet", &error);
                 self.give_backup_up();
             }
+            self.settle_abandoned().await;
             self.publish();
         }
     }
@@ -235,12 +267,6 @@ impl Supervisor<'_> {
             self.watch.board.pin(NoticeKind::Trouble, None, words.clone());
         }
         self.last_trouble = Some(words);
-    }
-
-    /// Tries the backup again a little later: each try may pause writes.
-    fn give_backup_up(&mut self) {
-        self.pending = None;
-        self.next_backup_at = self.context.clock.elapsed().saturating_add(BACKUP_PAUSE);
     }
 
     /// Looks at the cluster, and has a line for each shard.
@@ -256,10 +282,14 @@ impl Supervisor<'_> {
             }
         }
         self.seen = look_at_shards(self.context, &self.discovery).await;
+        self.reconcile_or_say().await;
+        self.note_topology().await;
+    }
+
+    async fn reconcile_or_say(&mut self) {
         if let Err(error) = self.reconcile().await {
             self.trouble("a new shard can't be followed yet", &error);
         }
-        self.note_topology().await;
     }
 
     /// Finds the cluster by the first node that answers soon.
@@ -278,6 +308,11 @@ impl Supervisor<'_> {
 
     /// Writes down how the cluster looks, if it looks different.
     async fn note_topology(&mut self) {
+        if !self.share.leads() {
+            // Whoever takes this over writes down how it looks then.
+            self.topology = None;
+            return;
+        }
         let record = match record(self.context, &self.discovery, &self.seen) {
             Ok(record) => record,
             Err(error) => return self.trouble("the cluster's shape can't be written down", &error),
@@ -295,120 +330,199 @@ impl Supervisor<'_> {
         }
     }
 
+    /// Brings the lines, the leases and the shards together.
     async fn reconcile(&mut self) -> Result<()> {
+        self.leave_lost();
         let shards: Vec<Shard> = self.discovery.topology().shards.clone();
-        let followed: Vec<Shard> = self.fleet.lines.iter().map(LineHandle::shard).collect();
-        let matched = match_lines(&followed, &shards);
-        let gone: Vec<usize> =
-            (0..followed.len()).filter(|number| !matched.contains(&Some(*number))).collect();
-        let mut holdings = None;
-        for (shard, line) in shards.into_iter().zip(&matched) {
-            match line.and_then(|number| self.fleet.lines.get(number)) {
-                Some(line) => {
-                    line.shard.send_if_modified(|known| {
-                        let changed = *known != shard;
-                        *known = shard;
-                        changed
-                    });
-                }
-                None => self.add(shard, &mut holdings).await?,
+        self.near.learn(self.context, &shards).await;
+        *self.shared.near.write().unwrap_or_else(PoisonError::into_inner) =
+            self.near.hosts().cloned().collect();
+        let own = self.own_lines();
+        let names = self.share.names(&shards, &own);
+        let named: Vec<(Shard, String)> = shards.iter().cloned().zip(names.iter().cloned()).collect();
+        if !self.names.iter().map(|(_, name)| name).eq(&names) {
+            self.pending = None;
+        }
+        self.names = named;
+        for (shard, name) in &self.names {
+            if let Some(line) = self.fleet.line(name) {
+                line.shard.send_if_modified(|known| {
+                    let changed = known != shard;
+                    known.clone_from(shard);
+                    changed
+                });
             }
         }
+        self.end_lines_without_shard();
+        self.share.give_up_strays(&own).await;
+        if self.share.seek_lead().await? {
+            self.begin_to_lead().await?;
+        }
+        if self.share.leads() {
+            self.share.forget_the_gone().await;
+        }
+        let own = self.own_lines();
+        let division = self.share.divide(&shards, &names, &own, &self.near);
+        for name in division.give.iter().filter_map(|number| names.get(*number)) {
+            self.give(name);
+        }
+        self.take(division.take.iter().filter_map(|number| self.names.get(*number).cloned()).collect())
+            .await?;
+        self.tell().await;
+        for told in self.share.new_cuts() {
+            if let Some(line) = self.fleet.line(&told.line) {
+                line.seal_by(told.cut.offset);
+            }
+        }
+        Ok(())
+    }
+
+    fn own_lines(&self) -> Vec<OwnLine> {
+        let own =
+            |line: &LineHandle| OwnLine { name: line.name.clone(), shard: line.shard(), ties: line.ties() };
+        self.fleet.lines.iter().map(own).collect()
+    }
+
+    /// Ends the lines that another agent has taken over.
+    fn leave_lost(&mut self) {
+        let is_lost = |lease: &Arc<TakenLease>| lease.is_lost() || self.share.is_taken_over(lease);
+        let lost: Vec<usize> = (0..self.fleet.lines.len())
+            .filter(|number| {
+                self.fleet.lines.get(*number).and_then(|line| line.lease.as_ref()).is_some_and(is_lost)
+            })
+            .collect();
+        for number in lost.into_iter().rev() {
+            let line = self.fleet.lines.swap_remove(number);
+            if let Some(lease) = &line.lease {
+                lease.lose();
+            }
+            let words = "another agent has taken this line over: it is left to it";
+            self.watch.board.pin(NoticeKind::Left, Some(&line.shard().slots), words);
+            end_line(line, None);
+        }
+    }
+
+    fn end_lines_without_shard(&mut self) {
+        let has_shard = |line: &LineHandle| self.names.iter().any(|(_, name)| *name == line.name);
+        let gone: Vec<usize> = (0..self.fleet.lines.len())
+            .filter(|number| self.fleet.lines.get(*number).is_some_and(|line| !has_shard(line)))
+            .collect();
         for number in gone.into_iter().rev() {
-            let mut line = self.fleet.lines.swap_remove(number);
+            let line = self.fleet.lines.swap_remove(number);
             let words = "the shard is gone: its line ends";
             self.watch.board.pin(NoticeKind::Topology, Some(&line.shard().slots), words);
             self.pending = None;
-            line.stop();
-            // It seals what it holds by itself.
-            tokio::spawn(async move {
-                if let Err(error) = line.ended().await {
-                    tracing::info!(%error, "what a line held stays in the spool");
-                }
-            });
+            self.share.gives(&line.name);
+            end_line(line, Some((self.share.giver(), LeaseNote::default())));
+        }
+    }
+
+    /// Gives a line up for an agent that has fewer.
+    fn give(&mut self, name: &str) {
+        let Some(number) = self.fleet.lines.iter().position(|line| line.name == name) else { return };
+        let line = self.fleet.lines.swap_remove(number);
+        let words = "this line is given up for an agent that has fewer";
+        self.watch.board.pin(NoticeKind::Left, Some(&line.shard().slots), words);
+        self.share.gives(name);
+        let base = line.base().map(|base| base.tell(&line.shard()));
+        let note = LeaseNote { shard: Some(LineShard::of(&line.shard(), base)), ..LeaseNote::default() };
+        end_line(line, Some((self.share.giver(), note)));
+    }
+
+    /// Takes lines over, and begins where the repository's log ends: what is read of it is read when the leases are there.
+    async fn take(&mut self, wanted: Vec<(Shard, String)>) -> Result<()> {
+        let mut taken = Vec::new();
+        for (shard, name) in wanted {
+            if !self.share.has_leases() {
+                taken.push((shard, name, None));
+            } else if let Some(lease) = self.share.take(&name, &shard).await? {
+                taken.push((shard, name, Some(lease)));
+            }
+        }
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let mut holdings = Holdings::read(&self.shared.repository, &self.options.cluster).await?;
+        self.listed.extend(holdings.listed().cloned());
+        for (_, name, _) in &taken {
+            if let Some(base) = self.share.told(name).and_then(|told| told.base.as_ref()) {
+                holdings.add_base(Arc::new(TakenBase::told(base)));
+            }
+        }
+        for (shard, name, lease) in taken {
+            self.add(shard, (name, lease), &mut holdings).await?;
         }
         Ok(())
     }
 
-    async fn add(&mut self, shard: Shard, holdings: &mut Option<Holdings>) -> Result<()> {
+    async fn add(
+        &mut self,
+        shard: Shard,
+        of: (String, Option<Arc<TakenLease>>),
+        holdings: &mut Holdings,
+    ) -> Result<()> {
         let seen = self.seen.iter().find(|seen| seen.shard == shard);
         let replication = seen.and_then(|seen| seen.replication.clone());
-        if holdings.is_none() {
-            *holdings = Some(Holdings::read(&self.shared.repository, &self.options.cluster).await?);
-        }
-        let held = match (&replication, holdings) {
-            (Some(replication), Some(holdings)) => holdings.leading_to(replication).await?,
-            _ => None,
+        let held = match &replication {
+            Some(replication) => holdings.leading_to(replication).await?,
+            None => None,
         };
-        if let Some((_, base)) = &held {
-            self.listed.insert(base.base.rdb.path.clone());
-        }
         let progress = ShardProgress::new(format!("slots {}", shard.slots));
-        self.fleet.add(shard, held, progress);
-        self.pending = None;
+        self.fleet.add(shard, held, progress, of);
         Ok(())
     }
 
-    /// Writes a backup if there is a base that is in none, in steps: none of them waits for the log.
-    async fn back_up(&mut self) -> Result<()> {
-        if let Some(pending) = &self.pending {
-            let pairs = self.fleet.lines.iter().zip(&pending.taken.shards);
-            let reached: Vec<Reach> = pairs.map(|(line, cut)| line.reach(cut)).collect();
-            let now = self.context.clock.elapsed();
-            if reached.iter().all(|reach| *reach == Reach::Reached) {
-                return self.commit().await;
-            }
-            if reached.contains(&Reach::Never) || now.saturating_sub(pending.since) > CUT_LIMIT {
-                self.give_backup_up();
-            }
-            return Ok(());
-        }
-        let bases: Option<Vec<_>> = self.fleet.lines.iter().map(LineHandle::base).collect();
-        let unlisted = bases
-            .as_ref()
-            .is_some_and(|bases| bases.iter().any(|base| !self.listed.contains(&base.base.rdb.path)));
-        let following = self.fleet.lines.iter().all(|line| line.state.borrow().source.is_some());
-        let moving = self.seen.iter().any(SeenShard::is_moving_slots);
-        let early = self.context.clock.elapsed() < self.next_backup_at;
-        if !unlisted || !following || moving || early {
-            return Ok(());
-        }
-        let shards: Vec<Shard> = self.fleet.lines.iter().map(LineHandle::shard).collect();
-        let primaries: Vec<NodeAddr> = shards.iter().map(|shard| shard.primary.addr.clone()).collect();
-        let taken =
-            self.context.within(CUT_ANSWER_LIMIT, take_cut(self.context, &primaries, self.options.cut));
-        let silent = || Error::new(ErrorKind::Unreachable, "not every primary told its offset in time");
-        let taken = taken.await.ok_or_else(silent)??;
-        self.fleet.seal_by(&taken.shards);
-        self.pending = Some(Pending { taken, shards, since: self.context.clock.elapsed() });
-        Ok(())
-    }
-
-    async fn commit(&mut self) -> Result<()> {
-        let Some(pending) = self.pending.take() else { return Ok(()) };
-        let mut parts = Vec::new();
-        let lines = self.fleet.lines.iter().zip(pending.shards).zip(pending.taken.shards);
-        for ((line, shard), cut) in lines {
-            let Some(base) = line.base() else { return Ok(()) };
-            parts.push(Part { shard, base, cut: Some(cut) });
-        }
-        let all_new = parts.iter().all(|part| !self.listed.contains(&part.base.base.rdb.path));
-        let settings_options = SettingsOptions { include_secrets: self.options.include_secrets };
-        let topology = self.discovery.topology();
-        let heading = Heading {
-            id: new_backup_id(self.context)?,
-            cluster: self.options.cluster.clone(),
-            kind: if all_new { BackupKind::Full } else { BackupKind::Incremental },
-            started_at: self.started_at,
-            settings: read_settings(self.context, topology, &settings_options).await?,
-            cut: Some(pending.taken.cut),
+    /// Tells other agents what each line follows, and which base it has.
+    async fn tell(&mut self) {
+        let tell = async |line: &LineHandle| {
+            let Some(lease) = &line.lease else { return Ok(true) };
+            let shard = line.shard();
+            let said = lease.said().shard;
+            let base = match line.base() {
+                Some(base) => {
+                    let known = said.as_ref().and_then(|said| said.base.clone());
+                    // As it was said first: its row is of the shard as it was then.
+                    known
+                        .filter(|known| known.record.base.rdb.path == base.base.rdb.path)
+                        .or_else(|| Some(base.tell(&shard)))
+                }
+                None => said.and_then(|said| said.base),
+            };
+            lease.say(LeaseNote { shard: Some(LineShard::of(&shard, base)), ..LeaseNote::default() }).await
         };
-        let manifest = commit(self.context, &self.shared.repository, topology, heading, &parts).await?;
-        self.listed.extend(parts.iter().map(|part| part.base.base.rdb.path.clone()));
-        self.watch.board.pin(NoticeKind::Backup, None, format!("backup {} was written", manifest.id));
-        self.watch.status.lock().unwrap_or_else(PoisonError::into_inner).backup = Some(manifest.id);
-        self.started_at = self.context.clock.now();
-        Ok(())
+        let said = futures::future::join_all(self.fleet.lines.iter().map(tell)).await;
+        if let Some(error) = said.into_iter().find_map(Result::err) {
+            self.trouble("other agents can't be told how the lines stand", &error);
+        }
+    }
+
+    /// Deals with what lines left that are not this agent's any more.
+    async fn settle_abandoned(&mut self) {
+        let now = self.context.clock.elapsed();
+        while let Ok(file) = self.abandoned.queue.try_recv() {
+            self.abandoned.files.push((file, now));
+        }
+        if now.saturating_sub(self.abandoned.looked_at) < SETTLE_EVERY {
+            return;
+        }
+        self.abandoned.looked_at = now;
+        self.settle(|since| now.saturating_sub(since) >= SETTLE_AFTER).await;
+    }
+
+    /// Deletes what others hold by now; seals what they don't if that is wanted of a file of that age.
+    async fn settle(&mut self, wanted: impl Fn(Duration) -> bool) {
+        for (file, since) in std::mem::take(&mut self.abandoned.files) {
+            let settled =
+                settle_file(&self.shared.repository, &self.shared.folder, &file, wanted(since)).await;
+            match settled {
+                Ok(true) => {}
+                Ok(false) => self.abandoned.files.push((file, since)),
+                Err(error) => {
+                    self.trouble("what a former line left can't be sealed yet", &error);
+                    self.abandoned.files.push((file, since));
+                }
+            }
+        }
     }
 
     fn publish(&self) {
@@ -417,16 +531,45 @@ impl Supervisor<'_> {
         lines.sort_by_key(|line| line.shard.borrow().slots.ranges().first().map(|range| range.first()));
         let mut status = self.watch.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.spool_bytes = self.shared.folder.used_bytes();
+        status.agents = self.share.agents();
+        status.leads = self.share.leads();
+        status.elsewhere = self.names.iter().filter(|(_, name)| self.share.is_with_another(name)).count();
+        status.trouble = self.share.trouble().map(|trouble| trouble.to_string());
         status.shards = lines.into_iter().map(|line| line.status(now)).collect();
     }
 
     /// Ends the lines; gives how many bytes wait in the spool.
-    async fn end(&mut self) -> u64 {
-        if let Err(error) = self.fleet.stop().await {
-            self.trouble("what is not sealed stays in the spool", &error);
+    async fn end(mut self) -> u64 {
+        match self.fleet.stop().await {
+            Err(error) => self.trouble("what is not sealed stays in the spool", &error),
+            Ok(()) => {
+                self.settle_abandoned().await;
+                self.settle(|_| true).await;
+            }
         }
         self.fleet.take_back(&self.listed).await;
         self.publish();
+        let leases: Vec<Arc<TakenLease>> =
+            self.fleet.lines.iter().filter_map(|line| line.lease.clone()).collect();
+        self.share.end(&leases).await;
         self.shared.folder.used_bytes()
     }
+}
+
+/// Ends a line that is not followed any more, without waiting: it seals what it holds if the lease allows it. Then the lease is given up, if that
+/// is wanted, with a note for whoever takes it.
+fn end_line(mut line: LineHandle, give: Option<(Giver, LeaseNote)>) {
+    line.stop();
+    tokio::spawn(async move {
+        if let Err(error) = line.ended().await {
+            tracing::info!(%error, "what a line held stays in the spool for now");
+        }
+        let Some((giver, note)) = give else { return };
+        if let Some(lease) = &line.lease
+            && let Err(error) = lease.release(note).await
+        {
+            tracing::info!(%error, "a line could not be given up yet");
+        }
+        giver.given(&line.name);
+    });
 }

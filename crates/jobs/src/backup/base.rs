@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use slotkeep_format::LineBase;
 use slotkeep_format::manifest::{
     BaseRecord, CrcRecord, NodeRecord, ObjectRecord, RoleRecord, ServerRecord, ShardCut, ShardRecord,
 };
@@ -162,6 +163,16 @@ impl TakenBase {
             total: None,
             listed_in: Some(backup.to_owned()),
         }
+    }
+
+    /// A base that another agent has taken.
+    pub(crate) fn told(told: &LineBase) -> Self {
+        Self { total: told.digest, listed_in: None, ..Self::of(&told.record, "") }
+    }
+
+    /// What to tell other agents of it.
+    pub(crate) fn tell(&self, shard: &Shard) -> LineBase {
+        LineBase { record: self.record(shard, None), digest: self.total }
     }
 
     /// The shard's record in a manifest.

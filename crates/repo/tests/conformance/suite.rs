@@ -291,10 +291,8 @@ async fn presences(repository: &Repository) {
         agent: Some("a".to_owned()),
         duration_ms: 10_000,
     };
-    let (mut before, mut after) = (
-        repository.presence("main", "a", agent("1")),
-        repository.presence("main", "a", agent("2")),
-    );
+    let (mut before, mut after) =
+        (repository.presence("main", "a", agent("1")), repository.presence("main", "a", agent("2")));
     assert!(matches!(before.step(&|| 0).await.unwrap(), Standing::Held { epoch: 1, .. }));
     let line = if repository.refuses_overwrite() {
         let take = |process| {
