@@ -38,6 +38,8 @@ pub(crate) struct Scanned {
     /// The database selected there, if it is known.
     pub(crate) database: Option<u32>,
     commands: u64,
+    /// Commands behind the last safe cut: of a transaction that has not ended yet.
+    open_commands: u64,
     times: Timeline,
 }
 
@@ -91,23 +93,23 @@ fn begun(header: SpoolHeader) -> (Scanned, Splitter) {
         in_transaction: false,
     };
     let database = header.database;
-    let scanned = Scanned { header, end: None, database, commands: 0, times: Timeline::default() };
+    let scanned =
+        Scanned { header, end: None, database, commands: 0, open_commands: 0, times: Timeline::default() };
     (scanned, Splitter::new(start))
 }
 
 /// Counts the commands; false if the bytes are no stream.
 fn count(scanned: &mut Scanned, splitter: &mut Splitter, mut bytes: &[u8]) -> bool {
-    let mut commands = 0_u64;
     loop {
         match splitter.next(&mut bytes) {
-            Ok(Some(_)) => commands = commands.saturating_add(1),
+            Ok(Some(_)) => scanned.open_commands = scanned.open_commands.saturating_add(1),
             Ok(None) => return true,
             Err(_) => return false,
         }
         if splitter.safe_cut() == splitter.offset() {
             scanned.end = Some(splitter.offset().0);
             scanned.database = splitter.db();
-            scanned.commands = scanned.commands.saturating_add(std::mem::take(&mut commands));
+            scanned.commands = scanned.commands.saturating_add(std::mem::take(&mut scanned.open_commands));
         }
     }
 }

@@ -413,7 +413,7 @@ impl Supervisor<'_> {
             self.watch.board.pin(NoticeKind::Topology, Some(&line.shard().slots), words);
             self.pending = None;
             self.share.gives(&line.name);
-            end_line(line, Some((self.share.giver(), LeaseNote::default())));
+            end_line(line, Some((self.share.giver(), Afterwards::Over)));
         }
     }
 
@@ -424,9 +424,7 @@ impl Supervisor<'_> {
         let words = "this line is given up for an agent that has fewer";
         self.watch.board.pin(NoticeKind::Left, Some(&line.shard().slots), words);
         self.share.gives(name);
-        let base = line.base().map(|base| base.tell(&line.shard()));
-        let note = LeaseNote { shard: Some(LineShard::of(&line.shard(), base)), ..LeaseNote::default() };
-        end_line(line, Some((self.share.giver(), note)));
+        end_line(line, Some((self.share.giver(), Afterwards::Continued)));
     }
 
     /// Takes lines over, and begins where the repository's log ends: what is read of it is read when the leases are there.
@@ -474,21 +472,9 @@ impl Supervisor<'_> {
 
     /// Tells other agents what each line follows, and which base it has.
     async fn tell(&mut self) {
-        let tell = async |line: &LineHandle| {
-            let Some(lease) = &line.lease else { return Ok(true) };
-            let shard = line.shard();
-            let said = lease.said().shard;
-            let base = match line.base() {
-                Some(base) => {
-                    let known = said.as_ref().and_then(|said| said.base.clone());
-                    // As it was said first: its row is of the shard as it was then.
-                    known
-                        .filter(|known| known.record.base.rdb.path == base.base.rdb.path)
-                        .or_else(|| Some(base.tell(&shard)))
-                }
-                None => said.and_then(|said| said.base),
-            };
-            lease.say(LeaseNote { shard: Some(LineShard::of(&shard, base)), ..LeaseNote::default() }).await
+        let tell = async |line: &LineHandle| match &line.lease {
+            Some(lease) => lease.say(note_of(line, lease)).await,
+            None => Ok(true),
         };
         let said = futures::future::join_all(self.fleet.lines.iter().map(tell)).await;
         if let Some(error) = said.into_iter().find_map(Result::err) {
@@ -547,6 +533,7 @@ impl Supervisor<'_> {
                 self.settle(|_| true).await;
             }
         }
+        self.tell().await;
         self.fleet.take_back(&self.listed).await;
         self.publish();
         let leases: Vec<Arc<TakenLease>> =
@@ -556,19 +543,45 @@ impl Supervisor<'_> {
     }
 }
 
+/// What a holder says of its line.
+fn note_of(line: &LineHandle, lease: &TakenLease) -> LeaseNote {
+    let shard = line.shard();
+    let said = lease.said().shard.and_then(|said| said.base);
+    let base = match line.base() {
+        // As it was said first: its row is of the shard as it was then.
+        Some(base) => said
+            .filter(|said| said.record.base.rdb.path == base.base.rdb.path)
+            .or_else(|| Some(base.tell(&shard))),
+        None => said,
+    };
+    LeaseNote { shard: Some(LineShard::of(&shard, base)), ..LeaseNote::default() }
+}
+
+/// What becomes of a line that is given up.
+enum Afterwards {
+    /// Another agent goes on with it.
+    Continued,
+    /// Its shard is gone.
+    Over,
+}
+
 /// Ends a line that is not followed any more, without waiting: it seals what it holds if the lease allows it. Then the lease is given up, if that
-/// is wanted, with a note for whoever takes it.
-fn end_line(mut line: LineHandle, give: Option<(Giver, LeaseNote)>) {
+/// is wanted.
+fn end_line(mut line: LineHandle, give: Option<(Giver, Afterwards)>) {
     line.stop();
     tokio::spawn(async move {
         if let Err(error) = line.ended().await {
             tracing::info!(%error, "what a line held stays in the spool for now");
         }
-        let Some((giver, note)) = give else { return };
-        if let Some(lease) = &line.lease
-            && let Err(error) = lease.release(note).await
-        {
-            tracing::info!(%error, "a line could not be given up yet");
+        let Some((giver, afterwards)) = give else { return };
+        if let Some(lease) = &line.lease {
+            let note = match afterwards {
+                Afterwards::Continued => note_of(&line, lease),
+                Afterwards::Over => LeaseNote::default(),
+            };
+            if let Err(error) = lease.release(note).await {
+                tracing::info!(%error, "a line could not be given up yet");
+            }
         }
         giver.given(&line.name);
     });
