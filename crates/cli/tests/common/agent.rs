@@ -110,6 +110,12 @@ impl Agent {
         notices(&self.lines.lock().unwrap(), Some(kind))
     }
 
+    /// All notices, in order.
+    pub fn all(&self) -> Vec<String> {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().filter_map(|line| Some(line.get("notice")?.to_string())).collect()
+    }
+
     /// The last status.
     pub fn status(&self) -> Value {
         let lines = self.lines.lock().unwrap();

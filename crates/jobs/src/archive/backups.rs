@@ -85,14 +85,14 @@ impl Supervisor<'_> {
             self.context.within(CUT_ANSWER_LIMIT, take_cut(self.context, &primaries, self.options.cut));
         let silent = || Error::new(ErrorKind::Unreachable, "not every primary told its offset in time");
         let taken = taken.await.ok_or_else(silent)??;
-        let mut elsewhere = Vec::new();
+        let mut cuts = Vec::new();
         for (member, cut) in members.iter().zip(&taken.shards) {
-            match self.fleet.line(&member.line) {
-                Some(line) => line.seal_by(cut.offset),
-                None => elsewhere.push(LineCut { line: member.line.clone(), cut: cut.clone() }),
+            if let Some(line) = self.fleet.line(&member.line) {
+                line.seal_by(cut.offset);
             }
+            cuts.push(LineCut { line: member.line.clone(), cut: cut.clone() });
         }
-        if !elsewhere.is_empty() && !self.share.say_cuts(elsewhere).await? {
+        if self.share.agents() > 1 && !self.share.say_cuts(cuts).await? {
             return Ok(());
         }
         let since = self.context.clock.elapsed();
@@ -110,8 +110,7 @@ impl Supervisor<'_> {
                     line.base()?
                 }
                 None => {
-                    let told = self.share.told(name).filter(|_| self.share.is_with_another(name))?;
-                    let told = told.base.as_ref()?;
+                    let told = self.share.told_base(name).filter(|_| self.share.is_with_another(name))?;
                     let known = self.told.entry(told.record.base.rdb.path.clone());
                     Arc::clone(known.or_insert_with(|| Arc::new(TakenBase::told(told))))
                 }
@@ -132,10 +131,14 @@ impl Supervisor<'_> {
         let mut all = true;
         for (member, cut) in pending.members.iter().zip(&pending.taken.shards) {
             let base = &member.base;
-            let reach = match self.fleet.line(&member.line) {
-                Some(line) if line.base().is_some_and(|now| now.base.rdb.path != base.base.rdb.path) => {
-                    Reach::Never
-                }
+            let line = self.fleet.line(&member.line);
+            let base_now = match line {
+                Some(line) => line.base().map(|base| base.base.rdb.path.clone()),
+                None => self.share.told_base(&member.line).map(|base| base.record.base.rdb.path.clone()),
+            };
+            let reach = match line {
+                // The line began anew since.
+                _ if base_now.is_some_and(|now| now != base.base.rdb.path) => Reach::Never,
                 Some(line) => line.reach(cut),
                 None if look && self.coverage.reaches(&base.history, base.offset, cut).await? => {
                     Reach::Reached

@@ -12,6 +12,7 @@ use futures::StreamExt;
 use slotkeep_format::{LeaseNote, LineShard, TopologyRecord};
 use slotkeep_model::{NodeAddr, Shard};
 use slotkeep_repo::Repository;
+use slotkeep_wire::info::Replication;
 use tokio::sync::{Notify, mpsc};
 
 use super::backups::Pending;
@@ -29,7 +30,7 @@ use super::view::{SeenShard, look_at_shards, record};
 use crate::backup::Prefer;
 use crate::backup::base::TakenBase;
 use crate::cut::CutOptions;
-use crate::discover::{Discovery, discover};
+use crate::discover::{Discovery, discover, replication_at};
 use crate::progress::ShardProgress;
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -41,6 +42,8 @@ const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(500);
 const TURN: Duration = Duration::from_millis(200);
 /// How many files of an earlier run are sealed at a time.
 const SEALS_IN_FLIGHT: usize = 4;
+/// How many nodes are asked at a time.
+const QUESTIONS_IN_FLIGHT: usize = 16;
 /// How often files that no line will seal are looked at, and for how long their successor is given time to hold the same.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
 const SETTLE_AFTER: Duration = Duration::from_secs(60);
@@ -429,12 +432,30 @@ impl Supervisor<'_> {
 
     /// Takes lines over, and begins where the repository's log ends: what is read of it is read when the leases are there.
     async fn take(&mut self, wanted: Vec<(Shard, String)>) -> Result<()> {
+        let asked = futures::stream::iter(wanted).map(async |(shard, name)| {
+            let replication = self.replication_of(&shard).await;
+            (shard, name, replication)
+        });
+        let asked: Vec<_> = asked.buffered(QUESTIONS_IN_FLIGHT).collect().await;
+        let mut ready = Vec::new();
+        for (shard, name, replication) in asked {
+            // Where the log is to go on is not known without a node's word; another agent may be able to ask.
+            match replication {
+                Some(replication) => ready.push((shard, name, replication)),
+                None => {
+                    let words =
+                        format!("no node of slots {} answers: its log can't be continued yet", shard.slots);
+                    self.trouble("a shard waits", &Error::new(ErrorKind::Unreachable, words));
+                }
+            }
+        }
+        let names: Vec<(String, Shard)> =
+            ready.iter().map(|(shard, name, _)| (name.clone(), shard.clone())).collect();
+        let leases = self.share.take(names).await?;
         let mut taken = Vec::new();
-        for (shard, name) in wanted {
-            if !self.share.has_leases() {
-                taken.push((shard, name, None));
-            } else if let Some(lease) = self.share.take(&name, &shard).await? {
-                taken.push((shard, name, Some(lease)));
+        for ((shard, name, replication), lease) in ready.into_iter().zip(leases) {
+            if lease.is_some() || !self.share.has_leases() {
+                taken.push((shard, replication, (name, lease)));
             }
         }
         if taken.is_empty() {
@@ -442,29 +463,37 @@ impl Supervisor<'_> {
         }
         let mut holdings = Holdings::read(&self.shared.repository, &self.options.cluster).await?;
         self.listed.extend(holdings.listed().cloned());
-        for (_, name, _) in &taken {
-            if let Some(base) = self.share.told(name).and_then(|told| told.base.as_ref()) {
+        for (_, _, (name, _)) in &taken {
+            if let Some(base) = self.share.told_base(name) {
                 holdings.add_base(Arc::new(TakenBase::told(base)));
             }
         }
-        for (shard, name, lease) in taken {
-            self.add(shard, (name, lease), &mut holdings).await?;
+        for (shard, replication, of) in taken {
+            self.add(shard, replication, of, &mut holdings).await?;
         }
         Ok(())
+    }
+
+    /// What a shard's primary says of its history now, or else another node of it. A server begins a new history when the first replica attaches
+    /// (`syncCommand` in `src/replication.c` of Redis 6.2 to 8.8): what was seen a moment ago may be another.
+    async fn replication_of(&self, shard: &Shard) -> Option<Replication> {
+        for node in shard.nodes().filter(|node| node.online) {
+            let asked = self.context.within(ANSWER_LIMIT, replication_at(self.context, &node.addr)).await;
+            if let Some(Ok(replication)) = asked {
+                return Some(replication);
+            }
+        }
+        None
     }
 
     async fn add(
         &mut self,
         shard: Shard,
+        replication: Replication,
         of: (String, Option<Arc<TakenLease>>),
         holdings: &mut Holdings,
     ) -> Result<()> {
-        let seen = self.seen.iter().find(|seen| seen.shard == shard);
-        let replication = seen.and_then(|seen| seen.replication.clone());
-        let held = match &replication {
-            Some(replication) => holdings.leading_to(replication).await?,
-            None => None,
-        };
+        let held = holdings.leading_to(&replication).await?;
         let progress = ShardProgress::new(format!("slots {}", shard.slots));
         self.fleet.add(shard, held, progress, of);
         Ok(())

@@ -7,19 +7,25 @@
 //! Invariants: a shard that a living agent holds is never taken; a shard is taken from nobody but given up by its holder; if all agents but one
 //! do nothing, that one takes every shard that is free.
 
+use std::collections::BTreeMap;
+
+use slotkeep_format::{LeaseTable, Tenure};
+
+use super::lease_name;
+
 /// A shard, as the division sees it. Agents are numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Seat {
+struct Seat {
     /// The line's name, by which agents agree on an order.
-    pub(crate) name: String,
-    pub(crate) state: SeatState,
+    name: String,
+    state: SeatState,
     /// The living agents that it is near, in order.
-    pub(crate) near: Vec<usize>,
+    near: Vec<usize>,
 }
 
 /// Who has a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SeatState {
+enum SeatState {
     Held {
         by: usize,
         /// What would be lost if its holder gave it up.
@@ -50,8 +56,60 @@ pub(crate) struct Division {
     pub(crate) give: Vec<usize>,
 }
 
+/// What one agent sees, and is.
+pub(crate) struct View<'a> {
+    pub(crate) table: &'a LeaseTable,
+    pub(crate) now_ms: u64,
+    pub(crate) me: &'a str,
+    /// The lines of this agent, and how much has been begun with them.
+    pub(crate) own: &'a [(String, Ties)],
+    /// The lines of shards that are near it.
+    pub(crate) near: &'a [String],
+}
+
+impl View<'_> {
+    /// What to do about these lines; `first_seen` remembers since when those are known that nobody ever followed.
+    pub(crate) fn divide(
+        &self,
+        names: &[String],
+        first_seen: &mut BTreeMap<String, u64>,
+        patience_ms: u64,
+    ) -> Division {
+        let others = self.table.agents(self.now_ms).filter(|(agent, _)| *agent != self.me);
+        let others = others.map(|(agent, record)| (agent, record.note.near.as_slice()));
+        let mut agents: Vec<(&str, &[String])> = others.chain([(self.me, self.near)]).collect();
+        agents.sort_unstable();
+        let number = |agent: &str| agents.iter().position(|(other, _)| *other == agent);
+        let me = number(self.me).unwrap_or_default();
+        first_seen.retain(|name, _| names.contains(name));
+        let seat = |name: &String| {
+            let near = agents.iter().enumerate().filter(|(_, (_, near))| near.contains(name));
+            let near = near.map(|(agent, _)| agent).collect();
+            let own = self.own.iter().find(|(own, _)| own == name);
+            let state = match own.map_or_else(|| Err(self.table.tenure(&lease_name(name), self.now_ms)), Ok) {
+                Ok((_, ties)) => SeatState::Held { by: me, ties: *ties },
+                Err(Tenure::Held(record)) => {
+                    // A holder whose presence is not seen counts for nobody.
+                    let by = record.agent.as_deref().and_then(number).unwrap_or(usize::MAX);
+                    SeatState::Held { by, ties: Ties::Stream }
+                }
+                Err(Tenure::Free { since_ms, left_by }) => {
+                    SeatState::Free { since_ms, left_by: left_by.and_then(number) }
+                }
+                Err(Tenure::New) => {
+                    let since_ms = *first_seen.entry(name.clone()).or_insert(self.now_ms);
+                    SeatState::Free { since_ms, left_by: None }
+                }
+            };
+            Seat { name: name.clone(), state, near }
+        };
+        let seats: Vec<Seat> = names.iter().map(seat).collect();
+        divide(agents.len(), me, &seats, self.now_ms, patience_ms)
+    }
+}
+
 /// What agent `me` of `agents` is to do. A shard that another should take is left for it for `patience_ms`.
-pub(crate) fn divide(agents: usize, me: usize, seats: &[Seat], now_ms: u64, patience_ms: u64) -> Division {
+fn divide(agents: usize, me: usize, seats: &[Seat], now_ms: u64, patience_ms: u64) -> Division {
     let mut loads = Loads::of(agents, seats);
     let held_by_me = loads.get(me);
     let placed = place(&mut loads, seats);
@@ -103,6 +161,14 @@ impl Loads {
         }
     }
 
+    /// Whether one more leaves the loads as even as they can be: else it would be given up again, for ever.
+    fn has_room(&self, agent: usize, shards: usize) -> bool {
+        let agents = self.0.len().max(1);
+        let (each, left_over) = (shards / agents, shards % agents);
+        let load = self.get(agent);
+        load < each || (load == each && self.0.iter().filter(|load| **load > each).count() < left_over)
+    }
+
     /// The one with the fewest shards; of several the first.
     fn poorest(&self, among: impl Iterator<Item = usize>) -> Option<usize> {
         among.min_by_key(|agent| (self.get(*agent), *agent))
@@ -134,7 +200,7 @@ fn place(loads: &mut Loads, seats: &[Seat]) -> Vec<(usize, usize)> {
     }
     let (near, far): (Vec<_>, Vec<_>) = open.into_iter().partition(|(_, seat)| !seat.near.is_empty());
     for (number, seat) in near.into_iter().chain(far) {
-        let with_room = seat.near.iter().copied().filter(|agent| loads.get(*agent) < share);
+        let with_room = seat.near.iter().copied().filter(|agent| loads.has_room(*agent, seats.len()));
         let Some(agent) = loads.poorest(with_room).or_else(|| loads.poorest(0..agents)) else { continue };
         loads.add(agent);
         placed.push((number, agent));

@@ -21,13 +21,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use slotkeep_format::{Holder, LeaseNote, LeaseRecord, LeaseTable, LineCut, LineShard, Tenure};
+use futures::StreamExt;
+use slotkeep_format::{Holder, LeaseNote, LeaseRecord, LeaseTable, LineBase, LineCut, LineShard, Tenure};
 use slotkeep_model::Shard;
-use slotkeep_repo::Repository;
+use slotkeep_repo::{Hold, Repository};
 use tokio::sync::Notify;
 
+use division::View;
 pub(crate) use division::{Division, Ties};
-use division::{Seat, SeatState, divide};
 use keeper::{Keeper, KeeperHandle};
 pub(crate) use lease::TakenLease;
 use names::{KnownLine, name_shards};
@@ -45,6 +46,8 @@ const CLUSTER: &str = "cluster";
 const LINE_PREFIX: &str = "line-";
 /// For how long an agent must be gone before the last of it is removed.
 const FORGOTTEN_AFTER: Duration = Duration::from_hours(1);
+/// How many leases are taken at a time.
+const TAKES_IN_FLIGHT: usize = 8;
 /// How long giving everything up may take at the end.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -239,40 +242,12 @@ impl Share {
             .filter(|(shard, _)| near.is_near(shard))
             .map(|(_, name)| name.clone())
             .collect();
-        let mut agents: Vec<(String, Vec<String>)> =
-            self.others().map(|(agent, record)| (agent.to_owned(), record.note.near.clone())).collect();
         let me = self.holder.agent.clone().unwrap_or_default();
-        agents.push((me.clone(), near_me.clone()));
-        agents.sort();
-        let number = |agent: &str| agents.iter().position(|(other, _)| other == agent);
-        self.first_seen.retain(|name, _| names.contains(name));
-        let mut seats = Vec::new();
-        for name in names {
-            let near =
-                (0..agents.len()).filter(|at| agents.get(*at).is_some_and(|(_, near)| near.contains(name)));
-            let state = match own.iter().find(|line| line.name == *name) {
-                Some(line) => SeatState::Held { by: number(&me).unwrap_or_default(), ties: line.ties },
-                None => match self.table.tenure(&lease_name(name), now_ms) {
-                    Tenure::Held(record) => {
-                        let by = record.agent.as_deref().and_then(number);
-                        // A holder that no presence is seen of counts for nobody.
-                        SeatState::Held { by: by.unwrap_or(usize::MAX), ties: Ties::Stream }
-                    }
-                    Tenure::Free { since_ms, left_by } => {
-                        SeatState::Free { since_ms, left_by: left_by.and_then(number) }
-                    }
-                    Tenure::New => {
-                        let since_ms = *self.first_seen.entry(name.clone()).or_insert(now_ms);
-                        SeatState::Free { since_ms, left_by: None }
-                    }
-                },
-            };
-            seats.push(Seat { name: name.clone(), state, near: near.collect() });
-        }
+        let own: Vec<(String, Ties)> = own.iter().map(|line| (line.name.clone(), line.ties)).collect();
+        let view = View { table: &self.table, now_ms, me: &me, own: &own, near: &near_me };
+        let mut division = view.divide(names, &mut self.first_seen, self.holder.duration_ms);
         let said = self.keeper_note(near_me);
         self.keeper.say(said);
-        let patience_ms = self.holder.duration_ms;
-        let mut division = divide(agents.len(), number(&me).unwrap_or_default(), &seats, now_ms, patience_ms);
         let giving = self.giving.lock().unwrap_or_else(PoisonError::into_inner);
         division.take.retain(|number| names.get(*number).is_some_and(|name| !giving.contains(name)));
         if !self.with_leases {
@@ -290,9 +265,9 @@ impl Share {
         slotkeep_format::lease::presence_name(self.holder.agent.as_deref().unwrap_or_default())
     }
 
-    /// What the last holder of a line has said of its shard.
-    pub(crate) fn told(&self, line: &str) -> Option<&LineShard> {
-        self.table.newest(&lease_name(line))?.note.shard.as_ref()
+    /// The base that the last holder of a line has said it has.
+    pub(crate) fn told_base(&self, line: &str) -> Option<&LineBase> {
+        self.table.newest(&lease_name(line))?.note.shard.as_ref()?.base.as_ref()
     }
 
     /// Whether another living agent has that line.
@@ -300,30 +275,50 @@ impl Share {
         matches!(self.table.tenure(&lease_name(line), self.now_ms()), Tenure::Held(record) if record.holder != self.holder.process)
     }
 
-    /// Takes the lease of a line; nothing if another was faster. Where leases can't be held there is none to take.
-    pub(crate) async fn take(&mut self, line: &str, shard: &Shard) -> Result<Option<Arc<TakenLease>>> {
-        let base = self.told(line).and_then(|told| told.base.clone());
-        let note = LeaseNote { shard: Some(LineShard::of(shard, base)), ..LeaseNote::default() };
-        self.take_lease(&lease_name(line), note).await
+    /// Takes the leases of lines; nothing in the place of those where another was faster. Where leases can't be held there are none to take.
+    pub(crate) async fn take(&mut self, lines: Vec<(String, Shard)>) -> Result<Vec<Option<Arc<TakenLease>>>> {
+        if !self.with_leases {
+            return Ok(lines.iter().map(|_| None).collect());
+        }
+        // What is to be sealed of them may have been said before they were this agent's.
+        self.cuts_seen = 0;
+        let takes = lines.iter().map(|(line, shard)| {
+            let base = self.told_base(line).cloned();
+            let note = LeaseNote { shard: Some(LineShard::of(shard, base)), ..LeaseNote::default() };
+            self.ask_for(lease_name(line), note)
+        });
+        let takes: Vec<_> = futures::stream::iter(takes).buffered(TAKES_IN_FLIGHT).collect().await;
+        takes.into_iter().map(|taken| Ok(self.taken(taken?))).collect()
     }
 
     pub(crate) const fn has_leases(&self) -> bool {
         self.with_leases
     }
 
-    async fn take_lease(&mut self, name: &str, note: LeaseNote) -> Result<Option<Arc<TakenLease>>> {
-        let before = self.table.newest(name).cloned();
-        let taken =
-            self.repository.take_lease(&self.cluster, name, before.as_ref(), &self.holder, note).await?;
-        let Some(hold) = taken else {
+    fn ask_for(
+        &self,
+        name: String,
+        note: LeaseNote,
+    ) -> impl Future<Output = Result<Option<(String, Hold)>>> + Send + 'static {
+        let before = self.table.newest(&name).cloned();
+        let (repository, cluster, holder) =
+            (self.repository.clone(), self.cluster.clone(), self.holder.clone());
+        async move {
+            let taken = repository.take_lease(&cluster, &name, before.as_ref(), &holder, note).await?;
+            Ok(taken.map(|hold| (name, hold)))
+        }
+    }
+
+    fn taken(&mut self, taken: Option<(String, Hold)>) -> Option<Arc<TakenLease>> {
+        let Some((name, hold)) = taken else {
             // Who has it is seen at the next look.
             self.keeper.hurry();
-            return Ok(None);
+            return None;
         };
         let now_ms = self.now_ms();
-        self.table.observe(name, hold.record().clone(), now_ms);
+        self.table.observe(&name, hold.record().clone(), now_ms);
         let time = self.keeper.time.clone();
-        Ok(Some(TakenLease::new(name.to_owned(), hold, time, Arc::clone(&self.changed))))
+        Some(TakenLease::new(name, hold, time, Arc::clone(&self.changed)))
     }
 
     /// Whether that lease of ours is seen to have another's record.
@@ -392,7 +387,8 @@ impl Share {
             }
         };
         if free {
-            self.lead = self.take_lease(CLUSTER, LeaseNote::default()).await?;
+            let taken = self.ask_for(CLUSTER.to_owned(), LeaseNote::default()).await?;
+            self.lead = self.taken(taken);
         }
         Ok(self.lead.is_some())
     }
