@@ -26,7 +26,7 @@ use slotkeep_testkit::{Cluster, ClusterBuilder};
 
 const SHARDS: usize = 12;
 const LIMIT: Duration = Duration::from_secs(40);
-const LEASE: [&str; 2] = ["--lease-time", "2s"];
+const LEASE: [&str; 2] = ["--lease-time", "5s"];
 
 fn cluster(shards: usize) -> Cluster {
     ClusterBuilder::new(server("valkey-9.1"))

@@ -148,10 +148,13 @@ impl Lease {
         {
             return Ok(Standing::Held { epoch: held.epoch, until_ms });
         }
-        let newest = self.run.newest().await?;
-        self.claim.observe(newest, now_ms());
-        if self.claim.double().is_some() {
-            return Ok(Standing::Double);
+        // Who holds it need not look: if there is another's record, the next number is taken.
+        if self.claim.held(now_ms()).is_none() {
+            let newest = self.run.newest().await?;
+            self.claim.observe(newest, now_ms());
+            if self.claim.double().is_some() {
+                return Ok(Standing::Double);
+            }
         }
         let record = match self.claim.next(now_ms()) {
             LeaseStep::Wait { until_ms } => return Ok(Standing::Waiting { until_ms }),
@@ -171,7 +174,6 @@ impl Lease {
             }
         }
         let epoch = record.epoch;
-        self.run.remove_before(record.number).await;
         self.claim.created(record, sent_ms);
         match (self.claim.next(now_ms()), self.claim.held(now_ms())) {
             (LeaseStep::Wait { until_ms }, Some(_)) => Ok(Standing::Held { epoch, until_ms }),
@@ -249,7 +251,6 @@ impl Hold {
         let record = self.record.going_on(note);
         let said = self.run.create(&record).await?;
         if said {
-            self.run.remove_before(record.number).await;
             self.record = record;
         }
         Ok(said)
@@ -265,12 +266,19 @@ impl Hold {
 }
 
 impl Run {
-    /// Creates a record; false if another has that number, or a later one.
+    /// Creates a record; false if another has that number, or a later one. Removes records that nobody needs any more.
     async fn create(&self, record: &LeaseRecord) -> Result<bool, RepoError> {
         let path = layout::lease_record(&self.folder, record.number);
         let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
         match self.repository.put_json(&path, json).await {
-            Ok(()) => Ok(self.numbers().await?.into_iter().max() == Some(record.number)),
+            Ok(()) => {
+                let numbers = self.numbers().await?;
+                let newest = numbers.iter().max() == Some(&record.number);
+                if newest {
+                    self.remove_before(record.number, numbers).await;
+                }
+                Ok(newest)
+            }
             Err(RepoError { problem: Problem::Exists, .. }) => Ok(false),
             Err(error) => Err(error),
         }
@@ -310,10 +318,9 @@ impl Run {
         Err(failed(Problem::Damaged(format!("it says it is number {}", record.number))))
     }
 
-    /// Removes records that nobody needs; what can't be removed is removed after a later renewal.
-    async fn remove_before(&self, newest: u64) {
+    /// What can't be removed is removed after a later record.
+    async fn remove_before(&self, newest: u64, mut numbers: Vec<u64>) {
         let Some(last) = newest.checked_sub(KEPT_RECORDS) else { return };
-        let Ok(mut numbers) = self.numbers().await else { return };
         numbers.retain(|number| *number <= last);
         numbers.sort_unstable();
         for number in numbers {

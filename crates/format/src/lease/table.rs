@@ -1,7 +1,7 @@
 //! All leases of a cluster, as one process sees them over time: who lives, and who holds what.
 //!
-//! Invariants: an agent is taken for dead only when its presence was seen unchanged for nine eighths of the time that it gave itself; a record
-//! that was seen is never replaced by an older one.
+//! Invariants: an agent is taken for dead only when its presence was seen unchanged for nine eighths of the time that it gave itself, by a process
+//! that looked all the while: who slept, or could not look, gives everybody that time anew. A record that was seen is never replaced by an older one.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +19,8 @@ pub fn presence_name(agent: &str) -> String {
 #[derive(Clone, Debug, Default)]
 pub struct LeaseTable {
     leases: BTreeMap<String, Observed>,
+    /// When was looked last; everything is judged by that moment.
+    looked_ms: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -44,6 +46,24 @@ pub enum Tenure<'a> {
 }
 
 impl LeaseTable {
+    /// Begins a look at all leases. If more than `longest_gap_ms` passed since the last one, nobody who lived then is taken for dead.
+    pub fn look(&mut self, now_ms: u64, longest_gap_ms: u64) {
+        let before_ms = std::mem::replace(&mut self.looked_ms, now_ms);
+        if now_ms.saturating_sub(before_ms) <= longest_gap_ms {
+            return;
+        }
+        for (name, observed) in &mut self.leases {
+            if name.starts_with(PRESENCE_PREFIX) && !observed.record.is_over(observed.since_ms, before_ms) {
+                observed.since_ms = now_ms;
+            }
+        }
+    }
+
+    /// The moment by which everything is judged.
+    pub const fn looked_ms(&self) -> u64 {
+        self.looked_ms
+    }
+
     /// Takes note of a record that is, or was a moment ago, the newest of its lease.
     pub fn observe(&mut self, name: &str, record: LeaseRecord, now_ms: u64) {
         let known = self.leases.get(name);
@@ -64,23 +84,23 @@ impl LeaseTable {
     }
 
     /// The agents that live, with their presences, in the order of their names.
-    pub fn agents(&self, now_ms: u64) -> impl Iterator<Item = (&str, &LeaseRecord)> {
+    pub fn agents(&self) -> impl Iterator<Item = (&str, &LeaseRecord)> {
         self.leases.iter().filter_map(move |(name, observed)| {
             let agent = name.strip_prefix(PRESENCE_PREFIX)?;
-            let lives = !observed.record.is_over(observed.since_ms, now_ms);
+            let lives = !observed.record.is_over(observed.since_ms, self.looked_ms);
             lives.then_some((agent, &observed.record))
         })
     }
 
     /// The presences of agents that have been dead for so long, or left so long ago.
-    pub fn long_gone(&self, now_ms: u64, for_ms: u64) -> impl Iterator<Item = &str> {
+    pub fn long_gone(&self, for_ms: u64) -> impl Iterator<Item = &str> {
         self.leases.iter().filter_map(move |(name, observed)| {
             let gone_ms = if observed.record.released {
                 observed.since_ms
             } else {
                 observed.record.expires_ms(observed.since_ms)
             };
-            let gone = name.starts_with(PRESENCE_PREFIX) && now_ms.saturating_sub(gone_ms) >= for_ms;
+            let gone = name.starts_with(PRESENCE_PREFIX) && self.looked_ms.saturating_sub(gone_ms) >= for_ms;
             gone.then_some(name.as_str())
         })
     }
@@ -91,7 +111,8 @@ impl LeaseTable {
     }
 
     /// How a lease stands that is not renewed.
-    pub fn tenure(&self, name: &str, now_ms: u64) -> Tenure<'_> {
+    pub fn tenure(&self, name: &str) -> Tenure<'_> {
+        let now_ms = self.looked_ms;
         let Some(Observed { record, since_ms }) = self.leases.get(name) else { return Tenure::New };
         if record.released {
             return Tenure::Free { since_ms: *since_ms, left_by: None };

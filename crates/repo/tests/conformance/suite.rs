@@ -313,14 +313,24 @@ async fn presences(repository: &Repository) {
     assert!(matches!(after.step(&|| 1000).await.unwrap(), Standing::Held { epoch: 2, .. }));
     assert_eq!(before.step(&|| 9000).await.unwrap(), Standing::Double);
     let mut table = LeaseTable::default();
+    table.look(10_000, 5000);
     for (name, number) in repository.leases("main").await.unwrap() {
         let record = repository.lease_record("main", &name, number).await.unwrap().unwrap();
         table.observe(&name, record, 10_000);
     }
-    assert_eq!(table.agents(20_000).map(|(agent, _)| agent).collect::<Vec<_>>(), ["a"]);
-    assert_eq!(table.agents(21_250).count(), 0);
+    table.look(15_000, 5000);
+    assert_eq!(table.agents().map(|(agent, _)| agent).collect::<Vec<_>>(), ["a"]);
+    // Not looked for too long: it gets its time anew.
+    table.look(22_000, 5000);
+    assert_eq!(table.agents().count(), 1);
+    for now_ms in [27_000, 32_000] {
+        table.look(now_ms, 5000);
+        assert_eq!(table.agents().count(), 1);
+    }
+    table.look(33_250, 5000);
+    assert_eq!(table.agents().count(), 0);
     let Some(mut line) = line else { return };
-    assert_eq!(table.tenure("held", 10_001), Tenure::Free { since_ms: 10_000, left_by: Some("a") });
+    assert!(matches!(table.tenure("held"), Tenure::Free { left_by: Some("a"), .. }));
     let newest = table.newest("held").cloned();
     let taken =
         repository.take_lease("main", "held", newest.as_ref(), &agent("2"), LeaseNote::default()).await;

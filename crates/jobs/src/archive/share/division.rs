@@ -59,7 +59,6 @@ pub(crate) struct Division {
 /// What one agent sees, and is.
 pub(crate) struct View<'a> {
     pub(crate) table: &'a LeaseTable,
-    pub(crate) now_ms: u64,
     pub(crate) me: &'a str,
     /// The lines of this agent, and how much has been begun with them.
     pub(crate) own: &'a [(String, Ties)],
@@ -75,7 +74,7 @@ impl View<'_> {
         first_seen: &mut BTreeMap<String, u64>,
         patience_ms: u64,
     ) -> Division {
-        let others = self.table.agents(self.now_ms).filter(|(agent, _)| *agent != self.me);
+        let others = self.table.agents().filter(|(agent, _)| *agent != self.me);
         let others = others.map(|(agent, record)| (agent, record.note.near.as_slice()));
         let mut agents: Vec<(&str, &[String])> = others.chain([(self.me, self.near)]).collect();
         agents.sort_unstable();
@@ -86,7 +85,7 @@ impl View<'_> {
             let near = agents.iter().enumerate().filter(|(_, (_, near))| near.contains(name));
             let near = near.map(|(agent, _)| agent).collect();
             let own = self.own.iter().find(|(own, _)| own == name);
-            let state = match own.map_or_else(|| Err(self.table.tenure(&lease_name(name), self.now_ms)), Ok) {
+            let state = match own.map_or_else(|| Err(self.table.tenure(&lease_name(name))), Ok) {
                 Ok((_, ties)) => SeatState::Held { by: me, ties: *ties },
                 Err(Tenure::Held(record)) => {
                     // A holder whose presence is not seen counts for nobody.
@@ -97,14 +96,14 @@ impl View<'_> {
                     SeatState::Free { since_ms, left_by: left_by.and_then(number) }
                 }
                 Err(Tenure::New) => {
-                    let since_ms = *first_seen.entry(name.clone()).or_insert(self.now_ms);
+                    let since_ms = *first_seen.entry(name.clone()).or_insert(self.table.looked_ms());
                     SeatState::Free { since_ms, left_by: None }
                 }
             };
             Seat { name: name.clone(), state, near }
         };
         let seats: Vec<Seat> = names.iter().map(seat).collect();
-        divide(agents.len(), me, &seats, self.now_ms, patience_ms)
+        divide(agents.len(), me, &seats, self.table.looked_ms(), patience_ms)
     }
 }
 

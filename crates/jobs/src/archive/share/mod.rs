@@ -169,7 +169,7 @@ impl Share {
     /// The other living agents.
     fn others(&self) -> impl Iterator<Item = (&str, &LeaseRecord)> {
         let me = self.holder.agent.as_deref();
-        self.table.agents(self.now_ms()).filter(move |(agent, _)| Some(*agent) != me)
+        self.table.agents().filter(move |(agent, _)| Some(*agent) != me)
     }
 
     /// Takes in what the keeper saw; true if that is new. Fails if another process is this agent.
@@ -189,6 +189,8 @@ impl Share {
             return false;
         }
         self.at_ms = seen.at_ms;
+        // Half of its time is left to an agent by then.
+        self.table.look(seen.at_ms, self.holder.duration_ms / 2);
         for (name, record) in &seen.newest {
             self.table.observe(name, record.clone(), seen.at_ms);
         }
@@ -207,7 +209,6 @@ impl Share {
 
     /// The name of each shard's line.
     pub(crate) fn names(&self, shards: &[Shard], own: &[OwnLine]) -> Vec<String> {
-        let now_ms = self.now_ms();
         let mut known: Vec<KnownLine> = own
             .iter()
             .map(|line| KnownLine {
@@ -219,7 +220,7 @@ impl Share {
         for (name, record) in self.table.leases() {
             let Some(name) = name.strip_prefix(LINE_PREFIX) else { continue };
             if own.iter().all(|line| line.name != name) {
-                let is_followed = matches!(self.table.tenure(&lease_name(name), now_ms), Tenure::Held(_));
+                let is_followed = matches!(self.table.tenure(&lease_name(name)), Tenure::Held(_));
                 let shard = record.note.shard.as_ref().map(LineShard::shard);
                 known.push(KnownLine { name: name.to_owned(), shard, is_followed });
             }
@@ -235,7 +236,6 @@ impl Share {
         own: &[OwnLine],
         near: &Near,
     ) -> Division {
-        let now_ms = self.now_ms();
         let near_me: Vec<String> = shards
             .iter()
             .zip(names)
@@ -244,7 +244,7 @@ impl Share {
             .collect();
         let me = self.holder.agent.clone().unwrap_or_default();
         let own: Vec<(String, Ties)> = own.iter().map(|line| (line.name.clone(), line.ties)).collect();
-        let view = View { table: &self.table, now_ms, me: &me, own: &own, near: &near_me };
+        let view = View { table: &self.table, me: &me, own: &own, near: &near_me };
         let mut division = view.divide(names, &mut self.first_seen, self.holder.duration_ms);
         let said = self.keeper_note(near_me);
         self.keeper.say(said);
@@ -272,7 +272,7 @@ impl Share {
 
     /// Whether another living agent has that line.
     pub(crate) fn is_with_another(&self, line: &str) -> bool {
-        matches!(self.table.tenure(&lease_name(line), self.now_ms()), Tenure::Held(record) if record.holder != self.holder.process)
+        matches!(self.table.tenure(&lease_name(line)), Tenure::Held(record) if record.holder != self.holder.process)
     }
 
     /// Takes the leases of lines; nothing in the place of those where another was faster. Where leases can't be held there are none to take.
@@ -376,9 +376,9 @@ impl Share {
         if self.lead.is_some() {
             return Ok(false);
         }
-        let now_ms = self.now_ms();
         let me = self.holder.agent.as_deref();
-        let free = match self.table.tenure(CLUSTER, now_ms) {
+        let now_ms = self.table.looked_ms();
+        let free = match self.table.tenure(CLUSTER) {
             Tenure::New => true,
             Tenure::Held(record) => record.holder == self.holder.process,
             Tenure::Free { since_ms, left_by } => {
@@ -426,8 +426,7 @@ impl Share {
 
     /// Removes what agents left that are gone for good.
     pub(crate) async fn forget_the_gone(&mut self) {
-        let gone: Vec<String> =
-            self.table.long_gone(self.now_ms(), ms(FORGOTTEN_AFTER)).map(str::to_owned).collect();
+        let gone: Vec<String> = self.table.long_gone(ms(FORGOTTEN_AFTER)).map(str::to_owned).collect();
         for name in gone {
             let agent = name.strip_prefix(slotkeep_format::lease::PRESENCE_PREFIX).unwrap_or_default();
             if let Err(error) = self.repository.remove_presence(&self.cluster, agent).await {

@@ -220,6 +220,7 @@ impl World {
             }
             Task::Renewed(record, sent_ms) => agent.claim.created(record, sent_ms),
             Task::Look => {
+                agent.table.look(own_ms, DURATION_MS / 2);
                 for (name, run) in &store.leases {
                     let newest = run.values().next_back().unwrap();
                     agent.table.observe(name, newest.clone(), own_ms);
@@ -244,8 +245,7 @@ impl World {
                 let own: Vec<(String, Ties)> =
                     agent.lines.keys().map(|line| (line.clone(), Ties::Stream)).collect();
                 let me = agent.holder.agent.clone().unwrap();
-                let view =
-                    View { table: &agent.table, now_ms: own_ms, me: &me, own: &own, near: &agent.near };
+                let view = View { table: &agent.table, me: &me, own: &own, near: &agent.near };
                 let division = view.divide(&lines(), &mut agent.first_seen, DURATION_MS);
                 let all = lines();
                 agent.tasks.extend(division.take.iter().map(|number| Task::Take(all[*number].clone())));
