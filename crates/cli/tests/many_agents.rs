@@ -202,3 +202,54 @@ fn agents_that_die_or_freeze_leave_no_gap_and_no_doubt() {
     let diff = bench.slotkeep(&["diff", &live, &nodes[0].to_string()]);
     assert_eq!(diff.code, 0, "{}\n{}", diff.stdout, diff.stderr);
 }
+
+/// What is copied with a spool folder is who the agent is.
+#[test]
+fn a_second_process_that_is_the_same_agent_ends_the_first() {
+    let cluster = cluster(1);
+    let bench = Bench::new();
+    let folder = bench.repo().parent().unwrap().to_owned();
+    let first = Agent::start_as("spool", &cluster, &folder, &LEASE);
+    first.wait_ready();
+    let (from, to) = (folder.join("spool"), folder.join("copied"));
+    let identities = common::files(&from).into_iter().filter(|(path, _)| path.ends_with("/agent"));
+    for (path, identity) in identities {
+        let copy = to.join(path);
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::write(copy, identity).unwrap();
+    }
+    let second = Agent::start_as("copied", &cluster, &folder, &LEASE);
+    second.wait_following();
+    let (code, said) = first.ended();
+    assert_eq!(code, Some(50), "{said}");
+    assert!(said.contains("another process is this agent") && said.contains("must not be copied"), "{said}");
+    assert_eq!(second.notices("base"), Vec::<String>::new());
+    second.stop();
+}
+
+/// Where the store ignores conditions one agent works as ever, and a second one is refused until the first is known to be gone.
+#[test]
+fn without_conditional_writes_there_is_one_agent() {
+    let cluster = cluster(1);
+    let bench = Bench::new();
+    let folder = bench.repo().parent().unwrap().to_owned();
+    assert_eq!(bench.slotkeep(&["init"]).code, 0);
+    let file = bench.repo().join("slotkeep.json");
+    let mut repository: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    repository["conditional_create"] = false.into();
+    repository.as_object_mut().unwrap().remove("seal");
+    std::fs::write(&file, serde_json::to_vec(&repository).unwrap()).unwrap();
+    let start = |spool: &str| Agent::start_as(spool, &cluster, &folder, &["--lease-time", "2s"]);
+    let first = start("spool");
+    first.wait_ready();
+    let (code, said) = start("other").ended();
+    assert_eq!(code, Some(50), "{said}");
+    assert!(said.contains("two agents can't be kept apart there"), "{said}");
+    // What that one said of itself disturbs nobody.
+    first.wait_following();
+    first.kill();
+    let next = start("other");
+    next.wait_following();
+    assert_eq!((next.notices("base"), next.notices("gap")), (vec![], vec![]));
+    assert_eq!(next.stop()["agents"], 1);
+}

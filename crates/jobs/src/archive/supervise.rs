@@ -23,9 +23,9 @@ use super::held::Holdings;
 use super::intake::SealPolicy;
 use super::line::{ANSWER_LIMIT, Ack, LineHandle, Shared};
 use super::sealer::{Patience, settle_file, wait};
-use super::share::{Giver, Near, OwnLine, Share, ShareOptions, TakenLease};
+use super::share::{Giver, Near, OwnLine, Share, ShareOptions, TakenLease, Unreachable};
 use super::spool::SpoolFolder;
-use super::status::{ArchiveStatus, Board, NoticeKind};
+use super::status::{ArchiveStatus, Board, LinePhase, NoticeKind};
 use super::view::{SeenShard, look_at_shards, record};
 use crate::backup::Prefer;
 use crate::backup::base::TakenBase;
@@ -145,6 +145,7 @@ pub async fn archive(
         fleet: Fleet::new(Arc::clone(&shared)),
         near: Near::new(options.share.near.clone()),
         share,
+        unreachable: Unreachable::default(),
         names: Vec::new(),
         abandoned: Abandoned { files: Vec::new(), queue: abandoned, looked_at: Duration::ZERO },
         coverage: Coverage::new(repository, &options.cluster),
@@ -210,6 +211,7 @@ pub(super) struct Supervisor<'a> {
     pub(super) fleet: Fleet,
     pub(super) share: Share,
     near: Near,
+    unreachable: Unreachable,
     /// All shards, with the names of their lines.
     pub(super) names: Vec<(Shard, String)>,
     abandoned: Abandoned,
@@ -367,10 +369,12 @@ impl Supervisor<'_> {
         let own = self.own_lines();
         let division = self.share.divide(&shards, &names, &own, &self.near);
         for name in division.give.iter().filter_map(|number| names.get(*number)) {
-            self.give(name);
+            self.give(name, "this line is given up for an agent that has fewer");
         }
-        self.take(division.take.iter().filter_map(|number| self.names.get(*number).cloned()).collect())
-            .await?;
+        self.give_up_unreachable();
+        let wanted = division.take.iter().filter_map(|number| self.names.get(*number).cloned());
+        let wanted = wanted.filter(|(_, name)| self.unreachable.may_take(name)).collect();
+        self.take(wanted).await?;
         self.tell().await;
         for told in self.share.new_cuts() {
             if let Some(line) = self.fleet.line(&told.line) {
@@ -420,11 +424,29 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Gives a line up for an agent that has fewer.
-    fn give(&mut self, name: &str) {
+    /// Gives up lines of which no node can be followed from here, if there is another agent that may be able to.
+    fn give_up_unreachable(&mut self) {
+        let now = self.context.clock.elapsed();
+        let lease_time = self.options.share.lease_time;
+        let lines = self.fleet.lines.iter().map(|line| {
+            let state = line.state.borrow();
+            (line.name.as_str(), state.source.is_none() && state.phase == LinePhase::Connecting)
+        });
+        let given = self.unreachable.note(lines, now, lease_time);
+        if self.share.has_leases() && self.share.agents() > 1 {
+            for name in given {
+                let words =
+                    "none of its nodes can be followed from here: this line is given up for another agent";
+                self.give(&name, words);
+                self.unreachable.avoid(name, now, lease_time);
+            }
+        }
+    }
+
+    /// Gives a line up for another agent.
+    fn give(&mut self, name: &str, words: &str) {
         let Some(number) = self.fleet.lines.iter().position(|line| line.name == name) else { return };
         let line = self.fleet.lines.swap_remove(number);
-        let words = "this line is given up for an agent that has fewer";
         self.watch.board.pin(NoticeKind::Left, Some(&line.shard().slots), words);
         self.share.gives(name);
         end_line(line, Some((self.share.giver(), Afterwards::Continued)));

@@ -16,6 +16,7 @@ mod names;
 mod near;
 #[cfg(test)]
 mod simulation;
+mod unreachable;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +35,7 @@ pub(crate) use lease::TakenLease;
 use names::{KnownLine, name_shards};
 pub(crate) use near::Near;
 pub use near::{NearRule, NearSyntaxError};
+pub(crate) use unreachable::Unreachable;
 
 use super::spool::SpoolFolder;
 use super::status::ms;
@@ -174,7 +176,7 @@ impl Share {
 
     /// Takes in what the keeper saw; true if that is new. Fails if another process is this agent.
     pub(crate) fn refresh(&mut self) -> Result<bool> {
-        let new = self.keeper.seen.has_changed().unwrap_or(false) && self.take_in();
+        let new = self.take_in();
         if self.keeper.seen.borrow().double {
             let words = "another process is this agent: it has the same identity, and has taken its place";
             return Err(Error::new(ErrorKind::Contended, words)
