@@ -120,7 +120,7 @@ pub enum LeaseStep {
         until_ms: u64,
     },
     /// Try to create this record.
-    Create(LeaseRecord),
+    Create(Box<LeaseRecord>),
 }
 
 /// One process's view of a lease. All times are of its own clock, in ms, which never runs backwards.
@@ -183,11 +183,13 @@ impl LeaseClaim {
             return if now_ms < renew_ms {
                 LeaseStep::Wait { until_ms: renew_ms }
             } else {
-                LeaseStep::Create(held.record.going_on(self.note.clone()))
+                LeaseStep::Create(Box::new(held.record.going_on(self.note.clone())))
             };
         }
         let Some(seen) = &self.seen else { return LeaseStep::Wait { until_ms: now_ms } };
-        let take = |before| LeaseStep::Create(LeaseRecord::taking(before, &self.holder, self.note.clone()));
+        let take = |before| {
+            LeaseStep::Create(Box::new(LeaseRecord::taking(before, &self.holder, self.note.clone())))
+        };
         let Some(newest) = &seen.newest else { return take(None) };
         // A record of our own that we don't hold by: its answer came too late or not at all. Nobody else holds it.
         let ours = newest.holder == self.holder.process

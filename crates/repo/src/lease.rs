@@ -158,7 +158,7 @@ impl Lease {
         }
         let record = match self.claim.next(now_ms()) {
             LeaseStep::Wait { until_ms } => return Ok(Standing::Waiting { until_ms }),
-            LeaseStep::Create(record) => record,
+            LeaseStep::Create(record) => *record,
         };
         let sent_ms = now_ms();
         let created = self.run.create(&record).await;

@@ -16,7 +16,7 @@ pub struct LeaseNote {
     pub near: Vec<String>,
     /// With the lease of a line: the shard that it follows, by which others know it again. Absent once the shard is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shard: Option<LineShard>,
+    pub shard: Option<Box<LineShard>>,
     /// With the lease of the cluster: up to where each line is to be sealed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cuts: Vec<LineCut>,

@@ -66,7 +66,7 @@ impl Holdings {
     /// The newest base from which the log leads to the history that the server follows now, or to the one before.
     pub(crate) async fn leading_to(&mut self, server: &Replication) -> Result<Option<Held>> {
         for base in self.unlisted.clone() {
-            if let Some(held) = self.from_base(&base, server).await? {
+            if let Some(held) = self.behind_base(&base, server).await? {
                 return Ok(Some(held));
             }
         }
@@ -75,7 +75,7 @@ impl Holdings {
             let bases: Vec<Arc<TakenBase>> =
                 manifest.shards.iter().map(|shard| Arc::new(TakenBase::of(shard, &manifest.id))).collect();
             for base in bases {
-                if let Some(held) = self.from_base(&base, server).await? {
+                if let Some(held) = self.behind_base(&base, server).await? {
                     return Ok(Some(held));
                 }
             }
@@ -84,7 +84,7 @@ impl Holdings {
     }
 
     /// The base, and where the log behind it ends in what the server follows, if it leads there.
-    async fn from_base(&mut self, base: &Arc<TakenBase>, server: &Replication) -> Result<Option<Held>> {
+    async fn behind_base(&mut self, base: &Arc<TakenBase>, server: &Replication) -> Result<Option<Held>> {
         let ends = self.ends(&base.history, base.offset).await?;
         let rank = |history: &ReplId| match history {
             history if *history == server.replid => Some(0),

@@ -255,7 +255,7 @@ async fn manifests(repository: &Repository) {
 }
 
 async fn leases(repository: &Repository) {
-    presences(repository).await;
+    Box::pin(presences(repository)).await;
     let holder = |process: &str| Holder { process: process.to_owned(), agent: None, duration_ms: 10_000 };
     let lease = |process: &str| repository.lease("main", "line", holder(process));
     if !repository.refuses_overwrite() {

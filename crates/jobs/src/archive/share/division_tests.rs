@@ -30,7 +30,7 @@ fn one_agent_takes_everything() {
 fn agents_that_see_the_same_take_each_shard_once_and_no_more_than_their_share() {
     for agents in 1..6 {
         for shards in 0..20 {
-            let near = |number: usize| if number % 3 == 0 { vec![number % agents] } else { vec![] };
+            let near = |number: usize| if number.is_multiple_of(3) { vec![number % agents] } else { vec![] };
             let seats: Vec<Seat> =
                 names(shards).iter().enumerate().map(|(number, name)| free(name, &near(number))).collect();
             let divisions = all(agents, &seats, 0);

@@ -69,7 +69,7 @@ pub(crate) struct KeeperHandle {
 impl KeeperHandle {
     /// What to say with the presence from its next renewal on.
     pub(crate) fn say(&self, note: LeaseNote) {
-        self.note.send_if_modified(|said| std::mem::replace(said, note.clone()) != note);
+        self.note.send_replace(note);
     }
 
     /// Has the leases looked at now.
@@ -123,7 +123,7 @@ impl Keeper {
         let (publish, seen) = watch::channel(Arc::new(first));
         let (stop, hurry) = (CancellationToken::new(), Arc::<Notify>::default());
         let (stopped, hurried) = (stop.clone(), Arc::clone(&hurry));
-        let task = tokio::spawn(async move { keeper.run(&publish, &stopped, &hurried).await });
+        let task = tokio::spawn(async move { Box::pin(keeper.run(&publish, &stopped, &hurried)).await });
         Ok(KeeperHandle { seen, time, note: note_sender, hurry, stop, task })
     }
 
@@ -137,7 +137,7 @@ impl Keeper {
             let clock = Arc::clone(&self.context.clock);
             let limit = self.beat.saturating_mul(BEATS) / 2;
             let looked = tokio::select! {
-                looked = self.renew_and_look() => Some(looked),
+                looked = Box::pin(self.renew_and_look()) => Some(looked),
                 () = clock.sleep(limit) => None,
                 () = stop.cancelled() => break,
             };
@@ -154,7 +154,7 @@ impl Keeper {
             }
         }
         let Self { context, presence, .. } = self;
-        if let Some(Err(error)) = context.within(FAREWELL_LIMIT, presence.release()).await {
+        if let Some(Err(error)) = context.within(FAREWELL_LIMIT, Box::pin(presence.release())).await {
             tracing::debug!(%error, "others learn later that this agent has left");
         }
     }

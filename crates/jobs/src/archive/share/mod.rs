@@ -223,7 +223,7 @@ impl Share {
             let Some(name) = name.strip_prefix(LINE_PREFIX) else { continue };
             if own.iter().all(|line| line.name != name) {
                 let is_followed = matches!(self.table.tenure(&lease_name(name)), Tenure::Held(_));
-                let shard = record.note.shard.as_ref().map(LineShard::shard);
+                let shard = record.note.shard.as_ref().map(|shard| shard.shard());
                 known.push(KnownLine { name: name.to_owned(), shard, is_followed });
             }
         }
@@ -286,7 +286,8 @@ impl Share {
         self.cuts_seen = 0;
         let takes = lines.iter().map(|(line, shard)| {
             let base = self.told_base(line).cloned();
-            let note = LeaseNote { shard: Some(LineShard::of(shard, base)), ..LeaseNote::default() };
+            let note =
+                LeaseNote { shard: Some(Box::new(LineShard::of(shard, base))), ..LeaseNote::default() };
             self.ask_for(lease_name(line), note)
         });
         let takes: Vec<_> = futures::stream::iter(takes).buffered(TAKES_IN_FLIGHT).collect().await;

@@ -37,7 +37,7 @@ impl Dice {
 
 #[derive(Clone, Debug)]
 enum Write {
-    Lease(String, LeaseRecord),
+    Lease(String, Box<LeaseRecord>),
     /// Line, start, end.
     Segment(String, u64, u64),
 }
@@ -55,8 +55,8 @@ impl Store {
         match write {
             Write::Lease(name, record) => {
                 let run = self.leases.entry(name.clone()).or_default();
-                run.entry(record.number).or_insert_with(|| record.clone());
-                run.values().next_back() == Some(record)
+                run.entry(record.number).or_insert_with(|| (**record).clone());
+                run.values().next_back() == Some(&**record)
             }
             Write::Segment(line, start, end) => {
                 self.segments.entry(line.clone()).or_default().insert((*start, *end));
@@ -212,35 +212,15 @@ impl World {
                 agent.claim.say(LeaseNote { near: agent.near.clone(), ..LeaseNote::default() });
                 agent.claim.observe(store.newest(&presence).cloned(), own_ms);
                 if let LeaseStep::Create(record) = agent.claim.next(own_ms) {
-                    match store.ask(Write::Lease(presence, record.clone()), *now_ms, dice) {
+                    let record = *record;
+                    match store.ask(Write::Lease(presence, Box::new(record.clone())), *now_ms, dice) {
                         Some(true) => agent.tasks.push_front(Task::Renewed(record, own_ms)),
                         _ => agent.claim.lost(),
                     }
                 }
             }
             Task::Renewed(record, sent_ms) => agent.claim.created(record, sent_ms),
-            Task::Look => {
-                agent.table.look(own_ms, DURATION_MS / 2);
-                for (name, run) in &store.leases {
-                    let newest = run.values().next_back().unwrap();
-                    agent.table.observe(name, newest.clone(), own_ms);
-                }
-                // Lines that are seen to be another's are left; what an answer was lost of is given back.
-                let (table, process) = (&agent.table, &agent.holder.process);
-                agent.lines.retain(|line, _| {
-                    table.newest(&lease_name(line)).is_none_or(|newest| newest.holder == *process)
-                });
-                for line in lines() {
-                    let newest = table.newest(&lease_name(&line));
-                    let stray = newest.is_some_and(|newest| newest.holder == *process && !newest.released);
-                    let begun =
-                        agent.tasks.iter().any(|task| matches!(task, Task::Begin(name, _) if *name == line));
-                    if stray && !begun && !agent.lines.contains_key(&line) {
-                        let last = newest.unwrap().releasing(LeaseNote::default());
-                        store.ask(Write::Lease(lease_name(&line), last), *now_ms, dice);
-                    }
-                }
-            }
+            Task::Look => self.look(number, own_ms),
             Task::Divide => {
                 let own: Vec<(String, Ties)> =
                     agent.lines.keys().map(|line| (line.clone(), Ties::Stream)).collect();
@@ -257,7 +237,9 @@ impl World {
                 }
                 let before = agent.table.newest(&lease_name(&line));
                 let record = LeaseRecord::taking(before, &agent.holder, LeaseNote::default());
-                if store.ask(Write::Lease(lease_name(&line), record.clone()), *now_ms, dice) == Some(true) {
+                if store.ask(Write::Lease(lease_name(&line), Box::new(record.clone())), *now_ms, dice)
+                    == Some(true)
+                {
                     agent.table.observe(&lease_name(&line), record.clone(), own_ms);
                     agent.tasks.push_front(Task::Begin(line, record));
                 }
@@ -296,7 +278,32 @@ impl World {
             Task::Give(name) => {
                 let Some(line) = agent.lines.remove(&name) else { return };
                 let last = line.record.releasing(LeaseNote::default());
-                store.ask(Write::Lease(lease_name(&name), last), *now_ms, dice);
+                store.ask(Write::Lease(lease_name(&name), Box::new(last)), *now_ms, dice);
+            }
+        }
+    }
+
+    /// Sees all leases, leaves lines that are another's, and gives back what an answer was lost of.
+    fn look(&mut self, number: usize, own_ms: u64) {
+        let Self { store, dice, now_ms, agents, .. } = self;
+        let agent = &mut agents[number];
+        agent.table.look(own_ms, DURATION_MS / 2);
+        for (name, run) in &store.leases {
+            let newest = run.values().next_back().unwrap();
+            agent.table.observe(name, newest.clone(), own_ms);
+        }
+        // Lines that are seen to be another's are left; what an answer was lost of is given back.
+        let (table, process) = (&agent.table, &agent.holder.process);
+        agent
+            .lines
+            .retain(|line, _| table.newest(&lease_name(line)).is_none_or(|newest| newest.holder == *process));
+        for line in lines() {
+            let newest = table.newest(&lease_name(&line));
+            let stray = newest.is_some_and(|newest| newest.holder == *process && !newest.released);
+            let begun = agent.tasks.iter().any(|task| matches!(task, Task::Begin(name, _) if *name == line));
+            if stray && !begun && !agent.lines.contains_key(&line) {
+                let last = newest.unwrap().releasing(LeaseNote::default());
+                store.ask(Write::Lease(lease_name(&line), Box::new(last)), *now_ms, dice);
             }
         }
     }
