@@ -36,6 +36,7 @@ pub(crate) const fn code(kind: ErrorKind) -> u8 {
         ErrorKind::Conflict => 31,
         ErrorKind::Unsupported => 32,
         ErrorKind::NotFenced => 35,
+        ErrorKind::Contended => 50,
         ErrorKind::Interrupted => 130,
     }
 }
@@ -61,6 +62,7 @@ pub(crate) const fn name(kind: ErrorKind) -> &'static str {
         ErrorKind::Conflict => "conflict",
         ErrorKind::Unsupported => "unsupported",
         ErrorKind::NotFenced => "not_fenced",
+        ErrorKind::Contended => "contended",
         ErrorKind::Interrupted => "interrupted",
     }
 }

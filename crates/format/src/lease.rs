@@ -7,11 +7,21 @@
 //! its record, and stops after seven eighths of the duration; another takes over after it has seen the same record for nine eighths. Whatever
 //! the clocks show, a record was made between the two beginnings.
 //!
+//! Two sorts of leases. An agent's *presence* is a lease of its own, renewed as long as it lives ([`LeaseClaim`]). All others, of a line or of the
+//! cluster, are not renewed: they are their holder's until another takes them, which it does when the holder's presence has ended
+//! ([`LeaseTable`]). So what many lines cost does not grow with time.
+//!
 //! Invariants: what is *confirmed* under one epoch is never contested by another. A holder writes, then confirms that its record is still the
 //! newest, and only then counts what it wrote as written. Who takes over looks at what is written after its record is there, so it
 //! sees everything that was ever confirmed. This holds whatever clocks, pauses and lost answers do; time only decides when to try.
 
 use serde::{Deserialize, Serialize};
+
+mod note;
+mod table;
+
+pub use note::{LeaseNote, LineBase, LineCut, LineShard};
+pub use table::{LeaseTable, PRESENCE_PREFIX, Tenure, presence_name};
 
 use crate::json::{parse_versioned, render};
 use crate::manifest::ManifestError;
@@ -30,14 +40,55 @@ pub struct LeaseRecord {
     pub epoch: u64,
     /// Who holds it: chosen at random by each process.
     pub holder: String,
+    /// The agent that the process is: the same after a restart on the same machine. Absent where a lease is no agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     /// How long it holds without another word, in ms.
     pub duration_ms: u64,
     /// Whether the holder has given it up.
     #[serde(default)]
     pub released: bool,
+    /// What the holder says with it.
+    #[serde(default, skip_serializing_if = "LeaseNote::is_empty")]
+    pub note: LeaseNote,
 }
 
 impl LeaseRecord {
+    /// Takes a lease over, `before` being its newest record.
+    pub fn taking(before: Option<&Self>, holder: &Holder, note: LeaseNote) -> Self {
+        Self {
+            format_version: LEASE_VERSION,
+            number: before.map_or(0, |before| before.number).saturating_add(1),
+            epoch: before.map_or(0, |before| before.epoch).saturating_add(1),
+            holder: holder.process.clone(),
+            agent: holder.agent.clone(),
+            duration_ms: holder.duration_ms,
+            released: false,
+            note,
+        }
+    }
+
+    /// The same holder's next word.
+    #[must_use]
+    pub fn going_on(&self, note: LeaseNote) -> Self {
+        Self { number: self.number.saturating_add(1), note, ..self.clone() }
+    }
+
+    /// The holder's last word.
+    #[must_use]
+    pub fn releasing(&self, note: LeaseNote) -> Self {
+        Self { released: true, ..self.going_on(note) }
+    }
+
+    /// Whether another process may take what was last written by this record's holder, having seen the record as the newest since `since_ms`.
+    fn is_over(&self, since_ms: u64, now_ms: u64) -> bool {
+        self.released || now_ms >= self.expires_ms(since_ms)
+    }
+
+    const fn expires_ms(&self, since_ms: u64) -> u64 {
+        since_ms.saturating_add(self.duration_ms).saturating_add(self.duration_ms / 8)
+    }
+
     /// Reads the file.
     pub fn parse(json: &[u8]) -> Result<Self, ManifestError> {
         parse_versioned(json, LEASE_VERSION)
@@ -49,6 +100,17 @@ impl LeaseRecord {
     }
 }
 
+/// Who takes leases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Chosen at random by each process.
+    pub process: String,
+    /// The agent that the process is, if it is one.
+    pub agent: Option<String>,
+    /// How long its presence holds without another word, in ms.
+    pub duration_ms: u64,
+}
+
 /// What to do next about a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseStep {
@@ -58,16 +120,19 @@ pub enum LeaseStep {
         until_ms: u64,
     },
     /// Try to create this record.
-    Create(LeaseRecord),
+    Create(Box<LeaseRecord>),
 }
 
 /// One process's view of a lease. All times are of its own clock, in ms, which never runs backwards.
 #[derive(Clone, Debug)]
 pub struct LeaseClaim {
-    holder: String,
-    duration_ms: u64,
+    holder: Holder,
+    /// What is said with the next record.
+    note: LeaseNote,
     seen: Option<Seen>,
     held: Option<Held>,
+    /// Whether it was ever held.
+    was_held: bool,
 }
 
 /// The newest record, and since when it has been that as far as we know.
@@ -84,9 +149,21 @@ struct Held {
 }
 
 impl LeaseClaim {
-    /// A process that wants a lease; `holder` must be its alone.
-    pub const fn new(holder: String, duration_ms: u64) -> Self {
-        Self { holder, duration_ms, seen: None, held: None }
+    /// A process that wants a lease. If `holder` is an agent, what an earlier process of the same agent held is free to it.
+    pub fn new(holder: Holder) -> Self {
+        Self { holder, note: LeaseNote::default(), seen: None, held: None, was_held: false }
+    }
+
+    /// What to say with the next record.
+    pub fn say(&mut self, note: LeaseNote) {
+        self.note = note;
+    }
+
+    /// The process that has taken an agent's lease from this one, which is the same agent: two of them run.
+    pub fn double(&self) -> Option<&LeaseRecord> {
+        let newest = self.seen.as_ref()?.newest.as_ref()?;
+        let of_another = newest.holder != self.holder.process;
+        (self.was_held && of_another && self.holder.agent.is_some()).then_some(newest)
     }
 
     /// Takes note of the newest record, as it was read from the store just now.
@@ -102,50 +179,34 @@ impl LeaseClaim {
     /// What to do now.
     pub fn next(&self, now_ms: u64) -> LeaseStep {
         if let Some(held) = &self.held {
-            let renew_ms = held.until_ms.saturating_sub(self.duration_ms / 2);
+            let renew_ms = held.until_ms.saturating_sub(self.holder.duration_ms / 2);
             return if now_ms < renew_ms {
                 LeaseStep::Wait { until_ms: renew_ms }
             } else {
-                LeaseStep::Create(self.record_after(&held.record, held.record.epoch))
+                LeaseStep::Create(Box::new(held.record.going_on(self.note.clone())))
             };
         }
         let Some(seen) = &self.seen else { return LeaseStep::Wait { until_ms: now_ms } };
-        let Some(newest) = &seen.newest else {
-            return LeaseStep::Create(LeaseRecord {
-                format_version: LEASE_VERSION,
-                number: 1,
-                epoch: 1,
-                holder: self.holder.clone(),
-                duration_ms: self.duration_ms,
-                released: false,
-            });
+        let take = |before| {
+            LeaseStep::Create(Box::new(LeaseRecord::taking(before, &self.holder, self.note.clone())))
         };
-        let expires_ms =
-            seen.since_ms.saturating_add(newest.duration_ms).saturating_add(newest.duration_ms / 8);
+        let Some(newest) = &seen.newest else { return take(None) };
         // A record of our own that we don't hold by: its answer came too late or not at all. Nobody else holds it.
-        let free = newest.released || newest.holder == self.holder || now_ms >= expires_ms;
-        if free {
-            LeaseStep::Create(self.record_after(newest, newest.epoch.saturating_add(1)))
+        let ours = newest.holder == self.holder.process
+            || (newest.agent.is_some() && newest.agent == self.holder.agent);
+        if ours || newest.is_over(seen.since_ms, now_ms) {
+            take(Some(newest))
         } else {
-            LeaseStep::Wait { until_ms: expires_ms }
-        }
-    }
-
-    fn record_after(&self, before: &LeaseRecord, epoch: u64) -> LeaseRecord {
-        LeaseRecord {
-            format_version: LEASE_VERSION,
-            number: before.number.saturating_add(1),
-            epoch,
-            holder: self.holder.clone(),
-            duration_ms: self.duration_ms,
-            released: false,
+            LeaseStep::Wait { until_ms: newest.expires_ms(seen.since_ms) }
         }
     }
 
     /// The record was created, asked for at `sent_ms`, and confirmed to be the newest.
     pub fn created(&mut self, record: LeaseRecord, sent_ms: u64) {
-        let until_ms = sent_ms.saturating_add(self.duration_ms).saturating_sub(self.duration_ms / 8);
+        let duration_ms = self.holder.duration_ms;
+        let until_ms = sent_ms.saturating_add(duration_ms).saturating_sub(duration_ms / 8);
         self.seen = Some(Seen { newest: Some(record.clone()), since_ms: sent_ms });
+        self.was_held = true;
         self.held = Some(Held { record, until_ms });
     }
 
@@ -159,6 +220,11 @@ impl LeaseClaim {
         self.held.as_ref().filter(|held| now_ms < held.until_ms).map(|held| &held.record)
     }
 
+    /// Until when it is held by one's own clock, if it is.
+    pub fn held_until_ms(&self) -> Option<u64> {
+        self.held.as_ref().map(|held| held.until_ms)
+    }
+
     /// Whether that is the record by which the lease is held, if it is, whatever the clock says.
     pub fn is_ours(&self, record: &LeaseRecord) -> bool {
         self.held.as_ref().is_some_and(|held| held.record == *record)
@@ -167,8 +233,7 @@ impl LeaseClaim {
     /// The last word of a holder that gives the lease up.
     pub fn release(&mut self) -> Option<LeaseRecord> {
         let held = self.held.take()?;
-        let record = self.record_after(&held.record, held.record.epoch);
-        Some(LeaseRecord { released: true, ..record })
+        Some(held.record.releasing(LeaseNote::default()))
     }
 }
 

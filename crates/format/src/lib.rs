@@ -23,7 +23,9 @@ pub use fence::{FenceRecord, FencedNode};
 pub use frames::{FrameError, FrameWriter, SeekTable};
 pub use index::{IndexEntry, IndexError, IndexReader, IndexWriter};
 pub use json::{Seal, check_seal};
-pub use lease::{LeaseClaim, LeaseRecord, LeaseStep};
+pub use lease::{
+    Holder, LeaseClaim, LeaseNote, LeaseRecord, LeaseStep, LeaseTable, LineBase, LineCut, LineShard, Tenure,
+};
 pub use lineage::{HistoryRecord, Parent, ShardState, TopologyRecord};
 pub use manifest::{Manifest, ManifestError, RepositoryFile};
 pub use retention::{KeptFor, RetentionPlan, RetentionPolicy, plan_retention};

@@ -484,12 +484,12 @@ impl RepositoryFile {
     }
 }
 
-mod optional_digest {
+pub(crate) mod optional_digest {
     use super::{DigestRecord, SlotDigest, digest_from_record};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[expect(clippy::ref_option, reason = "the signature that serde calls")]
-    pub(super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         digest: &Option<SlotDigest>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
@@ -498,7 +498,7 @@ mod optional_digest {
             .serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<SlotDigest>, D::Error> {
         Option::<DigestRecord>::deserialize(deserializer)?.as_ref().map(digest_from_record).transpose()

@@ -48,6 +48,8 @@ pub enum ErrorKind {
     Unsupported,
     /// The old cluster may still take writes, and another would open beside it.
     NotFenced,
+    /// Another agent does the same work, and the two can't be kept apart.
+    Contended,
     /// The user stopped it.
     Interrupted,
 }

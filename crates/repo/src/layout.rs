@@ -112,6 +112,19 @@ pub(crate) fn topology(cluster: &str, id: &str) -> Path {
     topologies(cluster).join(format!("{id}.json"))
 }
 
+/// Where the leases of a cluster lie.
+pub(crate) fn leases(cluster: &str) -> Path {
+    Path::from_iter([cluster, "lease"])
+}
+
+/// The name of the lease that a record in `folder` belongs to, and the record's number; `None` if it is none.
+pub(crate) fn lease_of(folder: &Path, record: &Path) -> Option<(String, u64)> {
+    let mut parts = record.prefix_match(folder)?;
+    let (name, file) = (parts.next()?, parts.next()?);
+    let number = lease_number(file.as_ref())?;
+    parts.next().is_none().then(|| (name.as_ref().to_owned(), number))
+}
+
 /// Where the records of a lease lie.
 pub(crate) fn lease(cluster: &str, name: &str) -> Path {
     Path::from_iter([cluster, "lease", name])

@@ -24,7 +24,7 @@ pub use catalog::{BackupSelector, Listing, UnreadableBackup};
 pub use crypt::{Recipients, SigningKey, Unlock, fingerprint};
 pub use error::{Problem, RepoError};
 pub use known::StateFolder;
-pub use lease::{Lease, Standing};
+pub use lease::{Hold, Lease, Standing};
 pub use location::Location;
 pub use probe::Probe;
 pub use read::{FramedObject, ObjectStream};

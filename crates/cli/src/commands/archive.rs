@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use slotkeep_jobs::archive::{
-    Ack, ArchiveOptions, ArchiveStatus, LinePhase, Notice, NoticeKind, SealPolicy, ShardStatus, Watch,
-    archive,
+    Ack, ArchiveOptions, ArchiveStatus, LinePhase, NearRule, Notice, NoticeKind, SealPolicy, ShardStatus,
+    ShareOptions, Watch, archive,
 };
 use slotkeep_jobs::backup::Prefer;
 use slotkeep_jobs::discover::discover;
@@ -21,12 +21,15 @@ use crate::session::Session;
 
 /// How often notices are looked for.
 const LOOK: Duration = Duration::from_millis(200);
+/// A shorter lease would be lost to any hiccup.
+const LEAST_LEASE_TIME: Duration = Duration::from_secs(1);
 
 /// Keep every write: follow a running cluster and archive its replication streams
 ///
 /// Follows each shard as a replica would, takes a base of each once, and keeps the stream behind it, sealed into segments every few
 /// seconds. Runs until it is stopped (Ctrl-C or SIGTERM), seals what it holds and exits with 0. What could not be sealed waits in the
-/// spool for the next run. Failovers, restarts, new shards and moved slots are followed by itself.
+/// spool for the next run. Failovers, restarts, new shards and moved slots are followed by itself. Several agents, each on its own machine with its
+/// own spool, divide the shards among themselves, and take over what one of them leaves.
 #[derive(Debug, Args)]
 pub(crate) struct ArchiveArgs {
     #[command(flatten)]
@@ -44,6 +47,13 @@ pub(crate) struct ArchiveArgs {
     ack: AckArg,
     #[command(flatten)]
     spool: SpoolArgs,
+    /// What is near this agent, and left to it by others for a while: a host name or address, a part of a host name between dots, or a network
+    /// such as 10.0.1.0/24; the nodes that have an address of this machine if not given
+    #[arg(long, value_name = "HOST|LABEL|NET", value_delimiter = ',', help_heading = "Several agents")]
+    near: Vec<NearRule>,
+    /// How long an agent that says nothing is waited for before others take its shards over; at least 1s
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = span, help_heading = "Several agents")]
+    lease_time: Duration,
     #[command(flatten)]
     cut: CutArgs,
     /// Most shards at a time whose bases are taken
@@ -107,6 +117,10 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
         jobs_per_host: arguments.jobs_per_host,
         include_secrets: arguments.include_secrets || repository.is_encrypted(),
         cut: arguments.cut.options(),
+        share: ShareOptions {
+            lease_time: arguments.lease_time.max(LEAST_LEASE_TIME),
+            near: arguments.near.clone(),
+        },
     };
     let watch = Watch::default();
     let running = archive(&context, &repository, &seeds, &options, &watch);
@@ -159,7 +173,15 @@ fn say(output: &Output, notice: &Notice) -> Result<()> {
 }
 
 fn render(status: &ArchiveStatus) -> String {
-    let lines: Vec<String> = status.shards.iter().map(shard).collect();
+    let mut lines: Vec<String> = status.shards.iter().map(shard).collect();
+    if status.agents > 1 || status.trouble.is_some() {
+        let leads = if status.leads { ", this one writes the backups" } else { "" };
+        let trouble = status.trouble.as_ref().map(|trouble| format!("; {trouble}")).unwrap_or_default();
+        lines.push(format!(
+            "{} agents{leads}; {} shards with others{trouble}",
+            status.agents, status.elsewhere
+        ));
+    }
     lines.join("\n")
 }
 

@@ -27,6 +27,11 @@ pub struct Agent {
 impl Agent {
     /// Starts one for that cluster, with its spool beside the repository.
     pub fn start(cluster: &Cluster, folder: &Path, more: &[&str]) -> Self {
+        Self::start_as("spool", cluster, folder, more)
+    }
+
+    /// The same, with a spool of that name.
+    pub fn start_as(spool: &str, cluster: &Cluster, folder: &Path, more: &[&str]) -> Self {
         let mut archive = command();
         let seeds: Vec<String> = cluster.nodes().iter().map(|node| node.addr().to_string()).collect();
         archive.args(["archive", "--json", "--status-every", "200ms"]);
@@ -34,7 +39,7 @@ impl Agent {
             archive.args(["--seal-after", "500ms"]);
         }
         archive.args(["--jobs-per-host", "9", "--cluster", &seeds.join(",")]);
-        archive.arg("--repo").arg(folder.join("repo")).arg("--spool").arg(folder.join("spool")).args(more);
+        archive.arg("--repo").arg(folder.join("repo")).arg("--spool").arg(folder.join(spool)).args(more);
         Self::spawn(archive)
     }
 
@@ -105,10 +110,35 @@ impl Agent {
         notices(&self.lines.lock().unwrap(), Some(kind))
     }
 
+    /// All notices, in order.
+    pub fn all(&self) -> Vec<String> {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().filter_map(|line| Some(line.get("notice")?.to_string())).collect()
+    }
+
     /// The last status.
     pub fn status(&self) -> Value {
         let lines = self.lines.lock().unwrap();
         lines.iter().rev().find_map(|line| line.get("status")).cloned().unwrap_or_default()
+    }
+
+    /// Stops it where it stands.
+    pub fn freeze(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
+    }
+
+    /// Lets it go on.
+    pub fn wake(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
+    }
+
+    /// Waits until it has ended by itself; gives its exit code and what it said.
+    pub fn ended(mut self) -> (Option<i32>, String) {
+        let code = self.child.wait().unwrap().code();
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        (code, self.err.lock().unwrap().clone())
     }
 
     pub fn kill(mut self) {

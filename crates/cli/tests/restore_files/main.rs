@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "what does not hold fails the test")]
 
+#[allow(dead_code, reason = "each test crate uses its part")]
 mod harness;
 mod link;
 mod refusals;

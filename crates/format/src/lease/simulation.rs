@@ -7,6 +7,10 @@ use super::*;
 
 const DURATION_MS: u64 = 10_000;
 
+fn process(name: &str) -> Holder {
+    Holder { process: name.to_owned(), agent: None, duration_ms: DURATION_MS }
+}
+
 /// A small generator of random numbers.
 struct Dice(u64);
 
@@ -27,7 +31,7 @@ impl Dice {
 /// A write to the store.
 #[derive(Clone, Debug)]
 enum Write {
-    Lease(LeaseRecord),
+    Lease(Box<LeaseRecord>),
     /// Start, end, and the epoch it was written under.
     Segment(u64, u64, u64),
 }
@@ -46,9 +50,9 @@ impl Store {
             Write::Lease(record) => {
                 let free = !self.leases.contains_key(&record.number);
                 if free {
-                    self.leases.insert(record.number, record.clone());
+                    self.leases.insert(record.number, (**record).clone());
                 }
-                free || self.leases.get(&record.number) == Some(record)
+                free || self.leases.get(&record.number) == Some(&**record)
             }
             Write::Segment(start, end, epoch) => {
                 self.segments.entry((*start, *end)).or_insert(*epoch);
@@ -95,7 +99,7 @@ enum At {
     Looking,
     Deciding,
     /// Created, not yet confirmed.
-    Made(LeaseRecord, u64),
+    Made(Box<LeaseRecord>, u64),
     /// Confirmed; has not looked how far the line goes.
     New,
     /// Holds, and the line stands here.
@@ -115,9 +119,9 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(holder: String, dice: &mut Dice) -> Self {
+    fn new(holder: &str, dice: &mut Dice) -> Self {
         Self {
-            claim: LeaseClaim::new(holder, DURATION_MS),
+            claim: LeaseClaim::new(process(holder)),
             at: At::Looking,
             speed: 950 + dice.roll(101),
             ahead_ms: dice.roll(1_000_000),
@@ -168,9 +172,9 @@ impl World {
                 }
             },
             At::Made(record, sent_ms) => {
-                if self.store.newest().as_ref() == Some(&record) {
+                if self.store.newest().as_ref() == Some(&*record) {
                     self.outcome.epochs = self.outcome.epochs.max(record.epoch);
-                    agent.claim.created(record, sent_ms);
+                    agent.claim.created(*record, sent_ms);
                     At::New
                 } else {
                     agent.claim.lost();
@@ -224,14 +228,14 @@ fn run(seed: u64) -> Outcome {
     let mut world =
         World { store: Store::default(), dice: Dice(seed), outcome: Outcome::default(), now_ms: 0 };
     let mut agents: Vec<Agent> =
-        (0..3).map(|number| Agent::new(format!("{number}"), &mut world.dice)).collect();
+        (0..3).map(|number| Agent::new(&format!("{number}"), &mut world.dice)).collect();
     for step in 0..600 {
         world.now_ms += world.dice.roll(400);
         world.deliver();
         let chosen = usize::try_from(world.dice.roll(3)).unwrap();
         if world.dice.one_in(60) {
             // Killed, and started anew: it knows nothing of what it had begun.
-            agents[chosen] = Agent::new(format!("{chosen}-{step}"), &mut world.dice);
+            agents[chosen] = Agent::new(&format!("{chosen}-{step}"), &mut world.dice);
         } else if world.dice.one_in(40) {
             agents[chosen].asleep_until_ms = world.now_ms + world.dice.roll(4 * DURATION_MS);
         }
@@ -276,17 +280,17 @@ fn no_two_commit_one_range_and_nothing_committed_is_lost() {
 
 #[test]
 fn a_record_reads_as_it_was_written() {
-    let mut claim = LeaseClaim::new("a".to_owned(), DURATION_MS);
+    let mut claim = LeaseClaim::new(process("a"));
     claim.observe(None, 5);
     let LeaseStep::Create(record) = claim.next(5) else { panic!("it is free") };
-    assert_eq!(LeaseRecord::parse(&record.render().unwrap()).unwrap(), record);
+    assert_eq!(LeaseRecord::parse(&record.render().unwrap()).unwrap(), *record);
     assert!(claim.held(5).is_none());
-    claim.created(record, 5);
+    claim.created(*record, 5);
     assert_eq!(claim.held(5 + DURATION_MS * 7 / 8 - 1).unwrap().epoch, 1);
     assert!(claim.held(5 + DURATION_MS * 7 / 8).is_none());
     let last = claim.release().unwrap();
     assert!(last.released && last.number == 2);
-    let mut other = LeaseClaim::new("b".to_owned(), DURATION_MS);
+    let mut other = LeaseClaim::new(process("b"));
     other.observe(Some(last), 0);
     assert!(matches!(other.next(0), LeaseStep::Create(record) if record.epoch == 2));
 }

@@ -12,7 +12,8 @@ use slotkeep_model::{Node, Shard};
 use super::held::Held;
 use super::line::{Line, LineHandle, LineState, Shared};
 use super::lineage::Reach;
-use super::status::{ShardStatus, ms, text};
+use super::share::{TakenLease, Ties};
+use super::status::{LinePhase, ShardStatus, ms, text};
 use crate::backup::base::TakenBase;
 use crate::progress::ShardProgress;
 use crate::{Error, ErrorKind, Result};
@@ -53,6 +54,16 @@ impl LineHandle {
     /// Whether everything up to that cut is in the repository.
     pub(crate) fn reach(&self, cut: &ShardCut) -> Reach {
         reach(&self.state.borrow(), cut)
+    }
+
+    /// How much has been begun.
+    pub(crate) fn ties(&self) -> Ties {
+        let state = self.state.borrow();
+        match (state.phase, &state.base) {
+            (LinePhase::Base, _) => Ties::Base,
+            (_, Some(_)) => Ties::Stream,
+            (_, None) => Ties::None,
+        }
     }
 
     pub(crate) fn base(&self) -> Option<Arc<TakenBase>> {
@@ -97,9 +108,20 @@ impl Fleet {
         Self { shared, lines: Vec::new() }
     }
 
-    /// Adds a line.
-    pub(crate) fn add(&mut self, shard: Shard, held: Option<Held>, progress: Arc<ShardProgress>) {
-        self.lines.push(Line::start(&self.shared, shard, held, progress));
+    /// Adds a line; `of` is by what other agents know it, if there may be any.
+    pub(crate) fn add(
+        &mut self,
+        shard: Shard,
+        held: Option<Held>,
+        progress: Arc<ShardProgress>,
+        of: (String, Option<Arc<TakenLease>>),
+    ) {
+        self.lines.push(Line::start(&self.shared, shard, held, progress, of));
+    }
+
+    /// The line of that name.
+    pub(crate) fn line(&self, name: &str) -> Option<&LineHandle> {
+        self.lines.iter().find(|line| line.name == name)
     }
 
     /// Waits until every line has a base and follows its stream, if it is to. Fails as soon as one line fails.
@@ -134,10 +156,13 @@ impl Fleet {
         outcomes.into_iter().collect()
     }
 
-    /// Deletes the bases that no backup lists.
+    /// Deletes the bases that no backup lists and that no other agent knows of: one that is known may be listed at any moment.
     pub(crate) async fn take_back(&self, listed: &HashSet<String>) {
-        for base in self.lines.iter().filter_map(LineHandle::base) {
-            if !listed.contains(&base.base.rdb.path) {
+        for line in &self.lines {
+            let Some(base) = line.base() else { continue };
+            let said = line.lease.as_ref().and_then(|lease| lease.said().shard?.base);
+            let known = said.is_some_and(|said| said.record.base.rdb.path == base.base.rdb.path);
+            if !known && !listed.contains(&base.base.rdb.path) {
                 base.take_back(&self.shared.repository).await;
             }
         }

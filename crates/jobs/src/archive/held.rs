@@ -24,6 +24,8 @@ pub(crate) struct Holdings {
     cluster: String,
     /// Newest first.
     manifests: Vec<Manifest>,
+    /// Bases that are in no backup yet, the newest first.
+    unlisted: Vec<Arc<TakenBase>>,
     parents: HashMap<ReplId, Parent>,
     segments: HashMap<ReplId, Vec<SegmentEntry>>,
 }
@@ -44,36 +46,40 @@ impl Holdings {
             repository: repository.clone(),
             cluster: cluster.to_owned(),
             manifests,
+            unlisted: Vec::new(),
             parents,
             segments: HashMap::new(),
         })
     }
 
+    /// Adds a base that is in no backup yet, unless a backup lists it.
+    pub(crate) fn add_base(&mut self, base: Arc<TakenBase>) {
+        if !self.listed().any(|listed| *listed == base.base.rdb.path) {
+            self.unlisted.insert(0, base);
+        }
+    }
+
+    /// The RDBs of all bases that backups list.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = &String> {
+        let shards = self.manifests.iter().flat_map(|manifest| &manifest.shards);
+        shards.map(|shard| &shard.base.rdb.path)
+    }
+
     /// The newest base from which the log leads to the history that the server follows now, or to the one before.
     pub(crate) async fn leading_to(&mut self, server: &Replication) -> Result<Option<Held>> {
+        for base in self.unlisted.clone() {
+            if let Some(held) = self.behind_base(&base, server).await? {
+                return Ok(Some(held));
+            }
+        }
         for number in 0..self.manifests.len() {
             let Some(manifest) = self.manifests.get(number) else { break };
             let shards = manifest.shards.iter().filter(|shard| shard.is_anchored());
             let bases: Vec<Arc<TakenBase>> =
                 shards.map(|shard| Arc::new(TakenBase::of(shard, &manifest.id))).collect();
             for base in bases {
-                let ends = self.ends(&base.history, base.offset).await?;
-                let rank = |history: &ReplId| match history {
-                    history if *history == server.replid => Some(0),
-                    history if Some(history) == server.previous_replid.as_ref() => Some(1),
-                    _ => None,
-                };
-                let best = ends
-                    .into_iter()
-                    .filter_map(|end| Some((rank(&end.0)?, end)))
-                    .min_by_key(|(rank, (_, offset))| (*rank, std::cmp::Reverse(*offset)));
-                if let Some((_, (history, offset))) = best {
-                    let database = self.database_at(&history, offset).await?;
-                    // A server does not say again what it had selected when the base was made.
-                    let at_base = history == base.history && offset == base.offset;
-                    let of_base = || base.read.as_ref().filter(|_| at_base)?.database;
-                    let database = database.or_else(of_base);
-                    return Ok(Some((Position { history, offset, database }, base)));
+                if let Some(held) = self.behind_base(&base, server).await? {
+                    return Ok(Some(held));
                 }
             }
         }
@@ -88,6 +94,26 @@ impl Holdings {
             let shard = manifest.shards.iter().find(own)?;
             Some((manifest.id.as_str(), how_read(shard)))
         })
+    }
+
+    /// The base, and where the log behind it ends in what the server follows, if it leads there.
+    async fn behind_base(&mut self, base: &Arc<TakenBase>, server: &Replication) -> Result<Option<Held>> {
+        let ends = self.ends(&base.history, base.offset).await?;
+        let rank = |history: &ReplId| match history {
+            history if *history == server.replid => Some(0),
+            history if Some(history) == server.previous_replid.as_ref() => Some(1),
+            _ => None,
+        };
+        let best = ends
+            .into_iter()
+            .filter_map(|end| Some((rank(&end.0)?, end)))
+            .min_by_key(|(rank, (_, offset))| (*rank, std::cmp::Reverse(*offset)));
+        let Some((_, (history, offset))) = best else { return Ok(None) };
+        let database = self.database_at(&history, offset).await?;
+        // A server does not say again what it had selected when the base was made.
+        let at_base = history == base.history && offset == base.offset;
+        let database = database.or_else(|| base.read.as_ref().filter(|_| at_base)?.database);
+        Ok(Some((Position { history, offset, database }, Arc::clone(base))))
     }
 
     /// Where the log behind a base ends: in its own history, and in each that descends from it.
@@ -142,7 +168,7 @@ impl Holdings {
 
 /// The last byte up to which ranges, in the order of their starts, hold everything behind `from` without a gap. Ranges end before
 /// their second number.
-fn contiguous(ranges: impl Iterator<Item = (u64, u64)>, from: u64) -> u64 {
+pub(crate) fn contiguous(ranges: impl Iterator<Item = (u64, u64)>, from: u64) -> u64 {
     ranges.fold(from, |reached, (start, end)| {
         if start <= reached.saturating_add(1) { reached.max(end.saturating_sub(1)) } else { reached }
     })

@@ -3,9 +3,10 @@
 //! Invariants: the position is a safe cut that is durable; a stream is only ever continued from it, so every segment begins where the
 //! one before ended, or a gap is announced; a base counts only once it is durable.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use slotkeep_format::Parent;
@@ -24,6 +25,7 @@ use super::link::{Answer, Link};
 use super::sampler::{Sampled, sample};
 use super::sealer::{Patience, SealerHandle, wait};
 use super::session::{Fork, Session, note_sealed};
+use super::share::TakenLease;
 use super::spool::SpoolFolder;
 use super::status::{Board, LinePhase, NoticeKind};
 use crate::backup::base::TakenBase;
@@ -75,6 +77,10 @@ pub(crate) struct Shared {
     pub(crate) board: Arc<Board>,
     /// Rung when the cluster may have changed.
     pub(crate) changed: Arc<Notify>,
+    /// Hosts that are near this machine.
+    pub(crate) near: RwLock<HashSet<String>>,
+    /// Where files go that no line will seal.
+    pub(crate) abandoned: Option<mpsc::UnboundedSender<PathBuf>>,
 }
 
 /// How a line stands.
@@ -126,6 +132,10 @@ pub(crate) struct Line {
 
 /// The way to a line.
 pub(crate) struct LineHandle {
+    /// By which agents know the line.
+    pub(crate) name: String,
+    /// Its lease, where there are leases.
+    pub(crate) lease: Option<Arc<TakenLease>>,
     pub(crate) shard: watch::Sender<Shard>,
     seal_by: watch::Sender<Option<u64>>,
     pub(crate) state: watch::Receiver<LineState>,
@@ -156,6 +166,7 @@ impl Line {
         shard: Shard,
         held: Option<(Position, Arc<TakenBase>)>,
         progress: Arc<ShardProgress>,
+        (name, lease): (String, Option<Arc<TakenLease>>),
     ) -> LineHandle {
         let stop = job.context.stop.child_token();
         let context = Context { stop: stop.clone(), ..job.context.clone() };
@@ -164,6 +175,8 @@ impl Line {
             repository: job.repository.clone(),
             folder: Arc::clone(&job.folder),
             patience: job.patience,
+            lease: lease.clone(),
+            abandoned: job.abandoned.clone(),
         }
         .start();
         let (shard_sender, shard) = watch::channel(shard);
@@ -199,6 +212,8 @@ impl Line {
         };
         let task = Some(tokio::spawn(line.run()));
         LineHandle {
+            name,
+            lease,
             shard: shard_sender,
             seal_by: seal_sender,
             state,
@@ -294,6 +309,7 @@ impl Line {
         let plan = plan_shard(&self.context, shard, self.shared.prefer, limit);
         let plan = self.context.unless_stopped(async { Ok(plan.await) }).await?;
         let mut candidates = plan.candidates;
+        self.prefer_near(&mut candidates);
         if self.shared.patience == Patience::Persistent {
             // Those that failed come last.
             candidates.sort_by_key(|candidate| self.failed.iter().any(|(addr, _)| *addr == candidate.addr));
@@ -329,6 +345,14 @@ impl Line {
                 self.remember(candidate, outcome)
             }
         }
+    }
+
+    /// Puts those of one role that are near this machine first.
+    fn prefer_near(&self, candidates: &mut [Candidate]) {
+        let near = self.shared.near.read().unwrap_or_else(PoisonError::into_inner);
+        let first = candidates.first().map(|candidate| candidate.role);
+        candidates
+            .sort_by_key(|candidate| (Some(candidate.role) != first, !near.contains(candidate.addr.host())));
     }
 
     /// Remembers that the node failed, so that another one is tried first.

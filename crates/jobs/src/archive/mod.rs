@@ -9,18 +9,23 @@
 //! A *line* is one shard's way through this: from node to node, from base to base. [`archive`] keeps a line for every shard as the
 //! cluster changes; a backup on demand keeps one for as long as it needs.
 
+mod backups;
+mod coverage;
 mod decide;
 pub(crate) mod fleet;
 pub(crate) mod gates;
 pub(crate) mod held;
 mod intake;
+mod leftovers;
 pub(crate) mod line;
 mod lineage;
 pub(crate) mod link;
 pub(crate) mod rebase;
+mod roster;
 pub(crate) mod sampler;
 pub(crate) mod sealer;
 mod session;
+pub(crate) mod share;
 pub(crate) mod spool;
 mod status;
 mod supervise;
@@ -28,5 +33,6 @@ pub(crate) mod view;
 
 pub use intake::SealPolicy;
 pub use line::{Ack, default_spool};
+pub use share::{NearRule, NearSyntaxError, ShareOptions};
 pub use status::{ArchiveStatus, Board, LinePhase, Notice, NoticeKind, ShardStatus, SlotSetText};
 pub use supervise::{ArchiveOptions, Watch, archive};

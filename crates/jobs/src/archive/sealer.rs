@@ -1,7 +1,8 @@
 //! From spool files to segments.
 //!
 //! Invariants: a file is deleted only when the repository holds what it held; a file is sealed up to its last safe cut, and what
-//! lies behind that is asked for again from the server; a segment that is there already is as good as one that was written.
+//! lies behind that is asked for again from the server; a segment that is there already is as good as one that was written. Where a line has a
+//! lease, nothing counts as sealed before the lease was confirmed afterwards, and once it is lost nothing more is written for the line.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::held::contiguous;
+use super::share::TakenLease;
 use super::spool::{ClosedFile, SpoolFolder};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -35,6 +38,8 @@ pub(crate) struct Scanned {
     /// The database selected there, if it is known.
     pub(crate) database: Option<u32>,
     commands: u64,
+    /// Commands behind the last safe cut: of a transaction that has not ended yet.
+    open_commands: u64,
     times: Timeline,
 }
 
@@ -88,23 +93,23 @@ fn begun(header: SpoolHeader) -> (Scanned, Splitter) {
         in_transaction: false,
     };
     let database = header.database;
-    let scanned = Scanned { header, end: None, database, commands: 0, times: Timeline::default() };
+    let scanned =
+        Scanned { header, end: None, database, commands: 0, open_commands: 0, times: Timeline::default() };
     (scanned, Splitter::new(start))
 }
 
 /// Counts the commands; false if the bytes are no stream.
 fn count(scanned: &mut Scanned, splitter: &mut Splitter, mut bytes: &[u8]) -> bool {
-    let mut commands = 0_u64;
     loop {
         match splitter.next(&mut bytes) {
-            Ok(Some(_)) => commands = commands.saturating_add(1),
+            Ok(Some(_)) => scanned.open_commands = scanned.open_commands.saturating_add(1),
             Ok(None) => return true,
             Err(_) => return false,
         }
         if splitter.safe_cut() == splitter.offset() {
             scanned.end = Some(splitter.offset().0);
             scanned.database = splitter.db();
-            scanned.commands = scanned.commands.saturating_add(std::mem::take(&mut commands));
+            scanned.commands = scanned.commands.saturating_add(std::mem::take(&mut scanned.open_commands));
         }
     }
 }
@@ -137,6 +142,18 @@ pub(crate) struct Sealer {
     pub(crate) repository: Repository,
     pub(crate) folder: Arc<SpoolFolder>,
     pub(crate) patience: Patience,
+    /// The line's lease, where there are leases.
+    pub(crate) lease: Option<Arc<TakenLease>>,
+    /// Where files go that this line does not seal: they are settled by themselves.
+    pub(crate) abandoned: Option<mpsc::UnboundedSender<PathBuf>>,
+}
+
+/// How it went with one file.
+enum Outcome {
+    /// The end of the segment, or nothing if the file held no whole command.
+    Sealed(Option<(ReplId, u64)>),
+    /// The lease is lost.
+    Lost,
 }
 
 /// The way to a line's sealer.
@@ -182,28 +199,35 @@ impl Sealer {
         waiting: &AtomicU64,
     ) -> Result<()> {
         let mut known = HashSet::new();
-        let mut outcome = Ok(());
+        let mut outcome = Ok(true);
         while let Some(file) = queue.recv().await {
             waiting.store(1_u64.saturating_add(queue.len() as u64), Ordering::Relaxed);
             // After a failure the rest stays where it is, in order.
-            if outcome.is_ok() {
+            if matches!(outcome, Ok(true)) {
                 outcome = self.seal_in_time(&file.path, &mut known, publish).await;
+            }
+            if !matches!(outcome, Ok(true))
+                && let Some(abandoned) = &self.abandoned
+            {
+                let _ = abandoned.send(file.path);
             }
             waiting.store(queue.len() as u64, Ordering::Relaxed);
         }
-        outcome
+        outcome.map(drop)
     }
 
+    /// Seals a file, however often it takes; false if the lease is lost.
     async fn seal_in_time(
         &self,
         path: &Path,
         known: &mut HashSet<ReplId>,
         publish: &watch::Sender<SealState>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match Box::pin(seal_file(&self.repository, &self.folder, path, known)).await {
-                Ok(sealed) => {
+            let error = match Box::pin(self.seal(path, known)).await {
+                Ok(Outcome::Lost) => return Ok(false),
+                Ok(Outcome::Sealed(sealed)) => {
                     publish.send_modify(|state| {
                         state.trouble = None;
                         if let Some(sealed) = sealed {
@@ -212,7 +236,7 @@ impl Sealer {
                             state.at = Some(self.context.clock.elapsed());
                         }
                     });
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(error) => error,
             };
@@ -225,6 +249,50 @@ impl Sealer {
             pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
         }
     }
+}
+
+impl Sealer {
+    async fn seal(&self, path: &Path, known: &mut HashSet<ReplId>) -> Result<Outcome> {
+        if let Some(lease) = &self.lease
+            && !lease.may_write().await?
+        {
+            return Ok(Outcome::Lost);
+        }
+        let sealed = store_file(&self.repository, path, known).await?;
+        if let Some(lease) = &self.lease
+            && !lease.confirm().await?
+        {
+            return Ok(Outcome::Lost);
+        }
+        self.folder.remove(path);
+        Ok(Outcome::Sealed(sealed))
+    }
+}
+
+/// Deals with a file that no line will seal: it is deleted if the repository has what it holds, whoever wrote that. Else it is sealed, if that is
+/// `wanted`; segments may overlap, and these bytes may be the only ones there are. Says whether the file is gone.
+pub(crate) async fn settle_file(
+    repository: &Repository,
+    folder: &SpoolFolder,
+    path: &Path,
+    wanted: bool,
+) -> Result<bool> {
+    if let Some((scanned, end)) = scan_file(path).await?
+        && !is_held(repository, &scanned.header, end).await?
+    {
+        if !wanted {
+            return Ok(false);
+        }
+        Box::pin(store_file(repository, path, &mut HashSet::new())).await?;
+    }
+    folder.remove(path);
+    Ok(true)
+}
+
+async fn is_held(repository: &Repository, header: &SpoolHeader, end: u64) -> Result<bool> {
+    let segments = repository.segments(&header.cluster, &header.history).await?;
+    let ranges = segments.iter().map(|segment| (segment.start, segment.end));
+    Ok(contiguous(ranges, header.start.saturating_sub(1)) >= end)
 }
 
 /// Waits about that long (between half of it and all of it), or until the job is stopped.
@@ -240,24 +308,27 @@ pub(crate) async fn wait(context: &Context, stop: &CancellationToken, pause: Dur
     }
 }
 
-/// Seals one file and deletes it; gives the end of the segment, or nothing if the file held no whole command.
-pub(crate) async fn seal_file(
-    repository: &Repository,
-    folder: &SpoolFolder,
-    path: &Path,
-    known: &mut HashSet<ReplId>,
-) -> Result<Option<(ReplId, u64)>> {
-    let unreadable = |error: std::io::Error| {
-        Error::new(ErrorKind::Failed, format!("can't read spool file {}: {error}", path.display()))
-    };
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::new(ErrorKind::Failed, format!("can't read spool file {}: {error}", path.display()))
+}
+
+/// What a file holds, and the end of its last whole command; nothing if there is none.
+async fn scan_file(path: &Path) -> Result<Option<(Scanned, u64)>> {
     let file: PathBuf = path.to_owned();
     let scanned = tokio::task::spawn_blocking(move || scan(&file)).await;
     let scanned = scanned.map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;
-    let scanned = scanned.map_err(unreadable)?;
-    let Some((scanned, end)) = scanned.and_then(|scanned| Some((scanned.clone(), scanned.end?))) else {
-        folder.remove(path);
-        return Ok(None);
-    };
+    let scanned = scanned.map_err(|error| unreadable(path, &error))?;
+    Ok(scanned.and_then(|scanned| Some((scanned.clone(), scanned.end?))))
+}
+
+/// Stores what a file holds as a segment; gives the segment's end, or nothing if the file holds no whole command.
+async fn store_file(
+    repository: &Repository,
+    path: &Path,
+    known: &mut HashSet<ReplId>,
+) -> Result<Option<(ReplId, u64)>> {
+    let unreadable = |error: std::io::Error| unreadable(path, &error);
+    let Some((scanned, end)) = scan_file(path).await? else { return Ok(None) };
     let header = &scanned.header;
     if !known.contains(&header.history) {
         repository.put_history(&header.cluster, &history_record(header)).await?;
@@ -299,7 +370,6 @@ pub(crate) async fn seal_file(
         Err(RepoError { problem: Problem::Exists, .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    folder.remove(path);
     Ok(Some((header.history.clone(), end)))
 }
 

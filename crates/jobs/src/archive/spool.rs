@@ -16,6 +16,7 @@ use slotkeep_model::ReplId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::ports::{Rng, random_hex};
 use crate::{Error, ErrorKind, Result};
 
 /// What waits for the disk; each is at most what is read from a link at a time.
@@ -24,6 +25,9 @@ const QUEUE_MESSAGES: usize = 32;
 const GROUP_BYTES: u64 = 8 << 20;
 const SUFFIX: &str = "spool";
 const LOCK: &str = "lock";
+/// The file that says which agent uses the folder.
+const AGENT: &str = "agent";
+const AGENT_DIGITS: usize = 16;
 /// What folders of processes that keep nothing are called.
 const PASSING: &str = "backup-";
 
@@ -95,6 +99,27 @@ impl SpoolFolder {
             passing,
             _lock: lock,
         })
+    }
+
+    /// Who the agent is that uses this folder: chosen at random by the first run, and kept. The folder's lock keeps two processes from being
+    /// one agent, unless somebody copies the folder.
+    pub(crate) fn agent(&self, rng: &dyn Rng) -> Result<String> {
+        let path = self.path.join(AGENT);
+        if let Ok(text) = fs::read_to_string(&path) {
+            let id = text.trim();
+            if id.len() == AGENT_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Ok(id.to_owned());
+            }
+        }
+        let id = random_hex(rng, AGENT_DIGITS)?;
+        let write = || {
+            let mut file = File::create(&path)?;
+            file.write_all(id.as_bytes())?;
+            file.sync_all()?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|error| failed("write", &path, &error))?;
+        Ok(id)
     }
 
     /// The files that an earlier run left.

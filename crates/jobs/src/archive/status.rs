@@ -71,7 +71,16 @@ pub struct ArchiveStatus {
     pub spool_bytes: u64,
     /// The backup that was written last by this run.
     pub backup: Option<String>,
-    /// The shards, in the order of their slots.
+    /// How many agents share the work, this one included.
+    pub agents: usize,
+    /// Whether this agent writes the backups and topologies.
+    pub leads: bool,
+    /// How many shards other agents follow.
+    pub elsewhere: usize,
+    /// Why this agent can't see what the others do, if it can't.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// This agent's shards, in the order of their slots.
     pub shards: Vec<ShardStatus>,
 }
 
@@ -122,6 +131,8 @@ pub enum NoticeKind {
     Backup,
     /// The cluster looks different.
     Topology,
+    /// A shard is another agent's from now on.
+    Left,
     /// Something failed and is tried again.
     Trouble,
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use slotkeep_format::LineBase;
 use slotkeep_format::manifest::{
     BaseRecord, CrcRecord, NodeRecord, ObjectRecord, ReadRecord, RoleRecord, ServerRecord, ShardCut,
     ShardRecord,
@@ -215,6 +216,16 @@ impl TakenBase {
             total: folded.digest,
             listed_in: None,
         }
+    }
+
+    /// A base that another agent has taken.
+    pub(crate) fn told(told: &LineBase) -> Self {
+        Self { total: told.digest, listed_in: None, ..Self::of(&told.record, "") }
+    }
+
+    /// What to tell other agents of it.
+    pub(crate) fn tell(&self, shard: &Shard) -> LineBase {
+        LineBase { record: self.record(shard, None), digest: self.total }
     }
 
     /// The shard's record in a manifest.

@@ -34,7 +34,7 @@ impl Continuation {
         let mut continuation = Self { fleet: Fleet::new(shared) };
         for (shard, held) in plan.shards.iter().zip(held) {
             let progress = ShardProgress::new(format!("slots {}", shard.shard.slots));
-            continuation.fleet.add(shard.shard.clone(), held, progress);
+            continuation.fleet.add(shard.shard.clone(), held, progress, Default::default());
         }
         match continuation.fleet.until_following().await {
             Ok(()) => Ok(continuation),

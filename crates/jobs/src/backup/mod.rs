@@ -14,7 +14,7 @@ mod reading;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use slotkeep_format::Manifest;
@@ -179,7 +179,7 @@ impl<'a> Run<'a> {
         let context = Context { stop: self.context.stop.child_token(), ..self.context.clone() };
         let mut fleet = Fleet::new(Arc::new(self.shared(context, kind)?));
         for ((shard, held), progress) in self.plan.shards.iter().zip(held).zip(progress) {
-            fleet.add(shard.shard.clone(), held, Arc::clone(progress));
+            fleet.add(shard.shard.clone(), held, Arc::clone(progress), Default::default());
         }
         let outcome = self.follow_to_cut(&mut fleet).await;
         let stopped = fleet.stop().await;
@@ -233,6 +233,8 @@ impl<'a> Run<'a> {
             backup_id: Some(self.id.clone()),
             board: Arc::default(),
             changed: Arc::new(Notify::new()),
+            near: RwLock::default(),
+            abandoned: None,
         })
     }
 

@@ -283,10 +283,8 @@ pub(crate) async fn way_to(past: &Past, slots: &SlotSet, place: &Place) -> Resul
 }
 
 async fn shard_point(past: &Past, slots: &SlotSet, path: &Path, cut: &Cut) -> Result<(ShardPoint, usize)> {
-    let (base, log) = past
-        .chain
-        .route(path, cut.offset)
-        .map_err(|missing| no_route(past, slots, cut.offset, &missing))?;
+    let (base, log) =
+        past.chain.route(path, cut.offset).map_err(|missing| no_route(past, slots, cut.offset, &missing))?;
     let number = base.number;
     let (manifest, record) = past
         .base(number)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use object_store::ObjectStoreExt;
+use slotkeep_format::lease::Holder;
 use slotkeep_repo::{OpenOptions, Problem, RateLimit, RepoError, Repository, Standing};
 
 use crate::faults::{FateOnce, Faulty};
@@ -107,7 +108,10 @@ async fn a_lease_whose_answer_is_lost_is_held_by_one_all_the_same() {
             let (_folder, store) = folder();
             let faulty = Faulty::new(store);
             let repository = Place::new(Arc::new(faulty.clone()), Protection::None).init().await.unwrap();
-            let lease = |holder: &str| repository.lease("main", "line", holder.to_owned(), 10_000).unwrap();
+            let lease = |holder: &str| {
+                let holder = Holder { process: holder.to_owned(), agent: None, duration_ms: 10_000 };
+                repository.lease("main", "line", holder).unwrap()
+            };
             let (mut first, mut second) = (lease("a"), lease("b"));
             faulty.faults.set(number, 1, fate);
             // What the first one believes after a fault, whatever it is, must leave no room for the second.

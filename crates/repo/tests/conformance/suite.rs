@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use object_store::ObjectStore;
 use slotkeep_format::FrameWriter;
 use slotkeep_format::frames::FRAME_RAW_BYTES;
+use slotkeep_format::lease::{Holder, LeaseNote, LeaseTable, Tenure};
 use slotkeep_format::lineage::HISTORY_VERSION;
 use slotkeep_format::manifest::{
     BackupKind, FORMAT_VERSION, Manifest, ObjectRecord, ProductRecord, ServerRecord, SettingsRecord,
@@ -254,7 +255,9 @@ async fn manifests(repository: &Repository) {
 }
 
 async fn leases(repository: &Repository) {
-    let lease = |holder: &str| repository.lease("main", "line", holder.to_owned(), 10_000);
+    Box::pin(presences(repository)).await;
+    let holder = |process: &str| Holder { process: process.to_owned(), agent: None, duration_ms: 10_000 };
+    let lease = |process: &str| repository.lease("main", "line", holder(process));
     if !repository.refuses_overwrite() {
         assert!(matches!(lease("a").map(drop).unwrap_err().problem, Problem::NoConditions));
         return;
@@ -262,7 +265,7 @@ async fn leases(repository: &Repository) {
     let (mut first, mut second) = (lease("a").unwrap(), lease("b").unwrap());
     let held = |standing| match standing {
         Standing::Held { epoch, .. } => Some(epoch),
-        Standing::Waiting { .. } => None,
+        Standing::Waiting { .. } | Standing::Double => None,
     };
     assert_eq!(held(first.step(&|| 0).await.unwrap()), Some(1));
     assert_eq!(held(second.step(&|| 0).await.unwrap()), None);
@@ -279,6 +282,67 @@ async fn leases(repository: &Repository) {
     // Given up, it is free at once.
     second.release().await.unwrap();
     assert_eq!(held(first.step(&|| 24_001).await.unwrap()), Some(3));
+}
+
+/// An agent that is started again has its presence at once; the process before finds out. What it held is seen to be free.
+async fn presences(repository: &Repository) {
+    let agent = |process: &str| Holder {
+        process: process.to_owned(),
+        agent: Some("a".to_owned()),
+        duration_ms: 10_000,
+    };
+    let (mut before, mut after) =
+        (repository.presence("main", "a", agent("1")), repository.presence("main", "a", agent("2")));
+    assert!(matches!(before.step(&|| 0).await.unwrap(), Standing::Held { epoch: 1, .. }));
+    let line = if repository.refuses_overwrite() {
+        let take = |process| {
+            let holder = agent(process);
+            async move {
+                repository.take_lease("main", "held", None, &holder, LeaseNote::default()).await.unwrap()
+            }
+        };
+        let mut line = take("1").await.unwrap();
+        assert!(take("2").await.is_none());
+        assert!(line.confirm().await.unwrap());
+        let note = LeaseNote { host: Some("said".to_owned()), ..LeaseNote::default() };
+        assert!(line.say(note).await.unwrap() && line.confirm().await.unwrap());
+        Some(line)
+    } else {
+        None
+    };
+    assert!(matches!(after.step(&|| 1000).await.unwrap(), Standing::Held { epoch: 2, .. }));
+    assert_eq!(before.step(&|| 9000).await.unwrap(), Standing::Double);
+    let mut table = LeaseTable::default();
+    table.look(10_000, 5000);
+    for (name, number) in repository.leases("main").await.unwrap() {
+        let record = repository.lease_record("main", &name, number).await.unwrap().unwrap();
+        table.observe(&name, record, 10_000);
+    }
+    table.look(15_000, 5000);
+    assert_eq!(table.agents().map(|(agent, _)| agent).collect::<Vec<_>>(), ["a"]);
+    // Not looked for too long: it gets its time anew.
+    table.look(22_000, 5000);
+    assert_eq!(table.agents().count(), 1);
+    for now_ms in [27_000, 32_000] {
+        table.look(now_ms, 5000);
+        assert_eq!(table.agents().count(), 1);
+    }
+    table.look(33_250, 5000);
+    assert_eq!(table.agents().count(), 0);
+    let Some(mut line) = line else { return };
+    assert!(matches!(table.tenure("held"), Tenure::Free { left_by: Some("a"), .. }));
+    let newest = table.newest("held").cloned();
+    let taken =
+        repository.take_lease("main", "held", newest.as_ref(), &agent("2"), LeaseNote::default()).await;
+    let mut taken = taken.unwrap().unwrap();
+    assert_eq!((taken.record().number, taken.record().epoch), (3, 2));
+    assert!(!line.confirm().await.unwrap() && !line.say(LeaseNote::default()).await.unwrap());
+    line.release(LeaseNote::default()).await.unwrap();
+    assert!(taken.confirm().await.unwrap());
+    taken.release(LeaseNote::default()).await.unwrap();
+    assert!(!taken.confirm().await.unwrap(), "what was given up is not held");
+    repository.remove_presence("main", "a").await.unwrap();
+    assert!(!repository.leases("main").await.unwrap().contains_key("agent-a"));
 }
 
 async fn segments(repository: &Repository) {

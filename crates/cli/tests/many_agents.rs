@@ -1,0 +1,255 @@
+//! Several agents, one cluster, one repository: whatever becomes of some of them, the log has neither a gap nor a doubt.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
+
+mod common;
+#[path = "restore_files/harness.rs"]
+#[allow(dead_code, reason = "each test crate uses its part")]
+mod harness;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::agent::Agent;
+use common::log::{assert_log_is_the_stream, field};
+use common::server;
+use harness::{Bench, cluster_client, free_addrs};
+use serde_json::Value;
+use slotkeep_testkit::deadline::{NotYet, wait_for};
+use slotkeep_testkit::ledger::{Bounds, Ledger, LedgerOptions};
+use slotkeep_testkit::{Cluster, ClusterBuilder};
+
+const SHARDS: usize = 12;
+const LIMIT: Duration = Duration::from_secs(40);
+const LEASE: [&str; 2] = ["--lease-time", "5s"];
+
+fn cluster(shards: usize) -> Cluster {
+    ClusterBuilder::new(server("valkey-9.1"))
+        .primaries(shards)
+        .config("repl-backlog-size", "64mb")
+        .config("repl-ping-replica-period", "1")
+        .config("cluster-require-full-coverage", "no")
+        .start()
+        .unwrap()
+}
+
+/// Waits until these agents follow so many shards each, every shard exactly once.
+#[track_caller]
+fn wait_divided(agents: &[&Agent], counts: &[usize]) {
+    let outcome = wait_for(LIMIT, "the shards to be divided", || {
+        let followed: Vec<Vec<String>> = agents.iter().map(|agent| followed(agent)).collect();
+        let mut all: Vec<&String> = followed.iter().flatten().collect();
+        all.sort();
+        all.dedup();
+        let mut found: Vec<usize> = followed.iter().map(Vec::len).collect();
+        found.sort_unstable();
+        if found == counts && all.len() == counts.iter().sum::<usize>() {
+            return Ok(());
+        }
+        Err(NotYet::because(format!("{followed:?}")))
+    });
+    if let Err(error) = outcome {
+        let said: Vec<Vec<String>> = agents.iter().map(|agent| agent.notices("trouble")).collect();
+        panic!("{error}\n{said:#?}");
+    }
+}
+
+/// The slots of the shards that an agent follows.
+fn followed(agent: &Agent) -> Vec<String> {
+    let status = agent.status();
+    let shards = status["shards"].as_array().cloned().unwrap_or_default();
+    let follows = |shard: &&Value| shard["phase"] == "following" && shard["source"].is_string();
+    shards.iter().filter(follows).map(|shard| shard["slots"].as_str().unwrap().to_owned()).collect()
+}
+
+fn offsets(cluster: &Cluster) -> Vec<u64> {
+    let offset = |shard| {
+        let mut client = cluster.primary(shard).unwrap().client().unwrap();
+        field(&mut client, "master_repl_offset").parse().unwrap()
+    };
+    (0..cluster.shards()).map(offset).collect()
+}
+
+/// Waits until agents hold more than the primaries have produced by now, of every shard.
+fn wait_held(agents: &[&Agent], cluster: &Cluster) {
+    let mut wanted: Vec<(String, u64)> = Vec::new();
+    let slots = |shard: usize| {
+        let count = 16384;
+        let shards = cluster.shards();
+        format!("{}-{}", shard * count / shards, (shard + 1) * count / shards - 1)
+    };
+    for (shard, offset) in offsets(cluster).into_iter().enumerate() {
+        // Three heartbeats: the servers' clocks are known behind the last write.
+        wanted.push((slots(shard), offset + 3 * 14));
+    }
+    wait_for(LIMIT, "everything to be received", || {
+        let held: Vec<Value> = agents
+            .iter()
+            .flat_map(|agent| agent.status()["shards"].as_array().cloned().unwrap_or_default())
+            .collect();
+        let has = |(slots, offset): &(String, u64)| {
+            held.iter()
+                .any(|shard| shard["slots"] == **slots && shard["durable"].as_u64().unwrap() >= *offset)
+        };
+        match wanted.iter().find(|wanted| !has(wanted)) {
+            None => Ok(()),
+            Some(missing) => Err(NotYet::because(format!("{missing:?} is missing"))),
+        }
+    })
+    .unwrap();
+}
+
+fn spool_files(spool: &PathBuf) -> usize {
+    let files = common::files(spool);
+    files.iter().filter(|(path, _)| path.ends_with(".spool")).count()
+}
+
+/// Four agents and twelve shards, under writers that keep a ledger. The one that writes the backups and another are killed, one of those that are
+/// left is frozen until all it had is taken over, and woken; one that was killed comes back.
+#[test]
+fn agents_that_die_or_freeze_leave_no_gap_and_no_doubt() {
+    let cluster = cluster(SHARDS);
+    let bench = Bench::new();
+    let folder = bench.repo().parent().unwrap().to_owned();
+    let ledger = Ledger::start(&cluster, LedgerOptions { seed: 7, lists: 60, accounts: 12 }).unwrap();
+    let start = |number: usize| Agent::start_as(&format!("spool-{number}"), &cluster, &folder, &LEASE);
+    let mut agents: Vec<(usize, Agent)> = vec![(0, start(0))];
+    // The first one makes the repository.
+    agents[0].1.wait("a line", |lines| !lines.is_empty());
+    agents.extend((1..4).map(|number| (number, start(number))));
+    wait_divided(&agents.iter().map(|(_, agent)| agent).collect::<Vec<_>>(), &[3, 3, 3, 3]);
+    wait_for(LIMIT, "the first backup", || {
+        let written = agents.iter().any(|(_, agent)| !agent.notices("backup").is_empty());
+        if written { Ok(()) } else { Err(NotYet::because("none yet")) }
+    })
+    .unwrap_or_else(|error| {
+        let said: Vec<_> =
+            agents.iter().map(|(_, agent)| (agent.status(), agent.notices("trouble"))).collect();
+        panic!("{error}\n{said:#?}")
+    });
+    let bases: Vec<String> = agents.iter().flat_map(|(_, agent)| agent.notices("base")).collect();
+    assert_eq!(bases.len(), SHARDS, "{:#?}", agents.iter().map(|(_, agent)| agent.all()).collect::<Vec<_>>());
+    ledger.wait_for_more(500).unwrap();
+
+    // Death.
+    let leader = agents.iter().position(|(_, agent)| agent.status()["leads"] == true).unwrap();
+    let (dead, leading) = agents.remove(leader);
+    let (_, other) = agents.remove(0);
+    leading.kill();
+    other.kill();
+    wait_divided(&agents.iter().map(|(_, agent)| agent).collect::<Vec<_>>(), &[6, 6]);
+    wait_for(LIMIT, "somebody to lead", || {
+        let leads = agents.iter().any(|(_, agent)| agent.status()["leads"] == true);
+        if leads { Ok(()) } else { Err(NotYet::because("nobody does")) }
+    })
+    .unwrap();
+    ledger.wait_for_more(500).unwrap();
+
+    // Sleep.
+    let (_, sleeper) = agents.remove(0);
+    sleeper.freeze();
+    wait_divided(&[&agents[0].1], &[SHARDS]);
+    ledger.wait_for_more(500).unwrap();
+    sleeper.wake();
+    sleeper.wait("what was taken over to be left", |lines| {
+        let left = |line: &&Value| {
+            line["notice"]["what"].as_str().is_some_and(|what| what.contains("has taken this line over"))
+        };
+        lines.iter().filter(left).count() == 6
+    });
+    wait_divided(&[&agents[0].1, &sleeper], &[6, 6]);
+
+    // Return.
+    let back = start(dead);
+    wait_divided(&[&agents[0].1, &sleeper, &back], &[4, 4, 4]);
+    ledger.wait_for_more(500).unwrap();
+    let account = ledger.stop(&cluster).unwrap();
+    let living = [&agents[0].1, &sleeper, &back];
+    wait_held(&living, &cluster);
+    for agent in living {
+        assert_eq!((agent.notices("gap"), agent.notices("diverged")), (vec![], vec![]));
+    }
+    let (_, last) = agents.remove(0);
+    for agent in [last, sleeper, back] {
+        let status = agent.stop();
+        assert_eq!(status["spool_bytes"], 0, "{status}");
+    }
+    assert_eq!(spool_files(&folder.join(format!("spool-{dead}"))), 0);
+
+    // One backup was enough, with a base of each shard; behind it the log is what the servers sent, to the byte.
+    let list = bench.slotkeep(&["list"]).json();
+    assert_eq!(list["backups"].as_array().unwrap().len(), 1, "{list}");
+    let manifest = bench.slotkeep(&["show"]).json();
+    assert_eq!(manifest["kind"], "full");
+    for (number, shard) in manifest["shards"].as_array().unwrap().iter().enumerate() {
+        assert_log_is_the_stream(&bench.repo(), shard, cluster.primary(number).unwrap());
+    }
+    let verified = bench.slotkeep(&["verify", "--depth", "structure"]);
+    assert_eq!(verified.code, 0, "{}", verified.stdout);
+
+    // What comes back is what is there.
+    let nodes = free_addrs(SHARDS);
+    bench.restore_and_start("restored", &nodes, &server("valkey-9.1"), &["--at", "latest"]);
+    let mut client = cluster_client(&nodes, None);
+    let bounds = Bounds { nothing_after_ms: i64::MAX, nothing_missing_before_ms: i64::MAX, consistent: true };
+    account.check(bounds, &mut |args| client.command(args)).unwrap();
+    let live = cluster.nodes()[0].addr().to_string();
+    let diff = bench.slotkeep(&["diff", &live, &nodes[0].to_string()]);
+    assert_eq!(diff.code, 0, "{}\n{}", diff.stdout, diff.stderr);
+}
+
+/// What is copied with a spool folder is who the agent is.
+#[test]
+fn a_second_process_that_is_the_same_agent_ends_the_first() {
+    let cluster = cluster(1);
+    let bench = Bench::new();
+    let folder = bench.repo().parent().unwrap().to_owned();
+    let first = Agent::start_as("spool", &cluster, &folder, &LEASE);
+    first.wait_ready();
+    let (from, to) = (folder.join("spool"), folder.join("copied"));
+    let identities = common::files(&from).into_iter().filter(|(path, _)| path.ends_with("/agent"));
+    for (path, identity) in identities {
+        let copy = to.join(path);
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::write(copy, identity).unwrap();
+    }
+    let second = Agent::start_as("copied", &cluster, &folder, &LEASE);
+    second.wait_following();
+    let (code, said) = first.ended();
+    assert_eq!(code, Some(50), "{said}");
+    assert!(said.contains("another process is this agent") && said.contains("must not be copied"), "{said}");
+    assert_eq!(second.notices("base"), Vec::<String>::new());
+    second.stop();
+}
+
+/// Where the store ignores conditions one agent works as ever, and a second one is refused until the first is known to be gone.
+#[test]
+fn without_conditional_writes_there_is_one_agent() {
+    let cluster = cluster(1);
+    let bench = Bench::new();
+    let folder = bench.repo().parent().unwrap().to_owned();
+    assert_eq!(bench.slotkeep(&["init"]).code, 0);
+    let file = bench.repo().join("slotkeep.json");
+    let mut repository: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    repository["conditional_create"] = false.into();
+    repository.as_object_mut().unwrap().remove("seal");
+    std::fs::write(&file, serde_json::to_vec(&repository).unwrap()).unwrap();
+    let start = |spool: &str| Agent::start_as(spool, &cluster, &folder, &["--lease-time", "2s"]);
+    let first = start("spool");
+    first.wait_ready();
+    let (code, said) = start("other").ended();
+    assert_eq!(code, Some(50), "{said}");
+    assert!(said.contains("two agents can't be kept apart there"), "{said}");
+    // What that one said of itself disturbs nobody.
+    first.wait_following();
+    first.kill();
+    let next = start("other");
+    next.wait_following();
+    assert_eq!((next.notices("base"), next.notices("gap")), (vec![], vec![]));
+    assert_eq!(next.stop()["agents"], 1);
+}
