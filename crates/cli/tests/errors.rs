@@ -402,7 +402,9 @@ fn a_disk_that_is_full_at_any_moment() {
             if kib == 0 { "dd if=/dev/zero of=\"$0\"/filler bs=4k count=1 status=none" } else { "true" };
         let arguments = ["backup", "--json", "--cluster", &open, "--repo", &inside];
         let (run, mut left) = on_own_disk(folder.path(), &options, filler, &arguments);
-        left.retain(|name| name != "filler");
+        // A piece of the log that was sealed before stays: it is whole, and no backup names it.
+        let of_the_log = |name: &str| name.contains("/log/") || name.ends_with("/history.json");
+        left.retain(|name| name != "filler" && !of_the_log(name));
         if run.code == 0 {
             succeeded = true;
             continue;

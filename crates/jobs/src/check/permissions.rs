@@ -21,7 +21,7 @@ const SUGGESTED_USER: &str = "backup";
 
 /// What else there is where replication is refused.
 const WITHOUT_REPLICATION: &str =
-    "; or do without replication: `slotkeep backup --source scan` (docs/sources.md)";
+    " (`slotkeep backup --source scan` does without replication: docs/sources.md)";
 
 /// Whether a command may be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,11 +193,10 @@ pub(super) fn judge(permissions: &Permissions, out: &mut Findings) {
     };
     let before = (with(Need::Backup, Verdict::Denied), with(Need::Backup, Verdict::Unknown));
     if !before.0.is_empty() {
-        let replicates =
-            ["psync", "replconf"].iter().any(|name| before.0.split(", ").any(|lacks| lacks == *name));
+        let replicates = before.0.split(", ").any(|lacks| ["psync", "replconf"].contains(&lacks));
         let without = if replicates { WITHOUT_REPLICATION } else { "" };
-        let advice = format!("{}{without}", set_user(user));
-        out.problem(CHECK, format!("user {user} may not run {}", before.0), advice);
+        // The advice is the line and nothing else, to be copied.
+        out.problem(CHECK, format!("user {user} may not run {}{without}", before.0), set_user(user));
     }
     if !before.1.is_empty() {
         out.problem(

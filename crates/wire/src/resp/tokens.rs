@@ -150,7 +150,7 @@ mod tests {
                 match token {
                     Token::Bytes(more) => bytes.extend_from_slice(more),
                     Token::BulkEnd => {
-                        found.push(format!("{:?}", std::mem::take(&mut bytes).escape_ascii().to_string()))
+                        found.push(format!("{:?}", std::mem::take(&mut bytes).escape_ascii().to_string()));
                     }
                     token => found.push(format!("{token:?}")),
                 }
@@ -189,7 +189,7 @@ mod tests {
         for text in [&b"$3\r\nabcde\r\n"[..], b"%1\r\n", b"x\r\n", b"\r\n", b":1\n", b"$x\r\n"] {
             assert!(tokens(text, 1).is_err(), "{}", text.escape_ascii());
         }
-        let endless = [b'+'; 100_000];
+        let endless = vec![b'+'; 100_000];
         assert!(matches!(tokens(&endless, 1000), Err(RespError::LineTooLong { .. })));
     }
 }
