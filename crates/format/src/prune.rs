@@ -74,7 +74,8 @@ pub struct PrunedLog {
     pub ranges: Vec<Range<u64>>,
 }
 
-/// What was given up. Every record counts; a later one repeats what the earlier ones say and takes their place.
+/// What was given up, and what a run is about to delete. Every record counts; a later one repeats what earlier ones say and takes the place of
+/// those whose runs are over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrunedRecord {
     /// [`PRUNE_VERSION`] at the time of writing.
@@ -87,12 +88,12 @@ pub struct PrunedRecord {
     pub at: Timestamp,
     /// The ids of the backups.
     pub backups: BTreeSet<String>,
-    /// The objects of bases that this run deleted: whatever is committed and names one of them comes too late.
-    pub bases: BTreeSet<String>,
     /// The log.
     pub log: Vec<PrunedLog>,
     /// The ids of topologies.
     pub topologies: BTreeSet<String>,
+    /// What the run that wrote this is about to delete, by path: a backup that is committed now and needs any of it comes too late.
+    pub going: BTreeMap<String, Unneeded>,
 }
 
 /// A backup that stays until its pins are taken away.
@@ -143,9 +144,9 @@ impl PrunedRecord {
             cluster,
             at,
             backups: BTreeSet::new(),
-            bases: BTreeSet::new(),
             log: Vec::new(),
             topologies: BTreeSet::new(),
+            going: BTreeMap::new(),
         }
     }
 
@@ -177,10 +178,9 @@ impl PrunedRecord {
         self.log = all.into_iter().map(|(history, ranges)| PrunedLog { history, ranges }).collect();
     }
 
-    /// Adds what another record says; the bases too, if the other one may still be at work.
+    /// Adds what another record says was given up.
     pub fn merge(&mut self, other: &Self) {
         self.backups.extend(other.backups.iter().cloned());
-        self.bases.extend(other.bases.iter().cloned());
         self.topologies.extend(other.topologies.iter().cloned());
         for log in &other.log {
             self.add_log(&log.history, &log.ranges);

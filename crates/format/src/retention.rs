@@ -46,11 +46,8 @@ pub struct RetentionPolicy {
 impl RetentionPolicy {
     /// Whether it asks for anything but pinned backups.
     pub const fn has_rules(&self) -> bool {
-        let counted = self.last > 0
-            || self.hourly > 0
-            || self.daily > 0
-            || self.weekly > 0
-            || self.monthly > 0;
+        let counted =
+            self.last > 0 || self.hourly > 0 || self.daily > 0 || self.weekly > 0 || self.monthly > 0;
         counted || self.within.is_some() || self.window.is_some()
     }
 }
@@ -161,7 +158,8 @@ fn topologies_from(kept: &[&Manifest]) -> Option<Timestamp> {
     for manifest in kept {
         let bases = manifest.shards.iter().map(|shard| shard.server_time);
         // The bases of an incremental backup are older than itself.
-        let unknown = manifest.kind != BackupKind::Full && manifest.shards.iter().any(|shard| shard.server_time.is_none());
+        let unknown = manifest.kind != BackupKind::Full
+            && manifest.shards.iter().any(|shard| shard.server_time.is_none());
         if unknown {
             return None;
         }

@@ -171,7 +171,8 @@ fn behind_a_window_only_the_way_to_kept_cuts_stays() {
     let parent = |letter, fork| Parent { history: history(letter), fork };
     // `d` left the line before the base.
     let parents =
-        [(history('b'), parent('a', 150)), (history('c'), parent('b', 250)), (history('d'), parent('a', 90))].into();
+        [(history('b'), parent('a', 150)), (history('c'), parent('b', 250)), (history('d'), parent('a', 90))]
+            .into();
     let mut newest = backup(&at(20), "base-20", 900);
     newest.shards[0].history = history('c');
     let manifests = [pinned, newest];

@@ -10,7 +10,7 @@ use slotkeep_format::{
     Depth, HistoryRecord, Manifest, ManifestError, Seal, Severity, TopologyRecord, VerifyFinding, check_seal,
 };
 use slotkeep_model::{ReplId, SlotDigest, SlotSet};
-use slotkeep_repo::{Area, Problem, RepoError, Repository, SegmentEntry, StoredObject, layout};
+use slotkeep_repo::{Area, Problem, Pruned, RepoError, Repository, SegmentEntry, StoredObject, layout};
 
 use super::findings::{BASE_ADVICE, DERIVED_ADVICE, LOG_ADVICE, finding, of_object, problem};
 use super::proofs::fingerprint;
@@ -74,6 +74,8 @@ pub(super) struct Inventory {
     pub(super) histories: BTreeMap<ReplId, HistoryWork>,
     pub(super) files: Vec<SmallFile>,
     pub(super) findings: Vec<VerifyFinding>,
+    /// What was given up on purpose.
+    pub(super) pruned: Pruned,
     /// Fingerprints of the paths of all objects that were listed.
     pub(super) present: HashSet<u128>,
     by_path: BTreeMap<String, usize>,
@@ -92,6 +94,8 @@ impl Inventory {
             inventory.history(repository, cluster, &history).await?;
         }
         inventory.missing_objects();
+        // Last: what is given up is written down before it is deleted.
+        inventory.pruned = repository.pruned(cluster).await?;
         Ok(inventory)
     }
 
