@@ -34,6 +34,7 @@ pub(crate) enum Command {
     Verify(commands::verify::VerifyArgs),
     Fence(commands::fence::FenceArgs),
     Prune(commands::prune::PruneArgs),
+    Compact(commands::compact::CompactArgs),
     List(commands::list::ListArgs),
     Log(commands::log::LogArgs),
     Merge(commands::merge::MergeArgs),

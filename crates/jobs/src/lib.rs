@@ -7,6 +7,7 @@ pub mod archive;
 pub mod backup;
 mod base;
 pub mod check;
+pub mod compact;
 pub mod cut;
 pub mod dataset;
 pub mod diff;

@@ -8,13 +8,15 @@ use clap::Args;
 use jiff::SignedDuration;
 use slotkeep_format::manifest::BackupKind;
 use slotkeep_format::{KeptFor, RetentionPolicy, Unneeded};
+use slotkeep_jobs::compact::{CompactOptions, CompactPlan};
 use slotkeep_jobs::prune::{
     BackupRow, Kind, Pinned, PruneOptions, PrunePlan, PruneReport, Step, TotalRow, pin, unpin,
 };
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::{BackupSelector, Repository};
 
-use crate::args::{AccessArgs, RepoArgs, span};
+use super::compact::TARGET_SIZE;
+use crate::args::{AccessArgs, RepoArgs, size, span};
 use crate::exit;
 use crate::output::{Output, bytes, count, table, table_text};
 use crate::session::Session;
@@ -33,6 +35,12 @@ pub(crate) struct PruneArgs {
     repo: RepoArgs,
     #[command(flatten)]
     keep: KeepArgs,
+    /// Join small segments of the log before, as `slotkeep compact` does
+    #[arg(long)]
+    compact: bool,
+    /// About how large they become, with --compact
+    #[arg(long, value_name = "SIZE", default_value = TARGET_SIZE, value_parser = size, requires = "compact")]
+    target_size: u64,
     /// Pin a backup (its id, a beginning of it, or `latest`): it stays until it is unpinned; nothing else is done
     #[arg(long, value_name = "ID", value_delimiter = ',', conflicts_with_all = ["yes", "dry_run"])]
     pin: Vec<String>,
@@ -124,7 +132,12 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &PruneArg
     if pins {
         return pinned(&context, output, arguments, (&repository, &cluster)).await;
     }
-    let options = arguments.keep.options(session, cluster)?;
+    let options = arguments.keep.options(session, cluster.clone())?;
+    if arguments.compact && arguments.yes {
+        let compact = CompactOptions { cluster, target_bytes: arguments.target_size };
+        let compacted = CompactPlan::make(&repository, &compact).await?.run(&context, &repository).await?;
+        output.note(&super::compact::render(&compacted));
+    }
     let plan = PrunePlan::make(&context, &repository, &options).await?;
     let report = if arguments.yes { plan.run(&context, &repository).await? } else { plan.preview() };
     for remark in &report.remarks {
@@ -172,7 +185,7 @@ fn render(report: &PruneReport) -> String {
             rows.add_row([
                 kind(row.kind).to_owned(),
                 row.why.map(why).unwrap_or_default().to_owned(),
-                row.step.map(step).unwrap_or_default().to_owned(),
+                row.step.map(|now| step(now, report.dry_run)).unwrap_or_default().to_owned(),
                 count(row.objects),
                 bytes(row.bytes),
             ]);
@@ -205,7 +218,7 @@ fn backups(report: &PruneReport) -> String {
             kind.to_owned(),
             row.finished_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
             if row.kept_for.is_empty() { "no" } else { "yes" }.to_owned(),
-            because(row),
+            because(row, report.dry_run),
         ]);
     }
     for id in &report.unreadable {
@@ -214,9 +227,9 @@ fn backups(report: &PruneReport) -> String {
     table_text(&rows)
 }
 
-fn because(row: &BackupRow) -> String {
+fn because(row: &BackupRow, dry_run: bool) -> String {
     if let Some(now) = row.step {
-        return format!("no rule keeps it; {}", step(now));
+        return format!("no rule keeps it; {}", step(now, dry_run));
     }
     let word = |kept: &KeptFor| match kept {
         KeptFor::Pinned => "pinned",
@@ -302,11 +315,12 @@ const fn why(why: Unneeded) -> &'static str {
     }
 }
 
-const fn step(step: Step) -> &'static str {
+const fn step(step: Step, dry_run: bool) -> &'static str {
     match step {
+        Step::Mark if dry_run => "to be marked",
         Step::Mark => "marked now",
         Step::Wait => "marked",
-        Step::Delete => "deleted now",
+        Step::Delete => "to be deleted",
         Step::Deleted => "deleted",
         Step::Needed => "needed meanwhile",
         Step::Refused => "REFUSED by the store",
