@@ -1,7 +1,7 @@
 //! Which segments to join. Pure.
 //!
 //! Invariants: the segments of a group follow each other without a gap or an overlap; no group holds the segment that ends last; a group is at
-//! least twice as large as its largest segment, so that no byte is written again more often than its segment doubles.
+//! least half as large again as its largest segment, so that a byte is written again only when its segment grows by that.
 
 use slotkeep_repo::SegmentEntry;
 
@@ -34,7 +34,8 @@ pub(super) fn groups(segments: Vec<SegmentEntry>, target_bytes: u64) -> Vec<Vec<
     groups.retain(|group| {
         let sizes = || group.iter().map(|segment| segment.object_bytes);
         let largest = sizes().max().unwrap_or(0);
-        group.len() > 1 && sizes().fold(0_u64, u64::saturating_add) >= largest.saturating_mul(2)
+        let together = sizes().fold(0_u64, u64::saturating_add);
+        group.len() > 1 && together.saturating_mul(2) >= largest.saturating_mul(3)
     });
     groups
 }
@@ -76,7 +77,7 @@ mod tests {
         assert_eq!(grouped(&gap, 100), [[(1, 11), (11, 21)], [(25, 31), (31, 41)]]);
         let overlap = [(1, 21, 5), (11, 31, 5), (31, 41, 5), (41, 51, 5)];
         assert_eq!(grouped(&overlap, 100), [[(11, 31), (31, 41)]]);
-        let covered = [(1, 31, 9), (1, 11, 5), (11, 21, 5), (21, 31, 5), (31, 41, 5), (41, 51, 5)];
+        let covered = [(1, 31, 11), (1, 11, 5), (11, 21, 5), (21, 31, 5), (31, 41, 5), (41, 51, 5)];
         assert!(grouped(&covered, 100).is_empty(), "a large segment is not written again for a small one");
     }
 }

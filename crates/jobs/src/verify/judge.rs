@@ -306,7 +306,7 @@ fn holes_of(
     for pair in held.runs.windows(2) {
         let [before, after] = pair else { continue };
         let hole: Range<u64> = before.end..after.start;
-        if gave_up(hole.start) && gave_up(hole.end.saturating_sub(1)) {
+        if gave_up(hole.start) && (gave_up(hole.end.saturating_sub(1)) || begins(after.start)) {
             continue;
         }
         let what = format!(
