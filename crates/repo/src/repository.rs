@@ -282,6 +282,13 @@ impl Repository {
         }
     }
 
+    /// Whether that JSON file of that path bears a signature, and the right one; false where nothing is signed.
+    pub fn check_signed(&self, path: &str, json: &[u8]) -> Result<bool, RepoError> {
+        let checked = self.check_signature(&object_path(path)?, json);
+        checked.map_err(|problem| RepoError::new("read", path, problem))?;
+        Ok(self.file.signing_key.is_some())
+    }
+
     pub(crate) fn creating(&self) -> Creating {
         creating(&self.file)
     }
