@@ -35,6 +35,7 @@ pub(crate) enum Command {
     Fence(commands::fence::FenceArgs),
     Prune(commands::prune::PruneArgs),
     Compact(commands::compact::CompactArgs),
+    Repair(commands::repair::RepairArgs),
     List(commands::list::ListArgs),
     Log(commands::log::LogArgs),
     Merge(commands::merge::MergeArgs),

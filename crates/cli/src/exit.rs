@@ -16,6 +16,8 @@ pub(crate) const DOUBTFUL: u8 = 43;
 pub(crate) const NOT_FENCED: u8 = 44;
 /// `prune`: the store refused to delete something; it stays marked.
 pub(crate) const NOT_DELETED: u8 = 48;
+/// `repair`: something is lost.
+pub(crate) const LOST: u8 = 49;
 
 /// The exit code of a failure.
 pub(crate) const fn code(kind: ErrorKind) -> u8 {

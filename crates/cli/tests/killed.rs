@@ -196,6 +196,41 @@ fn the_first_backup_may_be_killed_anywhere() {
 }
 
 #[test]
+fn repair_may_be_killed_anywhere() {
+    let master = Copy::of(&LIVED.repo());
+    // The index of the first base, and the manifest of the backup that took the second.
+    let index =
+        common::files(&master.repo).into_iter().find(|(name, _)| name.ends_with("index.zst")).unwrap().0;
+    std::fs::remove_file(master.repo.join(index)).unwrap();
+    std::fs::remove_file(master.repo.join(format!("main/backups/{}.json", LIVED.ids[4]))).unwrap();
+    std::fs::write(master.repo.join(format!("main/backups/{}.json", LIVED.ids[3])), "{ damaged }").unwrap();
+    let kept: Vec<_> = LIVED.ids[..3].iter().map(|id| restored(&LIVED.repo(), id, 1)).collect();
+    let killed = kill_everywhere(
+        &master.repo,
+        |repo| {
+            let mut repair = command();
+            repair.args(["repair", "--json", "--yes", "--repo"]).arg(repo);
+            repair
+        },
+        |repo, when| {
+            if when.starts_with("killed") {
+                // Of a backup and its twin, both may be listed.
+                let list = command().args(["list", "--json", "--repo"]).arg(repo).output().unwrap();
+                let listed = String::from_utf8_lossy(&list.stdout).into_owned();
+                assert!(LIVED.ids[..3].iter().all(|id| listed.contains(id)), "{when}: {listed}");
+                return;
+            }
+            sound(repo);
+            let twins: Vec<String> = LIVED.ids[..4].iter().map(|id| format!("{id}-r1")).collect();
+            assert_eq!(listed(repo), twins, "{when}");
+            let all: Vec<_> = twins[..3].iter().map(|id| restored(repo, id, 1)).collect();
+            assert_eq!(all, kept, "{when}");
+        },
+    );
+    assert!(killed > 10, "{killed}");
+}
+
+#[test]
 fn rekey_may_be_killed_anywhere() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

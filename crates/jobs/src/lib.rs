@@ -27,6 +27,7 @@ pub mod net;
 pub mod ports;
 pub mod progress;
 pub mod prune;
+pub mod repair;
 pub mod restore;
 pub mod settings;
 pub mod source;

@@ -17,6 +17,7 @@
 //! <cluster>/prune/mark/<id>.json                            what is to go
 //! <cluster>/prune/gone/<id>.json                            what was given up
 //! <cluster>/pin/<backup>/<id>.json                          that a backup is to stay
+//! <cluster>/lost/<backup>.json                              a manifest that could not be read, as it was
 //! ```
 //!
 //! An offset is written with twenty digits, so that names sort by it. The id of the backup stands beside it because two backups of
@@ -173,6 +174,22 @@ pub(crate) fn gone(cluster: &str) -> Path {
 /// Where pins lie, a folder for each backup.
 pub(crate) fn pins(cluster: &str) -> Path {
     Path::from_iter([cluster, "pin"])
+}
+
+/// The path of a backup's manifest.
+pub fn manifest_file(cluster: &str, id: &str) -> String {
+    manifest(cluster, id).to_string()
+}
+
+/// Where a manifest that could not be read is kept when another takes its place.
+pub fn lost_manifest(cluster: &str, id: &str) -> String {
+    Path::from_iter([cluster, "lost", &format!("{id}.json")]).to_string()
+}
+
+/// The index and the digest that a repair makes of the RDB of a base in that folder. They have names of their own: what they replace is never
+/// overwritten.
+pub fn remade(folder: &str, repair: &str) -> (String, String) {
+    (format!("{folder}/index-{repair}.zst"), format!("{folder}/digest-{repair}"))
 }
 
 /// The folder of the base that an object belongs to, the last byte that the base holds, and the backup that took it; `None` if it belongs

@@ -133,9 +133,11 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &PruneArg
         return pinned(&context, output, arguments, (&repository, &cluster)).await;
     }
     let options = arguments.keep.options(session, cluster.clone())?;
-    if arguments.compact && arguments.yes {
+    if arguments.compact {
         let compact = CompactOptions { cluster, target_bytes: arguments.target_size };
-        let compacted = CompactPlan::make(&repository, &compact).await?.run(&context, &repository).await?;
+        let compact = CompactPlan::make(&repository, &compact).await?;
+        let compacted =
+            if arguments.yes { compact.run(&context, &repository).await? } else { compact.preview() };
         output.note(&super::compact::render(&compacted));
     }
     let plan = PrunePlan::make(&context, &repository, &options).await?;
@@ -246,13 +248,16 @@ fn because(row: &BackupRow, dry_run: bool) -> String {
 }
 
 fn stays(report: &PruneReport) -> String {
-    let part = |row: &TotalRow| format!("{} {} ({})", count(row.objects), many(row.kind), bytes(row.bytes));
+    let part = |row: &TotalRow| {
+        let what = if row.objects == 1 { one(row.kind) } else { many(row.kind) };
+        format!("{} {what} ({})", count(row.objects), bytes(row.bytes))
+    };
     let parts: Vec<String> = report.stays.iter().map(part).collect();
     let mut text =
         format!("Stays: {}.", if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") });
     if report.young_bytes > 0 {
         text += &format!(
-            " {} of it belong to no backup yet, and are too young to be given up.",
+            " {} of it are needed by no backup, and too young to be given up: one that runs may need them.",
             bytes(report.young_bytes)
         );
     }
@@ -288,6 +293,16 @@ const fn kind(kind: Kind) -> &'static str {
         Kind::Backup => "backup",
         Kind::Base => "base",
         Kind::Log => "log",
+        Kind::History => "history",
+        Kind::Topology => "topology",
+    }
+}
+
+const fn one(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Backup => "backup",
+        Kind::Base => "object of a base",
+        Kind::Log => "segment of log",
         Kind::History => "history",
         Kind::Topology => "topology",
     }

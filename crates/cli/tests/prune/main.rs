@@ -20,4 +20,5 @@ mod compact;
 mod late;
 mod lived;
 mod refusing;
+mod repair;
 mod steps;

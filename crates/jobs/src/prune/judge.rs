@@ -51,7 +51,7 @@ pub(super) fn judge(stock: &Stock, rules: &Rules<'_>) -> Judgement {
     let named: BTreeSet<&str> = stock
         .manifests
         .iter()
-        .flat_map(|manifest| manifest.objects())
+        .flat_map(slotkeep_format::Manifest::objects)
         .map(|object| object.path.as_str())
         .collect();
     let young = young_bases(stock, &named, rules);
