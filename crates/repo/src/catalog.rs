@@ -155,6 +155,7 @@ impl Repository {
     /// prune is deleting is refused, and not listed.
     pub async fn commit(&self, manifest: &Manifest) -> Result<(), RepoError> {
         self.check_not_pruned(manifest).await?;
+        self.check_bases(manifest).await?;
         self.put_manifest(manifest).await?;
         // A prune writes down what it gives up before it looks for backups that need it: it has seen this one, or is seen here.
         if let Err(error) = self.check_not_pruned(manifest).await {

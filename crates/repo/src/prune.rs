@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
+use slotkeep_format::manifest::ShardRecord;
 use slotkeep_format::{Manifest, MarkRecord, PinRecord, PrunedRecord, Unneeded};
 use slotkeep_model::ReplId;
 
@@ -17,6 +18,9 @@ use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::location::object_path;
 use crate::repository::Repository;
+
+/// How many objects are looked at at a time.
+const HEADS_IN_FLIGHT: usize = 16;
 
 /// What is marked.
 #[derive(Clone, Debug, Default)]
@@ -154,9 +158,33 @@ impl Repository {
         self.put_json(&path, json).await
     }
 
-    /// Refuses a backup that needs what a prune is about to delete.
+    /// Refuses a backup that names an RDB which is not there: of a base that was there when the work on this backup began.
+    pub(crate) async fn check_bases(&self, manifest: &Manifest) -> Result<(), RepoError> {
+        let mut heads = futures::stream::iter(&manifest.shards)
+            .map(async |shard| {
+                let path = &shard.base.rdb.path;
+                (path, self.store.head(&Path::from(path.as_str())).await)
+            })
+            .buffer_unordered(HEADS_IN_FLIGHT);
+        while let Some((path, found)) = heads.next().await {
+            match found {
+                Ok(_) => {}
+                Err(object_store::Error::NotFound { .. }) => {
+                    let on = layout::manifest(&manifest.cluster, &manifest.id);
+                    return Err(RepoError::new("write", on, Problem::Pruned(path.clone())));
+                }
+                Err(error) => return Err(RepoError::new("look at", path, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a backup that needs what a prune has given up, or is about to delete.
     pub(crate) async fn check_not_pruned(&self, manifest: &Manifest) -> Result<(), RepoError> {
         let pruned = self.pruned(&manifest.cluster).await?;
+        if pruned.records.is_empty() {
+            return Ok(());
+        }
         let path = layout::manifest(&manifest.cluster, &manifest.id);
         let refuse = |what: String| Err(RepoError::new("write", &path, Problem::Pruned(what)));
         let is_going = |path: &str| pruned.records.iter().any(|record| record.going.contains_key(path));
@@ -164,14 +192,36 @@ impl Repository {
             return refuse(object.path.clone());
         }
         for shard in &manifest.shards {
-            let Some(cut) = shard.cut.as_ref().filter(|cut| cut.history == shard.history) else { continue };
-            let needed = shard.offset.saturating_add(1)..cut.offset.saturating_add(1);
-            let mut going = pruned.going_log(&manifest.cluster, &shard.history);
-            if going.any(|range| range.start < needed.end && needed.start < range.end) {
-                return refuse(format!("the log of history {} behind {}", shard.history, shard.offset));
+            for (history, needed) in self.way(&manifest.cluster, shard).await? {
+                let gone = pruned.log_of(&manifest.cluster, &history);
+                if gone.iter().any(|range| range.start < needed.end && needed.start < range.end) {
+                    return refuse(format!("the log of history {history} up to {}", needed.end));
+                }
             }
         }
         Ok(())
+    }
+
+    /// The bytes that lead from the base of a shard to its cut, as far as it is known where histories come from.
+    async fn way(&self, cluster: &str, shard: &ShardRecord) -> Result<Vec<(ReplId, Range<u64>)>, RepoError> {
+        let cut = shard.cut();
+        let (mut history, mut end) = (cut.history, cut.offset.saturating_add(1));
+        let (mut way, mut seen) = (Vec::new(), BTreeSet::new());
+        while history != shard.history && seen.insert(history.clone()) {
+            let Some(parent) = self.history(cluster, &history).await?.and_then(|record| record.parent) else {
+                return Ok(way);
+            };
+            let start = parent.fork.saturating_add(1);
+            if start < end {
+                way.push((history, start..end));
+            }
+            (history, end) = (parent.history, end.min(start));
+        }
+        let start = shard.offset.saturating_add(1);
+        if history == shard.history && start < end {
+            way.push((history, start..end));
+        }
+        Ok(way)
     }
 
     async fn record_ids(&self, folder: &Path) -> Result<Vec<String>, RepoError> {

@@ -59,5 +59,5 @@ fn a_pin_that_comes_too_late_says_so() {
     record.going.insert(format!("main/backups/{id}.json"), Unneeded::NotKept);
     RUNTIME.block_on(repository.put_pruned(&record)).unwrap();
     let pinned = RUNTIME.block_on(pin(&context(0), &repository, "main", &BackupSelector::Id(id)));
-    assert!(pinned.unwrap_err().to_string().contains("prune that runs now"));
+    assert!(pinned.unwrap_err().to_string().contains("is being pruned now"));
 }

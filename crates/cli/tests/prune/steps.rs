@@ -136,6 +136,30 @@ fn objects_of_no_backup_go_once_they_are_old() {
     }
 }
 
+#[test]
+fn the_base_that_an_archive_goes_on_from_stays_before_it_is_listed() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let ids = bench.backup_ids();
+    for id in &ids[1..] {
+        std::fs::remove_file(bench.object(&format!("main/backups/{id}.json"))).unwrap();
+    }
+    // The log behind the base goes on being written.
+    let now = u64::try_from(harness_now().as_second()).unwrap();
+    let fresh = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(now + 30 * 3600);
+    let of_first_lines = |path: &String| {
+        path.contains("/log/") && !["/ddd", "/eee", "/fff"].iter().any(|child| path.contains(child))
+    };
+    for path in paths(&bench.repo()).iter().filter(|path| of_first_lines(path)) {
+        let file = std::fs::File::options().write(true).open(bench.object(path)).unwrap();
+        file.set_modified(fresh).unwrap();
+    }
+    let report = prune(&repository, &last(9), 40);
+    assert_eq!(steps(&report, Kind::Base), []);
+    // Once it is written no more, the base is an orphan.
+    assert_eq!(steps(&prune(&repository, &last(9), 80), Kind::Base), [Step::Mark; 9]);
+}
+
 fn harness_now() -> jiff::Timestamp {
     crate::harness::context().clock.now()
 }

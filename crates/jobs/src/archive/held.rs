@@ -47,6 +47,12 @@ impl Holdings {
         })
     }
 
+    /// Whether a backup names that RDB.
+    pub(crate) fn names(&self, rdb: &str) -> bool {
+        let mut shards = self.manifests.iter().flat_map(|manifest| &manifest.shards);
+        shards.any(|shard| shard.base.rdb.path == rdb)
+    }
+
     /// The newest base from which the log leads to the history that the server follows now, or to the one before.
     pub(crate) async fn leading_to(&mut self, server: &Replication) -> Result<Option<Held>> {
         for number in 0..self.manifests.len() {

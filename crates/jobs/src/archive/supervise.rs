@@ -387,9 +387,11 @@ impl Supervisor<'_> {
     async fn commit(&mut self) -> Result<()> {
         let Some(pending) = self.pending.take() else { return Ok(()) };
         let mut parts = Vec::new();
+        let mut holdings = Holdings::read(&self.shared.repository, &self.options.cluster).await?;
         let lines = self.fleet.lines.iter().zip(pending.shards).zip(pending.taken.shards);
         for ((line, shard), cut) in lines {
             let Some(base) = line.base() else { return Ok(()) };
+            let base = self.standing(base, &shard, &mut holdings).await?;
             parts.push(Part { shard, base, cut: Some(cut) });
         }
         let all_new = parts.iter().all(|part| !self.listed.contains(&part.base.base.rdb.path));
@@ -409,6 +411,23 @@ impl Supervisor<'_> {
         self.watch.status.lock().unwrap_or_else(PoisonError::into_inner).backup = Some(manifest.id);
         self.started_at = self.context.clock.now();
         Ok(())
+    }
+
+    /// The base that a line has; if it was listed and no backup names it any more, as after a prune, the newest one that leads here.
+    async fn standing(
+        &self,
+        base: Arc<TakenBase>,
+        shard: &Shard,
+        holdings: &mut Holdings,
+    ) -> Result<Arc<TakenBase>> {
+        let path = &base.base.rdb.path;
+        if !self.listed.contains(path) || holdings.names(path) {
+            return Ok(base);
+        }
+        let seen = self.seen.iter().find(|seen| seen.shard.primary.addr == shard.primary.addr);
+        let Some(replication) = seen.and_then(|seen| seen.replication.as_ref()) else { return Ok(base) };
+        let held = holdings.leading_to(replication).await?;
+        Ok(held.map_or(base, |(_, newer)| newer))
     }
 
     fn publish(&self) {

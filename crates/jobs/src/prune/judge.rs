@@ -91,9 +91,23 @@ fn young_bases(stock: &Stock, named: &BTreeSet<&str>, rules: &Rules<'_>) -> Youn
     };
     let is_unlisted =
         |base: &BaseStock| !base.objects.iter().any(|object| named.contains(object.path.as_str()));
+    // An archive lists its base once all shards are followed; until then it writes the log behind it.
+    let last_listed = |id: &ReplId| {
+        let shards = stock.manifests.iter().flat_map(|manifest| &manifest.shards);
+        shards.filter(|shard| shard.history == *id).map(|shard| shard.offset).max()
+    };
+    let is_followed = |id: &ReplId, base: &BaseStock| {
+        let segments = stock.histories.get(id).map(|history| history.segments.as_slice()).unwrap_or_default();
+        let mut behind = segments.iter().filter(|(range, _)| range.end > base.offset);
+        last_listed(id).is_none_or(|listed| listed < base.offset)
+            && behind.any(|(_, object)| rules.is_young(object))
+    };
     // A backup takes its bases one after the other: the youngest one counts for all.
     let running: BTreeSet<&str> = unlisted()
-        .filter(|(_, _, base)| is_unlisted(base) && base.objects.iter().any(|object| rules.is_young(object)))
+        .filter(|(id, _, base)| {
+            let fresh = || base.objects.iter().any(|object| rules.is_young(object));
+            is_unlisted(base) && (fresh() || is_followed(id, base))
+        })
         .map(|(_, _, base)| base.backup.as_str())
         .collect();
     let mut young = Young { folders: BTreeSet::new(), bases: Vec::new() };
