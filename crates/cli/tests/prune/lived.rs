@@ -57,23 +57,30 @@ impl Lived {
 /// The data that a backup gives back: every RDB and append-only file.
 #[track_caller]
 pub(crate) fn restored(repo: &Path, id: &str, nodes: usize) -> Vec<(String, Vec<u8>)> {
+    restored_with(repo, id, nodes, &[])
+}
+
+/// The same with more options of `restore`.
+#[track_caller]
+pub(crate) fn restored_with(repo: &Path, id: &str, nodes: usize, more: &[&str]) -> Vec<(String, Vec<u8>)> {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("restored");
     let nodes: Vec<String> = (0..nodes).map(|node| format!("127.0.0.1:{}", 17_001 + node)).collect();
-    slotkeep(&[
+    let (repo, to, nodes) = (repo.to_str().unwrap(), target.to_str().unwrap(), nodes.join(","));
+    let fixed = [
         "restore",
         "--quiet",
         "--no-replicas",
         "--backup",
         id,
         "--repo",
-        repo.to_str().unwrap(),
+        repo,
         "--to-dir",
-        target.to_str().unwrap(),
+        to,
         "--nodes",
-        &nodes.join(","),
-    ])
-    .expect_code(0);
+        &nodes,
+    ];
+    slotkeep(&[&fixed, more].concat()).expect_code(0);
     let mut data = files(&target);
     data.retain(|(name, _)| name.ends_with(".rdb") || name.ends_with(".aof"));
     assert!(!data.is_empty());

@@ -14,6 +14,7 @@ mod common;
 #[allow(dead_code, reason = "each test program uses its part")]
 mod harness;
 
+mod archive;
 mod clock;
 mod command;
 mod compact;

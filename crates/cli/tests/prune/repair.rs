@@ -9,7 +9,7 @@ use slotkeep_model::ReplId;
 use crate::command::{LIVED, copied};
 use crate::common::{Run, command, files, slotkeep};
 use crate::harness::{Bench, RUNTIME};
-use crate::lived::{paths, restored, sound};
+use crate::lived::{paths, restored, restored_with, sound};
 
 #[track_caller]
 fn repair(repo: &Path, code: i32) -> Value {
@@ -102,8 +102,26 @@ fn a_backup_without_a_manifest_is_adopted() {
     assert_eq!(said["digest"], adopted["digest"]);
     assert!(adopted["settings"][0]["unreadable"][0].as_str().unwrap().contains("adopted"));
     sound(&repo);
-    // The cut was in the manifest: it ends at its base.
-    assert!(restored(&repo, &id, 1)[0] == full[0] || restored(&repo, &id, 1).len() <= full.len());
+    // Who may log in was in the manifest, and is not made up.
+    let text = repo.to_str().unwrap();
+    let to = repo.join("../restored");
+    let restore = [
+        "restore",
+        "--backup",
+        &id,
+        "--repo",
+        text,
+        "--to-dir",
+        to.to_str().unwrap(),
+        "--nodes",
+        "127.0.0.1:17001",
+    ];
+    slotkeep(&restore).expect_code(2);
+    assert!(!restored_with(&repo, &id, 1, &["--no-acl"]).is_empty());
+    let rdb = |data: &[(String, Vec<u8>)]| {
+        data.iter().find(|(name, _)| name.ends_with(".rdb")).map(|(_, bytes)| bytes.clone())
+    };
+    assert_eq!(rdb(&full), rdb(&restored_with(&repo, &id, 1, &["--no-acl"])));
 }
 
 #[test]

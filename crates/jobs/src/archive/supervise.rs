@@ -25,6 +25,7 @@ use super::sealer::{Patience, seal_file, wait};
 use super::spool::SpoolFolder;
 use super::status::{ArchiveStatus, Board, NoticeKind};
 use super::view::{SeenShard, look_at_shards, record};
+use crate::backup::base::TakenBase;
 use crate::backup::commit::{Heading, Part, commit};
 use crate::backup::{Prefer, new_backup_id};
 use crate::cut::{CutOptions, TakenCut, take_cut};
