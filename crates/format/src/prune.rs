@@ -230,8 +230,8 @@ mod tests {
         one.add_log(&history("a"), &[10..20, 5..10, 30..30]);
         let mut other = one.clone();
         other.log.clear();
-        other.add_log(&history("a"), &[25..40]);
-        other.add_log(&history("b"), &[1..2]);
+        other.add_log(&history("a"), std::slice::from_ref(&(25..40)));
+        other.add_log(&history("b"), std::slice::from_ref(&(1..2)));
         one.merge(&other);
         assert_eq!(one.log[0].ranges, [5..20, 25..40]);
         assert!(one.gave_up(&history("a"), &(6..20)) && one.gave_up(&history("b"), &(1..2)));

@@ -71,8 +71,8 @@ fn held<'a>(manifests: &'a [Manifest], parents: &'a BTreeMap<ReplId, Parent>) ->
     Holdings { manifests, all_readable: true, parents, unlisted: &[] }
 }
 
-fn needed(plan: &RetentionPlan, letter: char) -> Vec<std::ops::Range<u64>> {
-    plan.log.as_ref().unwrap().of(&history(letter)).to_vec()
+fn needed(plan: &RetentionPlan, letter: char) -> Vec<(u64, u64)> {
+    plan.log.as_ref().unwrap().of(&history(letter)).iter().map(|range| (range.start, range.end)).collect()
 }
 
 /// One backup an hour over a hundred days, each with a base of its own.
@@ -100,7 +100,7 @@ fn the_calendar_keeps_the_newest_of_each_period() {
     assert_eq!(plan.keep.len() + plan.remove.len(), 2400);
     assert_eq!(plan.objects.len(), 2400 - 6);
     // The log is needed from behind the oldest base that stays: hour 59 * 24 - 1.
-    assert_eq!(needed(&plan, 'a'), [(59 * 24 - 1) * 10 + 1..u64::MAX]);
+    assert_eq!(needed(&plan, 'a'), [((59 * 24 - 1) * 10 + 1, u64::MAX)]);
 }
 
 #[test]
@@ -152,9 +152,9 @@ fn what_a_kept_backup_needs_stays() {
     assert_eq!(kept_days(&plan), ["20260101T03"]);
     // The base is named by manifests that go, and by one that stays; so is the way to its cut.
     assert_eq!(plan.objects, ["base-0".to_owned()].into());
-    assert_eq!(needed(&plan, 'a'), [101..u64::MAX]);
-    assert_eq!(needed(&plan, 'b'), [0..u64::MAX]);
-    assert_eq!(needed(&plan, 'c'), [0..u64::MAX]);
+    assert_eq!(needed(&plan, 'a'), [(101, u64::MAX)]);
+    assert_eq!(needed(&plan, 'b'), [(0, u64::MAX)]);
+    assert_eq!(needed(&plan, 'c'), [(0, u64::MAX)]);
     assert_eq!(needed(&plan, 'x'), []);
     // As long as a manifest can't be read, nothing that it might need is given up.
     let blind = Holdings { all_readable: false, ..held(&manifests[..4], &parents) };
@@ -183,27 +183,27 @@ fn behind_a_window_only_the_way_to_kept_cuts_stays() {
     };
     let now: Timestamp = "2026-01-23T00:00:00Z".parse().unwrap();
     let plan = plan_retention(held(&manifests, &parents), &policy, now);
-    assert_eq!(needed(&plan, 'a'), [101..151]);
-    assert_eq!(needed(&plan, 'b'), [151..251]);
-    assert_eq!(needed(&plan, 'c'), [251..301, 901..u64::MAX]);
+    assert_eq!(needed(&plan, 'a'), [(101, 151)]);
+    assert_eq!(needed(&plan, 'b'), [(151, 251)]);
+    assert_eq!(needed(&plan, 'c'), [(251, 301), (901, u64::MAX)]);
     assert_eq!(needed(&plan, 'd'), []);
     let need = plan.log.clone().unwrap();
     assert!(need.needs(&history('c'), &(290..500)) && !need.needs(&history('c'), &(301..901)));
     // Without a promise all of it stays.
     let promised_nothing = RetentionPolicy { window: None, ..policy.clone() };
     let plan = plan_retention(held(&manifests, &parents), &promised_nothing, now);
-    assert_eq!(needed(&plan, 'a'), [101..u64::MAX]);
-    assert_eq!(needed(&plan, 'c'), [0..u64::MAX]);
+    assert_eq!(needed(&plan, 'a'), [(101, u64::MAX)]);
+    assert_eq!(needed(&plan, 'c'), [(0, u64::MAX)]);
     // Where it is not known what a history comes from, everything behind the base stays.
     let plan = plan_retention(held(&manifests, &NO_PARENTS), &policy, now);
-    assert_eq!(needed(&plan, 'a'), [101..u64::MAX]);
-    assert_eq!(needed(&plan, 'c'), [0..u64::MAX]);
+    assert_eq!(needed(&plan, 'a'), [(101, u64::MAX)]);
+    assert_eq!(needed(&plan, 'c'), [(0, u64::MAX)]);
     // A base that a running backup is about to name keeps what follows it.
     let running = [(history('a'), 120)];
     let with_unlisted = Holdings { unlisted: &running, ..held(&manifests, &parents) };
     let plan = plan_retention(with_unlisted, &policy, now);
-    assert_eq!(needed(&plan, 'a'), [101..u64::MAX]);
-    assert_eq!(needed(&plan, 'b'), [0..u64::MAX]);
+    assert_eq!(needed(&plan, 'a'), [(101, u64::MAX)]);
+    assert_eq!(needed(&plan, 'b'), [(0, u64::MAX)]);
 }
 
 #[test]

@@ -151,7 +151,7 @@ fn state_of<'a>(
         let mut own = topology.shards.iter().filter(|shard| shard.history.as_ref() == Some(history));
         own.find(|shard| !shard.slots.is_empty()).map(|shard| (topology, shard))
     };
-    let before = topologies.iter().filter(|topology| topology.seen_at <= moment).filter_map(shows).last();
+    let before = topologies.iter().rev().filter(|topology| topology.seen_at <= moment).find_map(shows);
     before.or_else(|| topologies.iter().find_map(shows))
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn look(context: &Context, repository: &Repository, cluster: &s
             // A run that was killed has listed another in its place already.
             plan.orphans.push(Orphan { id: id.clone(), bases: vec![], has_manifest: true });
         } else if !plan.orphans.iter().any(|orphan| orphan.id == *id) {
-            let what = "its manifest can't be read, and it took no base of its own: where it ended is lost; the bases and the log that it named are not";
+            let what = "its manifest can't be read, and no base bears its id: where it ended is lost. As long as it is there, nothing that it may name is pruned; delete it when all that it named is in other backups";
             let object = layout::manifest_file(cluster, id);
             plan.lost.push(Loss { object, what: what.to_owned(), backups: vec![id.clone()] });
         }
