@@ -230,7 +230,7 @@ impl Session {
     pub(crate) fn open_options(&self, arguments: &RepoArgs) -> Result<OpenOptions> {
         let mut options = self.key_options(&arguments.keys)?;
         options.limit = arguments.limit_rate.and_then(RateLimit::new);
-        options.stop = self.stop_point.clone();
+        options.stop.clone_from(&self.stop_point);
         Ok(options)
     }
 

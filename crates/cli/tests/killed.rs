@@ -25,7 +25,7 @@ use std::sync::LazyLock;
 use common::{Run, command, slotkeep};
 use harness::{RUNTIME, copy};
 use jiff::SignedDuration;
-use lived::{Lived, restored, sound};
+use lived::{Lived, age, restored, sound};
 use slotkeep_format::MarkRecord;
 use slotkeep_repo::{Location, Repository};
 use tempfile::TempDir;
@@ -88,10 +88,7 @@ fn kill_everywhere(master: &Path, work: impl Fn(&Path) -> Command, check: impl F
 /// A repository where everything is three days older, and all that `prune --keep-last 1` gives up is marked.
 fn marked() -> Copy {
     let copy = Copy::of(&LIVED.repo());
-    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(4 * 86_400);
-    for (name, _) in common::files(&copy.repo) {
-        std::fs::File::options().write(true).open(copy.repo.join(name)).unwrap().set_modified(old).unwrap();
-    }
+    age(&copy.repo, 4);
     slotkeep(&["prune", "--keep-last", "1", "--yes", "--repo", copy.text()]).expect_code(0);
     RUNTIME.block_on(async {
         let repository = Repository::open(&Location::Folder(copy.repo.clone())).await.unwrap();
@@ -125,7 +122,7 @@ fn prune_may_be_killed_anywhere() {
             }
             assert_eq!(restored(repo, newest, 1), kept, "{when}");
             if !when.starts_with("killed") {
-                assert_eq!(listed(repo), [newest.clone()], "{when}");
+                assert_eq!(listed(repo), std::slice::from_ref(newest), "{when}");
             }
         },
     );

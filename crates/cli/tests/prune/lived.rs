@@ -82,7 +82,7 @@ pub(crate) fn restored_with(repo: &Path, id: &str, nodes: usize, more: &[&str]) 
     ];
     slotkeep(&[&fixed, more].concat()).expect_code(0);
     let mut data = files(&target);
-    data.retain(|(name, _)| name.ends_with(".rdb") || name.ends_with(".aof"));
+    data.retain(|(name, _)| has_extension(name, "rdb") || has_extension(name, "aof"));
     assert!(!data.is_empty());
     data
 }
@@ -105,4 +105,17 @@ pub(crate) fn sound(repo: &Path) {
 pub(crate) fn paths(repo: &Path) -> Vec<String> {
     let all = files(repo).into_iter().map(|(name, _)| name);
     all.filter(|name| !name.contains("/verify/") && !name.contains('#')).collect()
+}
+
+pub(crate) fn has_extension(name: &str, extension: &str) -> bool {
+    Path::new(name).extension().is_some_and(|found| found == extension)
+}
+
+/// Makes every object some days old.
+pub(crate) fn age(repo: &Path, days: u64) {
+    let now = u64::try_from(crate::harness::context().clock.now().as_second()).unwrap();
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(now - days * 86_400);
+    for (name, _) in files(repo) {
+        std::fs::File::options().write(true).open(repo.join(name)).unwrap().set_modified(old).unwrap();
+    }
 }

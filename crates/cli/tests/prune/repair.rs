@@ -9,7 +9,7 @@ use slotkeep_model::ReplId;
 use crate::command::{LIVED, copied};
 use crate::common::{Run, command, files, slotkeep};
 use crate::harness::{Bench, RUNTIME};
-use crate::lived::{paths, restored, restored_with, sound};
+use crate::lived::{age, has_extension, paths, restored, restored_with, sound};
 
 #[track_caller]
 fn repair(repo: &Path, code: i32) -> Value {
@@ -31,13 +31,6 @@ fn flip(path: &Path) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(path, bytes).unwrap();
-}
-
-fn age(repo: &Path) {
-    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3 * 86_400);
-    for (name, _) in files(repo) {
-        std::fs::File::options().write(true).open(repo.join(name)).unwrap().set_modified(old).unwrap();
-    }
 }
 
 #[test]
@@ -85,7 +78,7 @@ fn a_backup_without_a_manifest_is_adopted() {
     }
     // It might run still.
     assert!(repair(&repo, 0)["repairs"].as_array().unwrap().is_empty());
-    age(&repo);
+    age(&repo, 3);
     let done = repair(&repo, 0);
     let id = format!("{}-r1", ids[3]);
     assert_eq!(done["repairs"][0]["gives"][0], id);
@@ -119,7 +112,7 @@ fn a_backup_without_a_manifest_is_adopted() {
     slotkeep(&restore).expect_code(2);
     assert!(!restored_with(&repo, &id, 1, &["--no-acl"]).is_empty());
     let rdb = |data: &[(String, Vec<u8>)]| {
-        data.iter().find(|(name, _)| name.ends_with(".rdb")).map(|(_, bytes)| bytes.clone())
+        data.iter().find(|(name, _)| has_extension(name, "rdb")).map(|(_, bytes)| bytes.clone())
     };
     assert_eq!(rdb(&full), rdb(&restored_with(&repo, &id, 1, &["--no-acl"])));
 }
