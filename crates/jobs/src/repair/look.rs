@@ -17,7 +17,7 @@ const RUNNING_MS: i64 = 24 * 3_600_000;
 /// Looks at everything.
 pub(super) async fn look(context: &Context, repository: &Repository, cluster: &str) -> Result<RepairPlan> {
     let mut there: BTreeMap<String, StoredObject> = BTreeMap::new();
-    let mut nameless = Vec::new();
+    let (mut nameless, mut lost) = (Vec::new(), Vec::new());
     for history in repository.histories(cluster).await? {
         let objects = repository.stored_objects(cluster, Area::History(&history)).await?;
         let has_log = objects.iter().any(|object| SegmentEntry::of(&history, object).is_some());
@@ -25,12 +25,16 @@ pub(super) async fn look(context: &Context, repository: &Repository, cluster: &s
             Ok(None) if has_log => nameless.push(Nameless { history, damaged: false }),
             Ok(_) => {}
             Err(error) if is_damaged(&error) => nameless.push(Nameless { history, damaged: true }),
+            Err(error) if is_refused(&error) => {
+                let object = layout::history_file(cluster, &history);
+                lost.push(Loss { object, what: error.to_string(), backups: vec![] });
+            }
             Err(error) => return Err(error.into()),
         }
         there.extend(objects.into_iter().map(|object| (object.path.clone(), object)));
     }
     let listing = repository.backups(cluster).await?;
-    let (mut damaged, mut lost) = (BTreeSet::new(), Vec::new());
+    let mut damaged = BTreeSet::new();
     for backup in listing.unreadable {
         if is_damaged(&backup.error) {
             damaged.insert(backup.id);
@@ -64,6 +68,11 @@ pub(super) async fn look(context: &Context, repository: &Repository, cluster: &s
 
 const fn is_damaged(error: &RepoError) -> bool {
     matches!(error.problem, Problem::Damaged(_))
+}
+
+/// What somebody else wrote, or a newer Slotkeep.
+const fn is_refused(error: &RepoError) -> bool {
+    matches!(error.problem, Problem::Untrusted(_) | Problem::Newer(_))
 }
 
 /// The RDBs that manifests name: what is said of each, and by which backups.

@@ -77,7 +77,7 @@ impl Run<'_> {
                     (false, true) => (Severity::Note, "a backup is running, or was broken off"),
                     (false, false) => (
                         Severity::Warning,
-                        "a backup was broken off and can be deleted, or its manifest was lost",
+                        "a backup was broken off, and `slotkeep prune` deletes it; or its manifest was lost, and `slotkeep repair` lists it again",
                     ),
                 };
                 self.findings.push(finding(severity, UNLISTED, folder, what, advice));
