@@ -33,6 +33,9 @@ pub(crate) enum Command {
     Diff(commands::diff::DiffArgs),
     Verify(Box<commands::verify::VerifyArgs>),
     Fence(commands::fence::FenceArgs),
+    Prune(commands::prune::PruneArgs),
+    Compact(commands::compact::CompactArgs),
+    Repair(commands::repair::RepairArgs),
     List(commands::list::ListArgs),
     Log(commands::log::LogArgs),
     Merge(commands::merge::MergeArgs),
@@ -210,7 +213,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is too large"))
 }
 
-/// A span of time: `10`, `10s`, `500ms`, `2m`, `1h`.
+/// A span of time: `10`, `10s`, `500ms`, `2m`, `1h`, `30d`, `2w`.
 pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
     let unit_ms = match text.strip_prefix(digits).unwrap_or_default() {
@@ -218,7 +221,9 @@ pub(crate) fn span(text: &str) -> Result<Duration, String> {
         "" | "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err(format!("`{text}` is not a span of time: give a number and ms, s, m or h")),
+        "d" => 86_400_000,
+        "w" => 604_800_000,
+        _ => return Err(format!("`{text}` is not a span of time: give a number and ms, s, m, h, d or w")),
     };
     let number: u64 =
         digits.parse().map_err(|_| format!("`{text}` is not a span of time: give for example 10s"))?;
@@ -245,6 +250,7 @@ mod tests {
         assert_eq!(span("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(span("10"), Ok(Duration::from_secs(10)));
         assert_eq!(span("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(span("2w"), Ok(Duration::from_secs(14 * 86_400)));
         for text in ["", "x", "5x", "GiB", "99999999999999999999"] {
             assert!(size(text).is_err() && span(text).is_err(), "{text}");
         }

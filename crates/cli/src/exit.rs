@@ -14,6 +14,10 @@ pub(crate) const UNSOUND: u8 = 42;
 pub(crate) const DOUBTFUL: u8 = 43;
 /// `fence` leaves nodes that may take writes, or with `--undo`: nodes that still refuse them.
 pub(crate) const NOT_FENCED: u8 = 44;
+/// `prune`: the store refused to delete something; it stays marked.
+pub(crate) const NOT_DELETED: u8 = 48;
+/// `repair`: something is lost.
+pub(crate) const LOST: u8 = 49;
 
 /// The exit code of a failure.
 pub(crate) const fn code(kind: ErrorKind) -> u8 {

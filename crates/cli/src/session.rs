@@ -9,7 +9,7 @@ use slotkeep_jobs::ports::{SystemClock, SystemRng, random_hex};
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_model::NodeAddr;
 use slotkeep_repo::layout::is_cluster_name;
-use slotkeep_repo::{Location, OpenOptions, RateLimit, Recipients, Repository};
+use slotkeep_repo::{Location, OpenOptions, RateLimit, Recipients, Repository, StopPoint};
 use slotkeep_wire::replica::Credentials;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +37,8 @@ pub(crate) struct Session {
     clock: Arc<SystemClock>,
     rng: Arc<SystemRng>,
     stop: CancellationToken,
+    /// Where tests want this process to be killed.
+    stop_point: Option<StopPoint>,
 }
 
 impl Session {
@@ -48,6 +50,7 @@ impl Session {
             clock: Arc::new(SystemClock::new()),
             rng: Arc::new(SystemRng),
             stop: CancellationToken::new(),
+            stop_point: stop_point()?,
         })
     }
 
@@ -60,6 +63,7 @@ impl Session {
             clock: Arc::clone(&self.clock),
             rng: Arc::clone(&self.rng),
             stop: self.stop.clone(),
+            stop_point: None,
         }
     }
 
@@ -226,6 +230,7 @@ impl Session {
     pub(crate) fn open_options(&self, arguments: &RepoArgs) -> Result<OpenOptions> {
         let mut options = self.key_options(&arguments.keys)?;
         options.limit = arguments.limit_rate.and_then(RateLimit::new);
+        options.stop.clone_from(&self.stop_point);
         Ok(options)
     }
 
@@ -241,6 +246,20 @@ impl Session {
 
     fn repository_id(&self) -> Result<String> {
         random_hex(&*self.rng, 32)
+    }
+}
+
+/// `SLOTKEEP_STOP_AT_STORE_OPERATION`, for tests alone: the number of the operation that would change the store and before which this process
+/// ends as though it were killed.
+fn stop_point() -> Result<Option<StopPoint>> {
+    let Ok(text) = std::env::var("SLOTKEEP_STOP_AT_STORE_OPERATION") else { return Ok(None) };
+    match text.parse() {
+        Ok(operation) => Ok(Some(StopPoint::before(operation))),
+        Err(_) => Err(Error::new(
+            ErrorKind::Usage,
+            format!("SLOTKEEP_STOP_AT_STORE_OPERATION={text} is not a number"),
+        )
+        .hint("it is for tests, and ends the process in the middle of its work: unset it")),
     }
 }
 

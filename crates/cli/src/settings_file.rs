@@ -11,6 +11,11 @@
 //! tls_ca = "/etc/slotkeep/ca.pem"
 //! identity = ["/etc/slotkeep/identity.txt"]
 //! trust = "00112233445566778899aabbccddeeff00112233"
+//!
+//! [retention]
+//! keep_daily = 7
+//! keep_monthly = 12
+//! window = "7d"
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -44,6 +49,22 @@ pub(crate) struct SettingsFile {
     pub(crate) passphrase_file: Option<PathBuf>,
     pub(crate) signing_key: Option<PathBuf>,
     pub(crate) trust: Option<String>,
+    #[serde(default)]
+    pub(crate) retention: Retention,
+}
+
+/// Which backups `slotkeep prune` keeps. Spans of time are written as on the command line: `30d`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Retention {
+    pub(crate) keep_last: Option<usize>,
+    pub(crate) keep_within: Option<String>,
+    pub(crate) keep_hourly: Option<usize>,
+    pub(crate) keep_daily: Option<usize>,
+    pub(crate) keep_weekly: Option<usize>,
+    pub(crate) keep_monthly: Option<usize>,
+    pub(crate) window: Option<String>,
+    pub(crate) grace: Option<String>,
 }
 
 impl SettingsFile {

@@ -11,6 +11,7 @@ mod json;
 pub mod lease;
 pub mod lineage;
 pub mod manifest;
+pub mod prune;
 pub mod retention;
 pub mod segment;
 pub mod spool;
@@ -28,7 +29,8 @@ pub use lease::{
 };
 pub use lineage::{HistoryRecord, Parent, ShardState, TopologyRecord};
 pub use manifest::{Manifest, ManifestError, RepositoryFile};
-pub use retention::{KeptFor, RetentionPlan, RetentionPolicy, plan_retention};
+pub use prune::{MarkRecord, MarkedObject, PinRecord, PrunedLog, PrunedRecord, Unneeded};
+pub use retention::{Holdings, KeptFor, LogNeed, RetentionPlan, RetentionPolicy, plan_retention};
 pub use segment::{SegmentError, SegmentRecord};
 pub use spool::{SpoolError, SpoolHeader, SpoolReader, SpoolRecord};
 pub use timeline::{TimeSample, Timeline};

@@ -1,21 +1,33 @@
-//! Which backups to keep, and what may be deleted when the others go. A plan only: nothing here deletes.
+//! Which backups to keep, and what the ones that stay need. A plan only: nothing here deletes.
 //!
-//! Invariants: an object that a kept manifest names is kept; of the log, everything is kept that lies behind the oldest kept base of
-//! its history, and everything of the histories that descend from it, so every cut of a kept backup and every moment of the window stays within reach; if a manifest can't be read, it is not known what it
-//! names, and nothing but manifests is given up. The newest complete backup is never removed.
+//! Invariants: an object that a kept manifest names is kept; of the log, everything is kept that leads from a kept base to the cut of a kept
+//! backup, and everything behind the oldest base of the window (of all kept backups, if no window was promised), in its history and those that
+//! descend from it; if a manifest can't be read, it is not known what it names, and nothing but manifests is given up. The newest
+//! backup and the newest complete one are never removed.
+
+mod log;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
 use slotkeep_model::ReplId;
 
-use crate::manifest::{Manifest, ObjectRecord};
+use crate::lineage::Parent;
+use crate::manifest::{BackupKind, Manifest, ObjectRecord};
+
+pub use log::LogNeed;
+
+/// Topologies are dated by another clock than bases; so far apart the two may be.
+const CLOCKS_APART: SignedDuration = SignedDuration::from_mins(15);
 
 /// What is to be kept. A backup stays if any rule asks for it; the calendar is that of UTC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RetentionPolicy {
     /// The newest so many.
     pub last: usize,
+    /// Every backup so young.
+    pub within: Option<SignedDuration>,
     /// The newest of each of the last so many hours that have one.
     pub hourly: usize,
     /// The same for days.
@@ -24,19 +36,32 @@ pub struct RetentionPolicy {
     pub weekly: usize,
     /// The same for months.
     pub monthly: usize,
-    /// Every backup so young, and the one before: any moment since then can be restored if the log is there.
+    /// Every backup so young, the one before, and all log since: any moment since then can be restored. Log that is older stays only as
+    /// far as kept backups need it. Without a window all log behind the oldest kept base stays.
     pub window: Option<SignedDuration>,
     /// These, by their ids.
     pub pinned: BTreeSet<String>,
 }
 
+impl RetentionPolicy {
+    /// Whether it asks for anything but pinned backups.
+    pub const fn has_rules(&self) -> bool {
+        let counted =
+            self.last > 0 || self.hourly > 0 || self.daily > 0 || self.weekly > 0 || self.monthly > 0;
+        counted || self.within.is_some() || self.window.is_some()
+    }
+}
+
 /// Why a backup is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum KeptFor {
     /// It is pinned.
     Pinned,
     /// It is one of the last.
     Last,
+    /// It is young enough.
+    Within,
     /// It is the newest of its hour.
     Hourly,
     /// It is the newest of its day.
@@ -47,8 +72,21 @@ pub enum KeptFor {
     Monthly,
     /// It is in the window, or where the window begins.
     Window,
-    /// It is the newest complete one.
+    /// It is the newest one, or the newest complete one.
     Newest,
+}
+
+/// What a repository holds of a cluster, as far as retention is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Holdings<'a> {
+    /// The backups.
+    pub manifests: &'a [Manifest],
+    /// Whether these are all that the repository holds of the cluster.
+    pub all_readable: bool,
+    /// Which history each history descends from.
+    pub parents: &'a BTreeMap<ReplId, Parent>,
+    /// Bases that no manifest names and one may name soon: their histories, and the last byte that each holds.
+    pub unlisted: &'a [(ReplId, u64)],
 }
 
 /// What goes and what stays.
@@ -58,23 +96,19 @@ pub struct RetentionPlan {
     pub keep: BTreeMap<String, BTreeSet<KeptFor>>,
     /// The ids of the backups that go, oldest first.
     pub remove: Vec<String>,
+    /// The objects that backups that stay name.
+    pub named: BTreeSet<String>,
     /// The objects that only backups that go name.
     pub objects: BTreeSet<String>,
-    /// For each history that a backup names: the first offset of the log that is needed; `None` if nothing of it is. Histories that no backup
-    /// names are not here, and are left alone.
-    pub log_from: BTreeMap<ReplId, Option<u64>>,
+    /// The log that is needed; `None` if that can't be known, and all of it is.
+    pub log: Option<LogNeed>,
+    /// How the cluster looked from then on is needed, and how it looked at that moment; all of it, if absent.
+    pub topologies_from: Option<Timestamp>,
 }
 
-/// Plans for the backups of one cluster. `all_readable`: whether these are all that the repository holds of it. `parents`: which history each history
-/// descends from.
-pub fn plan_retention(
-    manifests: &[Manifest],
-    all_readable: bool,
-    parents: &BTreeMap<ReplId, ReplId>,
-    policy: &RetentionPolicy,
-    now: Timestamp,
-) -> RetentionPlan {
-    let mut newest_first: Vec<&Manifest> = manifests.iter().collect();
+/// Plans for the backups of one cluster.
+pub fn plan_retention(held: Holdings<'_>, policy: &RetentionPolicy, now: Timestamp) -> RetentionPlan {
+    let mut newest_first: Vec<&Manifest> = held.manifests.iter().collect();
     newest_first.sort_by(|a, b| b.id.cmp(&a.id));
     let mut plan = RetentionPlan::default();
     choose(&newest_first, policy, now, &mut plan);
@@ -82,18 +116,58 @@ pub fn plan_retention(
     let (kept, gone): (Vec<&Manifest>, Vec<&Manifest>) =
         newest_first.iter().partition(|manifest| is_kept(manifest));
     plan.remove = gone.iter().rev().map(|manifest| manifest.id.clone()).collect();
-    if all_readable {
-        let named = |manifests: &[&Manifest]| -> BTreeSet<String> {
-            manifests.iter().flat_map(|manifest| manifest.objects()).map(path).collect()
+    plan.named = named(&kept);
+    if held.all_readable {
+        plan.objects = &named(&gone) - &plan.named;
+        let since = |manifest: &&&Manifest| {
+            let why = plan.keep.get(&manifest.id);
+            let asks = |kept_for| why.is_some_and(|why| why.contains(&kept_for));
+            policy.window.is_none() || asks(KeptFor::Window) || asks(KeptFor::Newest)
         };
-        plan.objects = &named(&gone) - &named(&kept);
-        log_needed(&kept, &gone, parents, &mut plan);
+        let open: BTreeSet<&str> = kept.iter().filter(since).map(|manifest| manifest.id.as_str()).collect();
+        let mut need = LogNeed::new(held.parents);
+        for manifest in &kept {
+            for shard in &manifest.shards {
+                if open.contains(manifest.id.as_str()) {
+                    need.everything_behind(&shard.history, shard.offset);
+                } else {
+                    need.up_to_cut(&shard.history, shard.offset, &shard.cut());
+                }
+            }
+        }
+        for (history, offset) in held.unlisted {
+            need.everything_behind(history, *offset);
+        }
+        plan.log = Some(need.joined());
+        plan.topologies_from = topologies_from(&kept);
     }
     plan
 }
 
+fn named(manifests: &[&Manifest]) -> BTreeSet<String> {
+    manifests.iter().flat_map(|manifest| manifest.objects()).map(path).collect()
+}
+
 fn path(object: &ObjectRecord) -> String {
     object.path.clone()
+}
+
+/// The moment of the oldest base of these backups; `None` if it is not known.
+fn topologies_from(kept: &[&Manifest]) -> Option<Timestamp> {
+    let mut oldest: Option<Timestamp> = None;
+    for manifest in kept {
+        let bases = manifest.shards.iter().map(|shard| shard.server_time);
+        // The bases of an incremental backup are older than itself.
+        let unknown = manifest.kind != BackupKind::Full
+            && manifest.shards.iter().any(|shard| shard.server_time.is_none());
+        if unknown {
+            return None;
+        }
+        for moment in bases.flatten().chain([manifest.started_at]) {
+            oldest = Some(oldest.map_or(moment, |oldest| oldest.min(moment)));
+        }
+    }
+    oldest.and_then(|oldest| oldest.checked_sub(CLOCKS_APART).ok())
 }
 
 fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, plan: &mut RetentionPlan) {
@@ -105,11 +179,18 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
     }
     // What lacks slots is no substitute for a whole backup.
     let whole: Vec<&&Manifest> = newest_first.iter().filter(|manifest| !manifest.partial).collect();
-    if let Some(newest) = whole.first() {
+    // Machines remember the newest one that they saw, and take its absence for an attack.
+    for newest in newest_first.first().into_iter().chain(whole.first().copied()) {
         keep(newest, KeptFor::Newest);
     }
     for manifest in whole.iter().take(policy.last) {
         keep(manifest, KeptFor::Last);
+    }
+    let begins = |span: Option<SignedDuration>| span.and_then(|span| now.checked_sub(span).ok());
+    if let Some(begins) = begins(policy.within) {
+        for manifest in newest_first.iter().filter(|manifest| manifest.finished_at >= begins) {
+            keep(manifest, KeptFor::Within);
+        }
     }
     let calendar = [
         (policy.hourly, "%Y-%m-%d %H", KeptFor::Hourly),
@@ -126,39 +207,16 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
             }
         }
     }
-    if let Some(begins) = policy.window.and_then(|window| now.checked_sub(window).ok()) {
-        for manifest in &whole {
-            keep(manifest, KeptFor::Window);
+    if let Some(begins) = begins(policy.window) {
+        for manifest in newest_first {
+            let inside = manifest.finished_at >= begins;
+            if inside || !manifest.partial {
+                keep(manifest, KeptFor::Window);
+            }
             // A moment at the beginning of the window needs a base from before it.
-            if manifest.finished_at < begins {
+            if !inside && !manifest.partial {
                 break;
             }
-        }
-    }
-}
-
-/// From which offset on the log of each named history is needed: of a kept base's own history what lies behind the base, and all of what
-/// descends from it.
-fn log_needed(
-    kept: &[&Manifest],
-    gone: &[&Manifest],
-    parents: &BTreeMap<ReplId, ReplId>,
-    plan: &mut RetentionPlan,
-) {
-    let mut bases: BTreeMap<&ReplId, u64> = BTreeMap::new();
-    for shard in kept.iter().flat_map(|manifest| &manifest.shards) {
-        let first = shard.offset.saturating_add(1);
-        bases.entry(&shard.history).and_modify(|from| *from = first.min(*from)).or_insert(first);
-    }
-    let descends = |history: &ReplId| {
-        // A cycle can't be, but files can be damaged.
-        let ancestors = std::iter::successors(parents.get(history), |ancestor| parents.get(*ancestor));
-        ancestors.take(parents.len()).any(|ancestor| bases.contains_key(ancestor))
-    };
-    for shard in kept.iter().chain(gone).flat_map(|manifest| &manifest.shards) {
-        for history in [shard.history.clone(), shard.cut().history] {
-            let from = if descends(&history) { Some(0) } else { bases.get(&history).copied() };
-            plan.log_from.insert(history, from);
         }
     }
 }

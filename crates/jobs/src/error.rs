@@ -142,6 +142,9 @@ impl From<RepoError> for Error {
                 ErrorKind::Key,
                 "bring the key here from a machine that has it (`slotkeep key export-signing`), and give it with --signing-key FILE",
             ),
+            Problem::Pruned(_) => {
+                (ErrorKind::Repository, "run it again: what is to be deleted is not built on then")
+            }
             Problem::Untrusted(_) => (
                 ErrorKind::Untrusted,
                 "find out who can write to the repository before you use it; docs/security.md says what is checked",

@@ -151,8 +151,24 @@ impl Repository {
         self.manifest(cluster, id).await
     }
 
-    /// Makes a backup visible. Everything it names must be complete; nothing may be written for it afterwards.
+    /// Makes a backup visible. Everything it names must be complete; nothing may be written for it afterwards. A backup that builds on what a
+    /// prune is deleting is refused, and not listed.
     pub async fn commit(&self, manifest: &Manifest) -> Result<(), RepoError> {
+        self.check_not_pruned(manifest).await?;
+        self.check_bases(manifest).await?;
+        self.put_manifest(manifest).await?;
+        // A prune writes down what it gives up before it looks for backups that need it: it has seen this one, or is seen here.
+        if let Err(error) = self.check_not_pruned(manifest).await {
+            self.delete(layout::manifest(&manifest.cluster, &manifest.id).as_ref()).await?;
+            return Err(error);
+        }
+        match &self.known {
+            Some(known) => known.saw(&manifest.cluster, &manifest.id).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn put_manifest(&self, manifest: &Manifest) -> Result<(), RepoError> {
         let path = layout::manifest(&manifest.cluster, &manifest.id);
         let failed = |problem| RepoError::new("write", &path, problem);
         let json = match &self.keyring.recipient {
@@ -162,11 +178,7 @@ impl Repository {
             }
             _ => manifest.render(),
         };
-        self.put_json(&path, json.map_err(|error| failed(error.into()))?).await?;
-        match &self.known {
-            Some(known) => known.saw(&manifest.cluster, &manifest.id).await,
-            None => Ok(()),
-        }
+        self.put_json(&path, json.map_err(|error| failed(error.into()))?).await
     }
 }
 

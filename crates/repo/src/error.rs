@@ -70,6 +70,9 @@ pub enum Problem {
     /// It is not what this repository's key signed, or not the repository that was here before.
     #[error("it is not to be trusted: {0}")]
     Untrusted(String),
+    /// What it builds on was given up by a prune that ran meanwhile.
+    #[error("what it builds on was pruned, or is being pruned now: {0}")]
+    Pruned(String),
     /// The store ignores conditions, and what was asked for can't be safe without them.
     #[error("the store overwrites objects although requests forbid it")]
     NoConditions,

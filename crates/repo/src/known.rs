@@ -85,6 +85,8 @@ impl StateFolder {
 pub(crate) struct Known {
     path: PathBuf,
     remembered: Arc<Mutex<Remembered>>,
+    /// Held while the file is written: several manifests are read at a time.
+    writing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Known {
@@ -115,7 +117,7 @@ impl Known {
             );
             return Err(RepoError::new("trust", location, Problem::Untrusted(what)));
         }
-        Ok(Some(Self { path, remembered: Arc::new(Mutex::new(old)) }))
+        Ok(Some(Self { path, remembered: Arc::new(Mutex::new(old)), writing: Arc::default() }))
     }
 
     /// Remembers a repository that was made here just now, whatever was there before.
@@ -129,7 +131,7 @@ impl Known {
 
     async fn remember(path: PathBuf, remembered: Remembered) -> Result<Self, RepoError> {
         save(&path, &remembered).await?;
-        Ok(Self { path, remembered: Arc::new(Mutex::new(remembered)) })
+        Ok(Self { path, remembered: Arc::new(Mutex::new(remembered)), writing: Arc::default() })
     }
 
     /// Compares the backups that a repository shows with the newest one that it has shown before.
@@ -157,6 +159,7 @@ impl Known {
             })
         };
         let Some(mut remembered) = changed else { return Ok(()) };
+        let _writing = self.writing.lock().await;
         // Another process may have seen newer ones meanwhile.
         if let Some(others) =
             read(&self.path).await?.and_then(|json| serde_json::from_slice::<Remembered>(&json).ok())

@@ -14,6 +14,10 @@
 //! <cluster>/verify/<id>.json                                what a verification came to
 //! <cluster>/verify/<id>/<part>.json                         what it has proved
 //! <cluster>/fence/<id>.json                                 which nodes were kept from taking writes
+//! <cluster>/prune/mark/<id>.json                            what is to go
+//! <cluster>/prune/gone/<id>.json                            what was given up
+//! <cluster>/pin/<backup>/<id>.json                          that a backup is to stay
+//! <cluster>/lost/<backup>.json                              a manifest that could not be read, as it was
 //! ```
 //!
 //! An offset is written with twenty digits, so that names sort by it. The id of the backup stands beside it because two backups of
@@ -102,6 +106,14 @@ pub(crate) fn segment_range(name: &str) -> Option<Range<u64>> {
     (!range.is_empty()).then_some(range)
 }
 
+/// The history of a segment, and which bytes of it the segment holds; `None` if the path is not one of a segment.
+pub fn segment_of(path: &str) -> Option<(ReplId, Range<u64>)> {
+    let mut parts = path.rsplit('/');
+    let range = segment_range(parts.next()?)?;
+    let in_log = parts.next() == Some("log");
+    in_log.then(|| parts.next()?.parse().ok()).flatten().map(|history| (history, range))
+}
+
 /// Where the files that say how a cluster looked lie.
 pub(crate) fn topologies(cluster: &str) -> Path {
     Path::from_iter([cluster, "topology"])
@@ -160,6 +172,46 @@ pub(crate) fn fences(cluster: &str) -> Path {
 /// Which nodes were kept from taking writes, from then on.
 pub(crate) fn fence(cluster: &str, id: &str) -> Path {
     fences(cluster).join(format!("{id}.json"))
+}
+
+/// Where the records of what is to go lie.
+pub(crate) fn marks(cluster: &str) -> Path {
+    Path::from_iter([cluster, "prune", "mark"])
+}
+
+/// Where the records of what was given up lie.
+pub(crate) fn gone(cluster: &str) -> Path {
+    Path::from_iter([cluster, "prune", "gone"])
+}
+
+/// Where pins lie, a folder for each backup.
+pub(crate) fn pins(cluster: &str) -> Path {
+    Path::from_iter([cluster, "pin"])
+}
+
+/// The path of a backup's manifest.
+pub fn manifest_file(cluster: &str, id: &str) -> String {
+    manifest(cluster, id).to_string()
+}
+
+/// Where a manifest that could not be read is kept when another takes its place.
+pub fn lost_manifest(cluster: &str, id: &str) -> String {
+    Path::from_iter([cluster, "lost", &format!("{id}.json")]).to_string()
+}
+
+/// The index and the digest that a repair makes of the RDB of a base in that folder. They have names of their own: what they replace is never
+/// overwritten.
+pub fn remade(folder: &str, repair: &str) -> (String, String) {
+    (format!("{folder}/index-{repair}.zst"), format!("{folder}/digest-{repair}"))
+}
+
+/// The folder of the base that an object belongs to, the last byte that the base holds, and the backup that took it; `None` if it belongs
+/// to none.
+pub fn base_of(path: &str) -> Option<(&str, u64, &str)> {
+    let (folder, _) = path.rsplit_once('/')?;
+    let mut parts = folder.rsplit('/');
+    let (offset, id) = parts.next()?.split_once('-')?;
+    (parts.next() == Some("base")).then_some((folder, offset.parse().ok()?, id))
 }
 
 /// Some of what a verification has proved.

@@ -95,7 +95,7 @@ impl Repository {
         self.put_new(path.as_ref(), json).await
     }
 
-    async fn read_small<T>(
+    pub(crate) async fn read_small<T>(
         &self,
         path: &Path,
         parse: impl FnOnce(&[u8]) -> Result<T, ManifestError>,

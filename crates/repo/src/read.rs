@@ -200,6 +200,37 @@ impl Repository {
         Ok(())
     }
 
+    /// What a manifest would say of a framed object that none names; reads all of it. Whether it holds what was written, nothing here tells.
+    pub async fn describe(&self, path: &str, stored_bytes: u64) -> Result<ObjectRecord, RepoError> {
+        let failed = |problem| RepoError::new("read", path, problem);
+        let object = object_path(path)?;
+        let layer = self.layer(&object, stored_bytes, None).await.map_err(failed)?;
+        let end = layer.bytes();
+        let tail = async |bytes: u64| {
+            self.part(&object, &layer, end.saturating_sub(bytes)..end).await.map_err(failed)
+        };
+        let footer = tail(SEEK_FOOTER_BYTES).await?;
+        let table_bytes = SeekTable::stored_bytes(&footer, end).map_err(|error| failed(error.into()))?;
+        let table = SeekTable::parse(&tail(table_bytes).await?, end).map_err(|error| failed(error.into()))?;
+        let header = layer.header().map(|header| HeaderRecord {
+            bytes: header.len() as u64,
+            blake3: blake3::hash(header).to_hex().to_string(),
+        });
+        let (_, mut pieces) = self.pieces(object).await.map_err(|error| failed(error.into()))?;
+        let mut hasher = Box::new(Hasher::new());
+        while let Some(piece) = pieces.try_next().await.map_err(|error| failed(error.into()))? {
+            hasher.update(&piece);
+            self.note_read(piece.len());
+        }
+        Ok(ObjectRecord {
+            path: path.to_owned(),
+            stored_bytes,
+            raw_bytes: table.raw_bytes(),
+            blake3: hasher.finalize().to_hex().to_string(),
+            header,
+        })
+    }
+
     /// Opens a framed object: reads its seek table.
     pub async fn framed(&self, record: &ObjectRecord) -> Result<FramedObject, RepoError> {
         let failed = |problem| RepoError::new("read", &record.path, problem);

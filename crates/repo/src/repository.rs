@@ -18,7 +18,7 @@ use crate::known::{Known, StateFolder};
 use crate::layout::REPOSITORY_FILE;
 use crate::location::{Location, io_problem, object_path};
 use crate::probe::probe;
-use crate::store::{Creating, RateLimit, create_new, stack};
+use crate::store::{Creating, RateLimit, StopPoint, create_new, stack};
 
 /// How to use a repository.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +35,8 @@ pub struct OpenOptions {
     pub trust: Option<String>,
     /// Who may read a repository that is made; nobody: it is not encrypted.
     pub recipients: Recipients,
+    /// Where this process is to be killed, for tests.
+    pub stop: Option<StopPoint>,
 }
 
 /// An open repository.
@@ -77,7 +79,7 @@ impl Repository {
         now: Timestamp,
         options: &OpenOptions,
     ) -> Result<Self, RepoError> {
-        let store = stack(store, options.limit.clone());
+        let store = stack(store, options.limit.clone(), options.stop.clone());
         if read_repository_file(location, &store).await?.is_some() {
             return Err(RepoError::new("make a repository in", location, Problem::AlreadyRepository));
         }
@@ -141,7 +143,7 @@ impl Repository {
         location: &Location,
         options: &OpenOptions,
     ) -> Result<Self, RepoError> {
-        let store = stack(store, options.limit.clone());
+        let store = stack(store, options.limit.clone(), options.stop.clone());
         let Some(file) = read_repository_file(location, &store).await? else {
             return Err(RepoError::new("open", location, Problem::NoRepository));
         };
@@ -292,6 +294,13 @@ impl Repository {
             Some(key) => unsigned(key, &self.file.repository_id, path.as_ref(), json),
             None => Ok(()),
         }
+    }
+
+    /// Whether that JSON file of that path bears a signature, and the right one; false where nothing is signed.
+    pub fn check_signed(&self, path: &str, json: &[u8]) -> Result<bool, RepoError> {
+        let checked = self.check_signature(&object_path(path)?, json);
+        checked.map_err(|problem| RepoError::new("read", path, problem))?;
+        Ok(self.file.signing_key.is_some())
     }
 
     pub(crate) fn creating(&self) -> Creating {

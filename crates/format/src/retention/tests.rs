@@ -65,7 +65,15 @@ fn backup(finished_at: &str, base: &str, offset: u64) -> Manifest {
 
 fn plan(manifests: &[Manifest], policy: &RetentionPolicy) -> RetentionPlan {
     let now = manifests.iter().map(|manifest| manifest.finished_at).max().unwrap();
-    plan_retention(manifests, true, &BTreeMap::new(), policy, now)
+    plan_retention(held(manifests, &BTreeMap::new()), policy, now)
+}
+
+fn held<'a>(manifests: &'a [Manifest], parents: &'a BTreeMap<ReplId, Parent>) -> Holdings<'a> {
+    Holdings { manifests, all_readable: true, parents, unlisted: &[] }
+}
+
+fn needed(plan: &RetentionPlan, letter: char) -> Vec<(u64, u64)> {
+    plan.log.as_ref().unwrap().of(&history(letter)).iter().map(|range| (range.start, range.end)).collect()
 }
 
 /// One backup an hour over a hundred days, each with a base of its own.
@@ -93,7 +101,7 @@ fn the_calendar_keeps_the_newest_of_each_period() {
     assert_eq!(plan.keep.len() + plan.remove.len(), 2400);
     assert_eq!(plan.objects.len(), 2400 - 6);
     // The log is needed from behind the oldest base that stays: hour 59 * 24 - 1.
-    assert_eq!(plan.log_from[&history('a')], Some((59 * 24 - 1) * 10 + 1));
+    assert_eq!(needed(&plan, 'a'), [((59 * 24 - 1) * 10 + 1, u64::MAX)]);
 }
 
 #[test]
@@ -116,13 +124,14 @@ fn without_rules_the_newest_whole_one_stays() {
     let mut manifests = hours();
     manifests.last_mut().unwrap().partial = true;
     let plan = plan(&manifests, &RetentionPolicy::default());
-    assert_eq!(kept_days(&plan), ["20260410T22"]);
-    assert!(
-        plan_retention(&[], true, &BTreeMap::new(), &RetentionPolicy::default(), Timestamp::UNIX_EPOCH)
-            .keep
-            .is_empty()
-    );
+    // The newest one of all stays too.
+    assert_eq!(kept_days(&plan), ["20260410T22", "20260410T23"]);
+    let nothing = held(&[], &NO_PARENTS);
+    let plan = plan_retention(nothing, &RetentionPolicy::default(), Timestamp::UNIX_EPOCH);
+    assert!(plan.keep.is_empty());
 }
+
+static NO_PARENTS: BTreeMap<ReplId, Parent> = BTreeMap::new();
 
 #[test]
 fn what_a_kept_backup_needs_stays() {
@@ -135,20 +144,79 @@ fn what_a_kept_backup_needs_stays() {
     third.shards[0].cut = Some(ShardCut { history: history('c'), offset: 300 });
     let mut apart = backup(&at(0), "base-0", 50);
     apart.shards[0].history = history('x');
-    let parents = [(history('b'), history('a')), (history('c'), history('b'))].into();
-    let manifests = [apart, full, second, third];
+    let parent = |letter, fork| Parent { history: history(letter), fork };
+    let parents = [(history('b'), parent('a', 150)), (history('c'), parent('b', 250))].into();
+    let manifests = [apart, full, second, third, backup(&at(4), "base-4", 400)];
     let policy = RetentionPolicy { last: 1, ..RetentionPolicy::default() };
     let now = manifests[3].finished_at;
-    let plan = plan_retention(&manifests, true, &parents, &policy, now);
+    let plan = plan_retention(held(&manifests[..4], &parents), &policy, now);
     assert_eq!(kept_days(&plan), ["20260101T03"]);
     // The base is named by manifests that go, and by one that stays; so is the way to its cut.
     assert_eq!(plan.objects, ["base-0".to_owned()].into());
-    assert_eq!(plan.log_from[&history('a')], Some(101));
-    assert_eq!(plan.log_from[&history('b')], Some(0));
-    assert_eq!(plan.log_from[&history('c')], Some(0));
-    assert_eq!(plan.log_from[&history('x')], None);
+    assert_eq!(needed(&plan, 'a'), [(101, u64::MAX)]);
+    assert_eq!(needed(&plan, 'b'), [(0, u64::MAX)]);
+    assert_eq!(needed(&plan, 'c'), [(0, u64::MAX)]);
+    assert_eq!(needed(&plan, 'x'), []);
     // As long as a manifest can't be read, nothing that it might need is given up.
-    let blind = plan_retention(&manifests, false, &parents, &policy, now);
-    assert!(blind.objects.is_empty() && blind.log_from.is_empty());
-    assert_eq!(blind.remove.len(), 3);
+    let blind = Holdings { all_readable: false, ..held(&manifests[..4], &parents) };
+    let plan = plan_retention(blind, &policy, now);
+    assert!(plan.objects.is_empty() && plan.log.is_none());
+    assert_eq!(plan.remove.len(), 3);
+}
+
+#[test]
+fn behind_a_window_only_the_way_to_kept_cuts_stays() {
+    let at = |day: u32| format!("2026-01-{day:02}T00:00:00Z");
+    let mut pinned = backup(&at(1), "base-1", 100);
+    pinned.shards[0].cut = Some(ShardCut { history: history('c'), offset: 300 });
+    let parent = |letter, fork| Parent { history: history(letter), fork };
+    // `d` left the line before the base.
+    let parents =
+        [(history('b'), parent('a', 150)), (history('c'), parent('b', 250)), (history('d'), parent('a', 90))]
+            .into();
+    let mut newest = backup(&at(20), "base-20", 900);
+    newest.shards[0].history = history('c');
+    let manifests = [pinned, newest];
+    let policy = RetentionPolicy {
+        window: Some(SignedDuration::from_hours(24)),
+        pinned: [manifests[0].id.clone()].into(),
+        ..RetentionPolicy::default()
+    };
+    let now: Timestamp = "2026-01-23T00:00:00Z".parse().unwrap();
+    let plan = plan_retention(held(&manifests, &parents), &policy, now);
+    assert_eq!(needed(&plan, 'a'), [(101, 151)]);
+    assert_eq!(needed(&plan, 'b'), [(151, 251)]);
+    assert_eq!(needed(&plan, 'c'), [(251, 301), (901, u64::MAX)]);
+    assert_eq!(needed(&plan, 'd'), []);
+    let need = plan.log.clone().unwrap();
+    assert!(need.needs(&history('c'), &(290..500)) && !need.needs(&history('c'), &(301..901)));
+    // Without a promise all of it stays.
+    let promised_nothing = RetentionPolicy { window: None, ..policy.clone() };
+    let plan = plan_retention(held(&manifests, &parents), &promised_nothing, now);
+    assert_eq!(needed(&plan, 'a'), [(101, u64::MAX)]);
+    assert_eq!(needed(&plan, 'c'), [(0, u64::MAX)]);
+    // Where it is not known what a history comes from, everything behind the base stays.
+    let plan = plan_retention(held(&manifests, &NO_PARENTS), &policy, now);
+    assert_eq!(needed(&plan, 'a'), [(101, u64::MAX)]);
+    assert_eq!(needed(&plan, 'c'), [(0, u64::MAX)]);
+    // A base that a running backup is about to name keeps what follows it.
+    let running = [(history('a'), 120)];
+    let with_unlisted = Holdings { unlisted: &running, ..held(&manifests, &parents) };
+    let plan = plan_retention(with_unlisted, &policy, now);
+    assert_eq!(needed(&plan, 'a'), [(101, u64::MAX)]);
+    assert_eq!(needed(&plan, 'b'), [(0, u64::MAX)]);
+}
+
+#[test]
+fn everything_within_a_span_stays_and_topologies_since_the_oldest_base() {
+    let policy =
+        RetentionPolicy { within: Some(SignedDuration::from_mins(150)), ..RetentionPolicy::default() };
+    let plan = plan(&hours(), &policy);
+    assert_eq!(kept_days(&plan), ["20260410T21", "20260410T22", "20260410T23"]);
+    assert_eq!(plan.topologies_from, Some("2026-04-10T21:15:00Z".parse().unwrap()));
+    let mut incremental = hours();
+    incremental.last_mut().unwrap().kind = BackupKind::Incremental;
+    let now = incremental.last().unwrap().finished_at;
+    let plan = plan_retention(held(&incremental, &NO_PARENTS), &policy, now);
+    assert_eq!(plan.topologies_from, None, "nobody knows how old its base is");
 }

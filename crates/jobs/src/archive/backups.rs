@@ -162,7 +162,11 @@ impl Supervisor<'_> {
         Ok(())
     }
 
-    async fn commit(&mut self, pending: Pending) -> Result<()> {
+    async fn commit(&mut self, mut pending: Pending) -> Result<()> {
+        let mut holdings = Holdings::read(&self.shared.repository, &self.options.cluster).await?;
+        for member in &mut pending.members {
+            member.base = self.standing(member, &mut holdings).await?;
+        }
         let all_new = pending.members.iter().all(|member| !self.listed.contains(&member.base.base.rdb.path));
         let settings_options = SettingsOptions { include_secrets: self.options.include_secrets };
         let topology = self.discovery.topology();
@@ -191,5 +195,20 @@ impl Supervisor<'_> {
         self.watch.note_backup(manifest.id);
         self.started_at = self.context.clock.now();
         Ok(())
+    }
+
+    /// The base of a shard; if it was listed and no backup names it any more, as after a prune, the newest one that leads here.
+    async fn standing(&self, member: &Member, holdings: &mut Holdings) -> Result<Arc<TakenBase>> {
+        let path = &member.base.base.rdb.path;
+        if !self.listed.contains(path) || holdings.lists(path) {
+            return Ok(Arc::clone(&member.base));
+        }
+        let primary = &member.shard.primary.addr;
+        let seen = self.seen.iter().find(|seen| seen.shard.primary.addr == *primary);
+        let held = match seen.and_then(|seen| seen.replication.as_ref()) {
+            Some(replication) => holdings.leading_to(replication).await?,
+            None => None,
+        };
+        Ok(held.map_or_else(|| Arc::clone(&member.base), |(_, newer)| newer))
     }
 }

@@ -54,9 +54,14 @@ impl Holdings {
 
     /// Adds a base that is in no backup yet, unless a backup lists it.
     pub(crate) fn add_base(&mut self, base: Arc<TakenBase>) {
-        if !self.listed().any(|listed| *listed == base.base.rdb.path) {
+        if !self.lists(&base.base.rdb.path) {
             self.unlisted.insert(0, base);
         }
+    }
+
+    /// Whether a backup names that RDB.
+    pub(crate) fn lists(&self, rdb: &str) -> bool {
+        self.listed().any(|listed| listed == rdb)
     }
 
     /// The RDBs of all bases that backups list.

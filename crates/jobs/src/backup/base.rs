@@ -172,7 +172,11 @@ async fn describe(
     Ok(TakenBase { source, source_role, server, history, offset, server_time, base, read, total, listed_in })
 }
 
-async fn put_digest(repository: &Repository, path: String, bytes: Vec<u8>) -> Result<ObjectRecord> {
+pub(crate) async fn put_digest(
+    repository: &Repository,
+    path: String,
+    bytes: Vec<u8>,
+) -> Result<ObjectRecord> {
     let raw_bytes = bytes.len() as u64;
     let mut writer = repository.create_object(path).await?;
     match writer.write(bytes.into()).await {

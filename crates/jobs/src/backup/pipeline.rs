@@ -16,6 +16,7 @@ use bytes::Bytes;
 use slotkeep_format::FrameWriter;
 use slotkeep_format::frames::FRAME_RAW_BYTES;
 use slotkeep_format::manifest::ObjectRecord;
+use slotkeep_model::DatasetDigest;
 use slotkeep_rdb::{Envelope, EnvelopeReport};
 use slotkeep_repo::layout::BaseLayout;
 use slotkeep_repo::{ObjectWriter, Repository};
@@ -168,6 +169,49 @@ impl Tasks {
         };
         Ok(PipelineReport { rdb, envelope, interpretation })
     }
+}
+
+/// What was made again of an RDB that is stored.
+pub(crate) struct Remade {
+    pub(crate) envelope: EnvelopeReport,
+    pub(crate) digest: DatasetDigest,
+    pub(crate) index: ObjectRecord,
+}
+
+/// Reads a stored RDB to its end and writes its index anew; `seen` is given every frame. Unless it succeeds, no index is written.
+pub(crate) async fn index_again(
+    repository: &Repository,
+    rdb: &ObjectRecord,
+    index: String,
+    mut seen: impl FnMut(&[u8]),
+) -> Result<Remade> {
+    let mut stored = repository.framed(rdb).await?;
+    let index = repository.create_object(index).await?;
+    let (interpret, queue) = mpsc::channel(QUEUE_PIECES);
+    let (pieces, index_queue) = mpsc::channel(QUEUE_PIECES);
+    let progress = ShardProgress::new(String::new());
+    let worker = tokio::task::spawn_blocking(move || interpret_worker(queue, &pieces, &progress));
+    let upload = tokio::spawn(upload(index, index_queue, None));
+    let fed = async {
+        let mut envelope = Envelope::new();
+        while let Some(frame) = stored.next().await? {
+            envelope.feed(&frame);
+            seen(&frame);
+            // If it has given up, it says why.
+            let _ = interpret.send(Raw::Piece(frame.into())).await;
+        }
+        let _ = interpret.send(Raw::End).await;
+        Ok::<_, Error>(envelope)
+    };
+    let fed = fed.await;
+    drop(interpret);
+    let (interpretation, index) = (joined(worker.await)?, joined(upload.await)?);
+    let envelope = fed?.finish();
+    let damaged = |why: String| Error::new(ErrorKind::Corrupt, format!("{} can't be used: {why}", rdb.path));
+    let envelope = envelope.map_err(|error| damaged(error.to_string()))?;
+    let interpretation = interpretation.map_err(damaged)?;
+    let index = index?.ok_or_else(|| damaged("its index was not written".to_owned()))?;
+    Ok(Remade { envelope, digest: interpretation.digest, index })
 }
 
 fn joined<T>(outcome: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {

@@ -16,8 +16,10 @@ use crate::{Error, ErrorKind, Result};
 
 /// How many histories are looked at at a time.
 const READS_IN_FLIGHT: usize = 8;
-/// How many segments' records are remembered.
-const REMEMBERED_RECORDS: usize = 4096;
+/// How many time samples, those of the segments' records, are remembered: some 50 MB.
+const REMEMBERED_SAMPLES: usize = 2_000_000;
+/// What a record counts beside its samples.
+const RECORD_WEIGHT: usize = 16;
 
 /// What a repository holds of a cluster: backups, histories with their segments, and how the cluster looked.
 pub struct Past {
@@ -35,7 +37,26 @@ pub struct Past {
     segments: BTreeMap<ReplId, Vec<SegmentEntry>>,
     /// Of each base of the chain, by number: which backup names it, and as which shard.
     bases: Vec<(usize, usize)>,
-    records: Mutex<HashMap<String, Arc<SegmentRecord>>>,
+    records: Mutex<Remembered>,
+}
+
+/// Records that were read.
+#[derive(Default)]
+struct Remembered {
+    records: HashMap<String, Arc<SegmentRecord>>,
+    samples: usize,
+}
+
+impl Remembered {
+    fn add(&mut self, path: &str, record: &Arc<SegmentRecord>) {
+        let samples = record.times.samples().len().saturating_add(RECORD_WEIGHT);
+        if self.samples.saturating_add(samples) > REMEMBERED_SAMPLES {
+            *self = Self::default();
+        }
+        if self.records.insert(path.to_owned(), Arc::clone(record)).is_none() {
+            self.samples = self.samples.saturating_add(samples);
+        }
+    }
 }
 
 impl Past {
@@ -156,15 +177,11 @@ impl Past {
     /// A segment's record, read once.
     pub(super) async fn record(&self, entry: &SegmentEntry) -> Result<Arc<SegmentRecord>> {
         let remembered = || self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(record) = remembered().get(entry.path()) {
+        if let Some(record) = remembered().records.get(entry.path()) {
             return Ok(Arc::clone(record));
         }
         let record = Arc::new(self.repository.segment_record(entry).await?);
-        let mut records = remembered();
-        if records.len() >= REMEMBERED_RECORDS {
-            records.clear();
-        }
-        records.insert(entry.path().to_owned(), Arc::clone(&record));
+        remembered().add(entry.path(), &record);
         Ok(record)
     }
 

@@ -11,7 +11,7 @@ pub(super) const BASE_ADVICE: &str =
 /// What to do about log that can't be used.
 pub(super) const LOG_ADVICE: &str = "moments behind the last base before it can't be restored past it: take a new backup, which begins a new line";
 /// What to do about derived data.
-pub(super) const DERIVED_ADVICE: &str = "the data itself is in the RDB; comparisons and single keys of this backup can't be had: take a new backup";
+pub(super) const DERIVED_ADVICE: &str = "the data itself is in the RDB; comparisons and single keys of this backup can't be had until `slotkeep repair` makes it again";
 
 /// A finding without an offset.
 pub(super) fn finding(

@@ -10,7 +10,7 @@ use slotkeep_format::{
     Depth, HistoryRecord, Manifest, ManifestError, Seal, Severity, TopologyRecord, VerifyFinding, check_seal,
 };
 use slotkeep_model::{ReplId, SlotDigest, SlotSet};
-use slotkeep_repo::{Area, Problem, RepoError, Repository, SegmentEntry, StoredObject, layout};
+use slotkeep_repo::{Area, Problem, Pruned, RepoError, Repository, SegmentEntry, StoredObject, layout};
 
 use super::findings::{BASE_ADVICE, DERIVED_ADVICE, LOG_ADVICE, finding, of_object, problem};
 use super::proofs::fingerprint;
@@ -22,6 +22,8 @@ const FILE_MOST_BYTES: u64 = 256 << 20;
 const READS_IN_FLIGHT: usize = 8;
 const PRESENT: (Depth, &str) = (Depth::Objects, "present");
 const BYTES: (Depth, &str) = (Depth::Objects, "bytes");
+const SIGNATURE_ADVICE: &str =
+    "find out who can write to the repository; it is not used, docs/security.md says why";
 
 /// A small file that was read and found whole.
 pub(super) struct SmallFile {
@@ -74,6 +76,8 @@ pub(super) struct Inventory {
     pub(super) histories: BTreeMap<ReplId, HistoryWork>,
     pub(super) files: Vec<SmallFile>,
     pub(super) findings: Vec<VerifyFinding>,
+    /// What was given up on purpose.
+    pub(super) pruned: Pruned,
     /// Fingerprints of the paths of all objects that were listed.
     pub(super) present: HashSet<u128>,
     by_path: BTreeMap<String, usize>,
@@ -92,20 +96,35 @@ impl Inventory {
             inventory.history(repository, cluster, &history).await?;
         }
         inventory.missing_objects();
+        // Last: what is given up is written down before it is deleted.
+        inventory.pruned = repository.pruned(cluster).await?;
         Ok(inventory)
     }
 
     async fn repository_file(&mut self, repository: &Repository) -> Result<()> {
         let bytes = repository.read_file(layout::REPOSITORY_FILE, FILE_MOST_BYTES).await?;
         let version = repository.file().format_version;
-        self.sealed(layout::REPOSITORY_FILE, &bytes, version);
+        self.sealed(repository, layout::REPOSITORY_FILE, &bytes, version)?;
         Ok(())
     }
 
     /// Notes what the seal says, where the file could be read.
-    fn sealed(&mut self, path: &str, bytes: &[u8], version: u32) {
+    fn sealed(&mut self, repository: &Repository, path: &str, bytes: &[u8], version: u32) -> Result<()> {
         if check_seal(bytes) == Seal::Intact {
-            return;
+            return Ok(());
+        }
+        // A signature stands behind the seal, and says as much.
+        if path != layout::REPOSITORY_FILE {
+            match repository.check_signed(path, bytes) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) if matches!(error.problem, Problem::Untrusted(_)) => {
+                    let what = error.problem.to_string();
+                    self.findings.push(problem((Depth::Objects, "signature"), path, what, SIGNATURE_ADVICE));
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
         // Files of the first version were written without seals.
         let severity = if version <= 1 { Severity::Note } else { Severity::Problem };
@@ -113,6 +132,7 @@ impl Inventory {
         let advice =
             if version <= 1 { "" } else { "it was changed after it was written: look at what it says" };
         self.findings.push(finding(severity, (Depth::Objects, "seal"), path, what, advice));
+        Ok(())
     }
 
     async fn manifests(&mut self, repository: &Repository, cluster: &str) -> Result<()> {
@@ -139,7 +159,7 @@ impl Inventory {
                 self.backups.push(Backup::unreadable(id, stored.path));
                 continue;
             }
-            self.sealed(&stored.path, &bytes, manifest.format_version);
+            self.sealed(repository, &stored.path, &bytes, manifest.format_version)?;
             let shards = manifest.shards.iter().map(|shard| {
                 let base = self.by_path.get(&shard.base.rdb.path).copied().unwrap_or_else(|| {
                     self.by_path.insert(shard.base.rdb.path.clone(), self.bases.len());
@@ -183,7 +203,7 @@ impl Inventory {
                     self.findings.push(problem((Depth::Objects, "name"), &stored.path, what, LOG_ADVICE));
                 }
                 Ok((bytes, _)) => {
-                    self.sealed(&stored.path, &bytes, u32::MAX);
+                    self.sealed(repository, &stored.path, &bytes, u32::MAX)?;
                     self.files.push(SmallFile::new(stored, &bytes));
                 }
                 Err(error) => self.findings.push(of_object(error, BYTES, &stored.path, LOG_ADVICE)?),
@@ -239,7 +259,7 @@ impl Inventory {
                 Ok(None)
             }
             Ok((bytes, record)) => {
-                self.sealed(&stored.path, &bytes, u32::MAX);
+                self.sealed(repository, &stored.path, &bytes, u32::MAX)?;
                 self.files.push(SmallFile::new(stored, &bytes));
                 Ok(Some(record))
             }

@@ -56,6 +56,12 @@ impl Run<'_> {
                     // Its manifest has a finding of its own.
                     continue;
                 }
+                if inventory.pruned.gave_up_backup(&self.options.cluster, id) {
+                    let what = format!("it is a base of backup {id}, which was pruned");
+                    let advice = "the next prune deletes it";
+                    self.findings.push(finding(Severity::Note, UNLISTED, folder, what, advice));
+                    continue;
+                }
                 let was_listed = lost.keys().any(|path| path.ends_with(&format!("/backups/{id}.json")));
                 let what = if was_listed {
                     format!("it is a base of backup {id}, whose manifest was here and is gone")
@@ -71,7 +77,7 @@ impl Run<'_> {
                     (false, true) => (Severity::Note, "a backup is running, or was broken off"),
                     (false, false) => (
                         Severity::Warning,
-                        "a backup was broken off and can be deleted, or its manifest was lost",
+                        "a backup was broken off, and `slotkeep prune` deletes it; or its manifest was lost, and `slotkeep repair` lists it again",
                     ),
                 };
                 self.findings.push(finding(severity, UNLISTED, folder, what, advice));
@@ -83,10 +89,14 @@ impl Run<'_> {
     fn lost(&mut self, inventory: &Inventory, held: &BTreeMap<ReplId, Held>, lost: &Gone) {
         let oldest_topology =
             inventory.files.iter().map(|file| &file.stored.path).find(|path| path.contains("/topology/"));
+        let (cluster, pruned) = (self.options.cluster.as_str(), &inventory.pruned);
         let judge = |path: &str| -> Option<(Severity, &'static str)> {
             let mut parts = path.split('/').rev();
             let (name, folder, history) = (parts.next()?, parts.next()?, parts.next());
+            let id = name.trim_end_matches(".json");
             match folder {
+                "backups" if pruned.gave_up_backup(cluster, id) => None,
+                "topology" if pruned.gave_up_topology(cluster, id) => None,
                 "backups" => Some((Severity::Note, "it was deleted, or lost")),
                 // The old ones go first when they are deleted on purpose.
                 "topology" if oldest_topology.is_some_and(|oldest| oldest.as_str() < path) => {
@@ -98,8 +108,11 @@ impl Run<'_> {
                     let (work, held) = (inventory.histories.get(&history)?, held.get(&history)?);
                     let range = segment_range(name)?;
                     let needed = needed(work, inventory, &history, range.start);
-                    (needed && !missing(&held.runs, range).is_empty())
-                        .then_some((Severity::Problem, LOG_ADVICE))
+                    let given_up = pruned.log_of(cluster, &history);
+                    let lost = missing(&held.runs, range)
+                        .into_iter()
+                        .any(|hole| !missing(&given_up, hole).is_empty());
+                    (needed && lost).then_some((Severity::Problem, LOG_ADVICE))
                 }
                 _ => None,
             }
@@ -110,7 +123,9 @@ impl Run<'_> {
     fn holes(&mut self, inventory: &Inventory, held: &BTreeMap<ReplId, Held>) {
         for (id, history) in &inventory.histories {
             let Some(held) = held.get(id) else { continue };
-            self.findings.extend(holes_of(id, history, held, &base_offsets(inventory, id, history)));
+            let given_up = inventory.pruned.log_of(&self.options.cluster, id);
+            let bases = base_offsets(inventory, id, history);
+            self.findings.extend(holes_of(id, history, held, (&bases, &given_up)));
         }
         for backup in &inventory.backups {
             for (number, cut) in &backup.shards {
@@ -251,9 +266,16 @@ fn base_offsets(inventory: &Inventory, id: &ReplId, history: &HistoryWork) -> BT
     listed.chain(unlisted).collect()
 }
 
-/// Where the log of a history is not whole, or nothing leads to it.
-fn holes_of(id: &ReplId, history: &HistoryWork, held: &Held, bases: &BTreeSet<u64>) -> Vec<VerifyFinding> {
+/// Where the log of a history is not whole, or nothing leads to it, although it was not given up.
+fn holes_of(
+    id: &ReplId,
+    history: &HistoryWork,
+    held: &Held,
+    (bases, given_up): (&BTreeSet<u64>, &[Range<u64>]),
+) -> Vec<VerifyFinding> {
     let mut found = Vec::new();
+    // Prunes leave whole segments out: a hole that began as a gap has been given up with what was around it.
+    let gave_up = |offset: u64| given_up.iter().any(|range| range.contains(&offset));
     let begins = |start: u64| bases.contains(&start.saturating_sub(1));
     let object = |start: u64| {
         let segment = history.segments.iter().find(|segment| segment.entry.start == start);
@@ -262,7 +284,8 @@ fn holes_of(id: &ReplId, history: &HistoryWork, held: &Held, bases: &BTreeSet<u6
     if let Some(first) = held.runs.first() {
         let led_to = bases.range(first.start.saturating_sub(1)..).next().is_some();
         let fork = held.parent.as_ref().map(|parent| parent.fork);
-        if !led_to && fork.is_none_or(|fork| fork.saturating_add(1) < first.start) {
+        let pruned = gave_up(first.start.saturating_sub(1));
+        if !led_to && !pruned && fork.is_none_or(|fork| fork.saturating_add(1) < first.start) {
             let what = match fork {
                 Some(fork) => format!(
                     "the log begins at offset {}, its history at {}: what is between is missing",
@@ -283,6 +306,9 @@ fn holes_of(id: &ReplId, history: &HistoryWork, held: &Held, bases: &BTreeSet<u6
     for pair in held.runs.windows(2) {
         let [before, after] = pair else { continue };
         let hole: Range<u64> = before.end..after.start;
+        if gave_up(hole.start) && (gave_up(hole.end.saturating_sub(1)) || begins(after.start)) {
+            continue;
+        }
         let what = format!(
             "bytes {} to {} of history {id} before it are missing",
             hole.start,

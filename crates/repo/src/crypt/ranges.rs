@@ -37,6 +37,14 @@ impl Layer {
             Self::Sealed(object) => object.plain_bytes,
         }
     }
+
+    /// The header and the nonce of an encrypted object.
+    pub(crate) fn header(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Sealed(object) => Some(&object.header),
+        }
+    }
 }
 
 /// An age file, of which the parts that every reading needs are here.

@@ -9,6 +9,7 @@ mod create;
 mod pause;
 mod rate;
 mod resume;
+mod stop;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use object_store::ObjectStore;
 
 pub(crate) use create::{Creating, create_new};
 pub use rate::RateLimit;
+pub use stop::StopPoint;
 
 /// Limits that the library would set for a whole request, upload or download, however large it is: 30 s. A part of an upload has this long; a
 /// download is read on when it is over.
@@ -26,7 +28,15 @@ pub(crate) const SILENCE_LIMIT: &str = "60 seconds";
 pub(crate) const CONNECT_LIMIT: &str = "10 seconds";
 
 /// Puts the adapters around a store.
-pub(crate) fn stack(store: Arc<dyn ObjectStore>, limit: Option<RateLimit>) -> Arc<dyn ObjectStore> {
+pub(crate) fn stack(
+    store: Arc<dyn ObjectStore>,
+    limit: Option<RateLimit>,
+    stop: Option<StopPoint>,
+) -> Arc<dyn ObjectStore> {
+    let store = match stop {
+        Some(stop) => Arc::new(stop::Stopping::new(store, stop)),
+        None => store,
+    };
     let store: Arc<dyn ObjectStore> = Arc::new(resume::Resuming::new(store));
     match limit {
         Some(limit) => Arc::new(rate::Limited::new(store, limit)),

@@ -1,0 +1,45 @@
+//! An archive that runs while its bases are pruned: its next backup names those that are there.
+
+use slotkeep_repo::{Location, Repository};
+use slotkeep_testkit::ClusterBuilder;
+
+use crate::clock::{last, prune};
+use crate::common::agent::Agent;
+use crate::common::{server, slotkeep};
+use crate::harness::RUNTIME;
+use crate::lived::{paths, restored, sound};
+
+#[test]
+fn an_archive_whose_bases_were_pruned_lists_the_newest_ones() {
+    let cluster = ClusterBuilder::new(server("valkey-9.1")).primaries(2).start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let repo = folder.path().join("repo");
+    let (text, spool) = (repo.to_str().unwrap(), folder.path().join("spool-of-backup"));
+    let agent = Agent::start(&cluster, folder.path(), &[]);
+    agent.wait_ready();
+    let addr = cluster.nodes()[1].addr().to_string();
+    let full = ["backup", "--json", "--cluster", &addr, "--repo", text, "--spool", spool.to_str().unwrap()];
+    let full = slotkeep(&full).expect_code(0).json();
+    let repository = RUNTIME.block_on(Repository::open(&Location::Folder(repo.clone()))).unwrap();
+    prune(&repository, &last(1), 48);
+    prune(&repository, &last(1), 73);
+    let rdbs = |repo| paths(repo).into_iter().filter(|path| path.ends_with("rdb.zst")).collect::<Vec<_>>();
+    let left = rdbs(&repo);
+    assert_eq!(left.len(), 2);
+    assert!(left.iter().all(|path| path.contains(full["id"].as_str().unwrap())), "{left:?}");
+
+    // A server that lost its data begins a new history: there is a base to be listed.
+    cluster.nodes()[0].kill().unwrap();
+    cluster.nodes()[0].start().unwrap();
+    agent.wait("the second backup", |lines| {
+        lines.iter().filter(|line| line["notice"]["kind"] == "backup").count() == 2
+    });
+    agent.stop();
+    let ids = RUNTIME.block_on(repository.backup_ids("main")).unwrap();
+    assert_eq!(ids.len(), 2);
+    let listed = RUNTIME.block_on(repository.manifest("main", &ids[1])).unwrap();
+    let names: Vec<&str> = listed.shards.iter().map(|shard| shard.base.rdb.path.as_str()).collect();
+    assert!(left.iter().any(|path| names.contains(&path.as_str())), "{names:?}");
+    sound(&repo);
+    assert!(!restored(&repo, &ids[1], 2).is_empty());
+}

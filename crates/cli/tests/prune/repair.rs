@@ -1,0 +1,200 @@
+//! `slotkeep repair`: what is derived is made again, what is whole is adopted, what is lost is named.
+
+use std::path::Path;
+
+use serde_json::Value;
+use slotkeep_format::{Depth, HistoryRecord, Severity, TopologyRecord};
+use slotkeep_model::ReplId;
+
+use crate::command::{LIVED, copied};
+use crate::common::{Run, command, files, slotkeep};
+use crate::harness::{Bench, RUNTIME};
+use crate::lived::{age, has_extension, paths, restored, restored_with, sound};
+
+#[track_caller]
+fn repair(repo: &Path, code: i32) -> Value {
+    let text = repo.to_str().unwrap();
+    let before = paths(repo);
+    slotkeep(&["repair", "--repo", text]).expect_code(2);
+    let plan = slotkeep(&["repair", "--json", "--dry-run", "--repo", text]).expect_code(code).json();
+    assert_eq!(paths(repo), before, "a plan changes nothing");
+    let done = slotkeep(&["repair", "--json", "--yes", "--repo", text]).expect_code(code).json();
+    assert_eq!(done["repairs"].as_array().unwrap().len(), plan["repairs"].as_array().unwrap().len());
+    assert!(
+        done["repairs"].as_array().unwrap().iter().all(|row| !row["gives"].as_array().unwrap().is_empty())
+    );
+    done
+}
+
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn indexes_and_digests_are_made_again_under_other_names() {
+    let bench = Bench::new();
+    let ids = bench.backup_ids();
+    let before: Vec<_> = ids.iter().map(|id| restored(&bench.repo(), id, 3)).collect();
+    let digest = bench.latest().digest;
+    let bases = bench.latest().shards;
+    flip(&bench.object(&bases[0].base.index.as_ref().unwrap().path));
+    flip(&bench.object(&bases[1].base.digest.as_ref().unwrap().path));
+    std::fs::remove_file(bench.object(&bases[2].base.index.as_ref().unwrap().path)).unwrap();
+    assert_eq!(bench.again(Depth::Structure).worst(), Severity::Problem);
+    slotkeep(&["prune", "--repo", &bench.text(), "--pin", &ids[1]]).expect_code(0);
+
+    let done = repair(&bench.repo(), 0);
+    assert_eq!(done["repairs"].as_array().unwrap().len(), 3);
+    // Both backups on these bases have a twin, which is found by the old id.
+    let expected = [ids[0].clone(), format!("{}-r1", ids[1]), format!("{}-r1", ids[2])];
+    assert_eq!(bench.backup_ids(), expected);
+    assert_eq!(bench.latest().digest, digest);
+    assert!(bench.again(Depth::Structure).worst() <= Severity::Note);
+    assert_eq!(ids.iter().map(|id| restored(&bench.repo(), id, 3)).collect::<Vec<_>>(), before);
+    let repository = bench.open();
+    assert!(
+        RUNTIME.block_on(repository.pins("main")).unwrap().contains_key(&expected[1]),
+        "the pin goes along"
+    );
+    assert!(repair(&bench.repo(), 0)["repairs"].as_array().unwrap().is_empty());
+    // What was replaced is an orphan.
+    let swept = crate::clock::prune(&repository, &crate::clock::last(9), 48);
+    let orphans = swept.objects.iter().filter(|object| object.path.contains("/base/")).count();
+    assert_eq!(orphans, 5, "an index and a digest of each, one of which was missing");
+}
+
+#[test]
+fn a_backup_without_a_manifest_is_adopted() {
+    let (_folder, repo, _) = copied();
+    let ids = &LIVED.ids;
+    let full = restored(&repo, &ids[3], 1);
+    let manifest = |number: usize| repo.join(format!("main/backups/{}.json", ids[number]));
+    let said: Value = serde_json::from_slice(&std::fs::read(manifest(3)).unwrap()).unwrap();
+    for number in [3, 4] {
+        std::fs::remove_file(manifest(number)).unwrap();
+    }
+    // It might run still.
+    assert!(repair(&repo, 0)["repairs"].as_array().unwrap().is_empty());
+    age(&repo, 3);
+    let done = repair(&repo, 0);
+    let id = format!("{}-r1", ids[3]);
+    assert_eq!(done["repairs"][0]["gives"][0], id);
+    let adopted: Value =
+        serde_json::from_slice(&std::fs::read(repo.join(format!("main/backups/{id}.json"))).unwrap())
+            .unwrap();
+    let (old, new) = (&said["shards"][0], &adopted["shards"][0]);
+    for field in ["slots", "history", "offset", "server", "primary"] {
+        assert_eq!(old[field], new[field], "{field}");
+    }
+    for field in ["rdb", "rdb_version", "crc64", "keys"] {
+        assert_eq!(old["base"][field], new["base"][field], "{field}");
+    }
+    assert_eq!(said["digest"], adopted["digest"]);
+    assert!(adopted["settings"][0]["unreadable"][0].as_str().unwrap().contains("adopted"));
+    sound(&repo);
+    // Who may log in was in the manifest, and is not made up.
+    let text = repo.to_str().unwrap();
+    let to = repo.join("../restored");
+    let restore = [
+        "restore",
+        "--backup",
+        &id,
+        "--repo",
+        text,
+        "--to-dir",
+        to.to_str().unwrap(),
+        "--nodes",
+        "127.0.0.1:17001",
+    ];
+    slotkeep(&restore).expect_code(2);
+    assert!(!restored_with(&repo, &id, 1, &["--no-acl"]).is_empty());
+    let rdb = |data: &[(String, Vec<u8>)]| {
+        data.iter().find(|(name, _)| has_extension(name, "rdb")).map(|(_, bytes)| bytes.clone())
+    };
+    assert_eq!(rdb(&full), rdb(&restored_with(&repo, &id, 1, &["--no-acl"])));
+}
+
+#[test]
+fn a_manifest_that_cannot_be_read_is_replaced_and_kept() {
+    let (_folder, repo, repository) = copied();
+    let ids = &LIVED.ids;
+    let manifest = |number: usize| repo.join(format!("main/backups/{}.json", ids[number]));
+    std::fs::remove_file(manifest(4)).unwrap();
+    flip(&manifest(3));
+    let damaged = std::fs::read(manifest(3)).unwrap();
+    repair(&repo, 0);
+    let kept = std::fs::read(repo.join(format!("main/lost/{}.json", ids[3]))).unwrap();
+    assert_eq!(kept, damaged);
+    let listed = RUNTIME.block_on(repository.backup_ids("main")).unwrap();
+    assert_eq!(listed, [ids[0].clone(), ids[1].clone(), ids[2].clone(), format!("{}-r1", ids[3])]);
+    sound(&repo);
+    // One that took no base of its own is lost.
+    flip(&manifest(2));
+    let lost = repair(&repo, 49);
+    assert!(lost["lost"][0]["what"].as_str().unwrap().contains("where it ended is lost"), "{lost:#}");
+}
+
+#[test]
+fn the_file_of_a_history_is_made_again_with_its_parent() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let child: ReplId = "d".repeat(40).parse().unwrap();
+    let said = RUNTIME.block_on(repository.history("main", &child)).unwrap().unwrap();
+    let parent = said.parent.clone().unwrap();
+    // How the cluster looked before the failover.
+    let seen = RUNTIME.block_on(repository.topologies("main")).unwrap();
+    let mut earlier: TopologyRecord = seen[0].clone();
+    "20261124T000000.000Z-0000".clone_into(&mut earlier.id);
+    earlier.shards[0].history = Some(parent.history.clone());
+    RUNTIME.block_on(repository.put_topology("main", &earlier)).unwrap();
+    let file = bench.object(&format!("main/history/{child}/history.json"));
+    for damage in [|file: &Path| std::fs::remove_file(file).unwrap(), flip] {
+        damage(&file);
+        assert_eq!(bench.again(Depth::Structure).worst(), Severity::Problem);
+        repair(&bench.repo(), 0);
+        let made: HistoryRecord = RUNTIME.block_on(repository.history("main", &child)).unwrap().unwrap();
+        assert_eq!(made.parent, Some(parent.clone()));
+        assert_eq!(made.slots, said.slots);
+        assert!(bench.again(Depth::Structure).worst() <= Severity::Note);
+    }
+}
+
+#[test]
+fn what_is_lost_is_named() {
+    let bench = Bench::new();
+    let ids = bench.backup_ids();
+    let rdb = bench.latest().shards[1].base.rdb.path.clone();
+    std::fs::remove_file(bench.object(&rdb)).unwrap();
+    let report = repair(&bench.repo(), 49);
+    assert_eq!(report["lost"][0]["object"], rdb);
+    assert_eq!(report["lost"][0]["backups"], serde_json::json!([ids[1], ids[2]]));
+}
+
+#[test]
+fn an_encrypted_repository_is_repaired_by_its_reader() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let output = std::process::Command::new("age-keygen").args(["-o", &path("reader")]).output();
+    assert!(output.unwrap().status.success(), "age-keygen");
+    let text = std::fs::read_to_string(path("reader")).unwrap();
+    let public = text.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
+    let repo = path("repo");
+    let on = |arguments: &[&str]| {
+        let mut command = command();
+        command.args(arguments).args(["--json", "--repo", &repo]);
+        Run::of(&command.env("SLOTKEEP_STATE", path("host")).output().unwrap())
+    };
+    on(&["init", "--recipient", &public]).expect_code(0);
+    let mut backup = LIVED.backup(Path::new(&repo), "full");
+    Run::of(&backup.env("SLOTKEEP_STATE", path("host")).output().unwrap()).expect_code(0);
+    let index = files(Path::new(&repo)).into_iter().find(|(name, _)| name.ends_with("index.zst")).unwrap().0;
+    flip(&Path::new(&repo).join(index));
+    on(&["repair", "--yes"]).expect_code(25);
+    let identity = path("reader");
+    let done = on(&["repair", "--yes", "--identity", &identity]).expect_code(0).json();
+    assert_eq!(done["repairs"][0]["repair"], "derived");
+    on(&["verify", "--again", "--identity", &identity]).expect_code(0);
+}

@@ -1,0 +1,203 @@
+//! Marked, and deleted a day later, unless something needs it then.
+
+use slotkeep_format::{Depth, KeptFor, RetentionPolicy, Severity};
+use slotkeep_jobs::prune::{Kind, PruneReport, Step};
+use slotkeep_repo::BackupSelector;
+
+use crate::clock::{last, plan, prune};
+use crate::common::files;
+use crate::harness::{Bench, RUNTIME};
+use crate::lived::{paths, restored};
+
+fn steps(report: &PruneReport, kind: Kind) -> Vec<Step> {
+    report.objects.iter().filter(|object| object.kind == kind).map(|object| object.step).collect()
+}
+
+#[track_caller]
+fn sound(bench: &Bench) {
+    let record = bench.again(Depth::Structure);
+    let bad: Vec<_> = record.findings.iter().filter(|found| found.severity > Severity::Note).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+}
+
+#[test]
+fn what_no_rule_keeps_is_marked_and_goes_after_the_grace() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let ids = bench.backup_ids();
+    let before = paths(&bench.repo());
+    let newest = restored(&bench.repo(), &ids[2], 3);
+
+    // A plan changes nothing.
+    let preview = plan(&repository, &last(1), 48).preview();
+    assert!(preview.dry_run && preview.freed_bytes == 0 && preview.marked_bytes > 0);
+    assert_eq!(paths(&bench.repo()), before);
+
+    let marked = prune(&repository, &last(1), 48);
+    assert_eq!(steps(&marked, Kind::Backup), [Step::Mark; 2]);
+    assert_eq!(steps(&marked, Kind::Base), [Step::Mark; 9]);
+    assert_eq!(steps(&marked, Kind::Topology), [Step::Mark]);
+    assert_eq!(steps(&marked, Kind::Log).len() + steps(&marked, Kind::History).len(), 0);
+    assert_eq!(marked.backups[2].kept_for, [KeptFor::Last, KeptFor::Newest]);
+    // Until they are deleted all of them are as good as before.
+    for id in &ids {
+        restored(&bench.repo(), id, 3);
+    }
+    sound(&bench);
+
+    // A day is not over yet; nothing is written then.
+    let with_marks = paths(&bench.repo());
+    let waiting = prune(&repository, &last(1), 71);
+    assert_eq!(steps(&waiting, Kind::Backup), [Step::Wait; 2]);
+    assert_eq!(paths(&bench.repo()), with_marks);
+
+    let swept = prune(&repository, &last(1), 73);
+    assert_eq!(steps(&swept, Kind::Backup), [Step::Deleted; 2]);
+    assert_eq!(steps(&swept, Kind::Base), [Step::Deleted; 9]);
+    assert_eq!(swept.freed_bytes, marked.marked_bytes);
+    assert!(swept.refused.is_empty());
+    let after = paths(&bench.repo());
+    let gone: Vec<&String> = before.iter().filter(|path| !after.contains(path)).collect();
+    // The second full backup goes, its bases do not: the newest one goes on from them.
+    let expected = |path: &str| {
+        path.contains(&format!("backups/{}", ids[0]))
+            || path.contains(&format!("backups/{}", ids[1]))
+            || (path.contains("/base/") && path.contains(&ids[0]))
+            || path.ends_with("topology/20261125T000000.000Z-0001.json")
+    };
+    assert_eq!(gone, before.iter().filter(|path| expected(path)).collect::<Vec<_>>());
+    assert_eq!(gone.len(), 12);
+    assert_eq!(restored(&bench.repo(), &ids[2], 3), newest);
+    sound(&bench);
+    // What is missing by accident is told from what was pruned.
+    let lost = after.iter().find(|path| path.contains("/log/")).unwrap();
+    std::fs::remove_file(bench.object(lost)).unwrap();
+    assert_eq!(bench.again(Depth::Structure).worst(), Severity::Problem);
+
+    let nothing = prune(&repository, &last(1), 200);
+    assert!(nothing.objects.is_empty() && nothing.freed_bytes == 0);
+}
+
+#[test]
+fn a_mark_is_void_as_soon_as_something_needs_the_object() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let ids = bench.backup_ids();
+    assert_eq!(steps(&prune(&repository, &last(1), 0), Kind::Base), [Step::Mark; 9]);
+    let late_plan = plan(&repository, &last(1), 25);
+    // Somebody goes on from a base that is marked, after the plan was made.
+    let mut manifest =
+        RUNTIME.block_on(repository.find("main", &BackupSelector::Id(ids[0].clone()))).unwrap();
+    let old = restored(&bench.repo(), &ids[0], 3);
+    "20991126T000000.000Z-0004".clone_into(&mut manifest.id);
+    RUNTIME.block_on(repository.commit(&manifest)).unwrap();
+    let swept = crate::clock::act(&repository, &late_plan, 25).unwrap();
+    assert_eq!(steps(&swept, Kind::Base), [Step::Needed; 9]);
+    assert_eq!(steps(&swept, Kind::Backup), [Step::Deleted; 2]);
+    assert_eq!(restored(&bench.repo(), "20991126T000000.000Z-0004", 3), old);
+    // It is no longer marked, and what it replaces is marked only now.
+    let next = prune(&repository, &last(1), 26);
+    assert!(steps(&next, Kind::Base).iter().all(|step| *step == Step::Mark));
+    assert_eq!(restored(&bench.repo(), "20991126T000000.000Z-0004", 3), old);
+    sound(&bench);
+}
+
+#[test]
+fn objects_of_no_backup_go_once_they_are_old() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let ids = bench.backup_ids();
+    // A backup that was broken off, or runs.
+    let manifest = bench.object(&format!("main/backups/{}.json", ids[0]));
+    std::fs::remove_file(manifest).unwrap();
+    let everything = last(9);
+    let young = prune(&repository, &everything, 0);
+    assert!(steps(&young, Kind::Base).is_empty() && young.young_bytes > 0, "{young:#?}");
+    let orphans =
+        files(&bench.repo()).into_iter().filter(|(name, _)| name.contains(&format!("-{}/", ids[0])));
+    let orphans: Vec<String> = orphans.map(|(name, _)| name).collect();
+    assert_eq!(orphans.len(), 9);
+    // As long as one of its objects is young, the backup may run.
+    let fresh = std::time::SystemTime::UNIX_EPOCH
+        + std::time::Duration::from_secs(u64::try_from(harness_now().as_second()).unwrap() + 30 * 3600);
+    let touch = |path: &str, to| {
+        std::fs::File::options().write(true).open(bench.object(path)).unwrap().set_modified(to).unwrap();
+    };
+    let written = std::fs::metadata(bench.object(&orphans[8])).unwrap().modified().unwrap();
+    touch(&orphans[8], fresh);
+    let none = prune(&repository, &everything, 40);
+    assert!(steps(&none, Kind::Base).is_empty() && none.young_bytes > 0, "{none:#?}");
+    touch(&orphans[8], written);
+    assert_eq!(steps(&prune(&repository, &everything, 40), Kind::Base), [Step::Mark; 9]);
+    assert_eq!(steps(&prune(&repository, &everything, 65), Kind::Base), [Step::Deleted; 9]);
+    assert!(!paths(&bench.repo()).iter().any(|path| path.contains(&format!("-{}/", ids[0]))));
+    for id in &ids[1..] {
+        restored(&bench.repo(), id, 3);
+    }
+}
+
+#[test]
+fn the_base_that_an_archive_goes_on_from_stays_before_it_is_listed() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let ids = bench.backup_ids();
+    for id in &ids[1..] {
+        std::fs::remove_file(bench.object(&format!("main/backups/{id}.json"))).unwrap();
+    }
+    // The log behind the base goes on being written.
+    let now = u64::try_from(harness_now().as_second()).unwrap();
+    let fresh = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(now + 30 * 3600);
+    let of_first_lines = |path: &String| {
+        path.contains("/log/") && !["/ddd", "/eee", "/fff"].iter().any(|child| path.contains(child))
+    };
+    for path in paths(&bench.repo()).iter().filter(|path| of_first_lines(path)) {
+        let file = std::fs::File::options().write(true).open(bench.object(path)).unwrap();
+        file.set_modified(fresh).unwrap();
+    }
+    let report = prune(&repository, &last(9), 40);
+    assert_eq!(steps(&report, Kind::Base), []);
+    // Once it is written no more, the base is an orphan.
+    assert_eq!(steps(&prune(&repository, &last(9), 80), Kind::Base), [Step::Mark; 9]);
+}
+
+fn harness_now() -> jiff::Timestamp {
+    crate::harness::context().clock.now()
+}
+
+#[test]
+fn as_long_as_a_manifest_cannot_be_read_nothing_that_it_may_need_goes() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let ids = bench.backup_ids();
+    let path = bench.object(&format!("main/backups/{}.json", ids[1]));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[200] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    for hours in [48, 96] {
+        let report = prune(&repository, &last(1), hours);
+        assert_eq!(report.unreadable, [ids[1].clone()]);
+        assert!(report.objects.iter().all(|object| object.kind == Kind::Backup), "{report:#?}");
+    }
+    let left = paths(&bench.repo());
+    assert!(!left.iter().any(|path| path.contains(&format!("backups/{}", ids[0]))));
+    assert!(left.iter().any(|path| path.contains(&format!("backups/{}", ids[1]))));
+    assert_eq!(left.iter().filter(|path| path.contains("/base/")).count(), 18);
+}
+
+#[test]
+fn a_rule_is_wanted_and_a_grace_of_an_hour() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let refused = |policy: &RetentionPolicy, grace: i64| {
+        let options = slotkeep_jobs::prune::PruneOptions {
+            grace: jiff::SignedDuration::from_mins(grace),
+            ..crate::clock::options(policy)
+        };
+        let context = crate::clock::context(0);
+        let made = slotkeep_jobs::prune::PrunePlan::make(&context, &repository, &options);
+        RUNTIME.block_on(made).err().map(|error| error.to_string())
+    };
+    assert!(refused(&RetentionPolicy::default(), 60).unwrap().contains("no rule"));
+    assert!(refused(&last(1), 59).unwrap().contains("shorter than an hour"));
+    assert_eq!(refused(&last(1), 60), None);
+}

@@ -1,0 +1,178 @@
+//! What a repository holds of a cluster: everything that could be given up.
+//!
+//! Objects are listed before manifests are: a backup that is committed meanwhile is seen with all that it names, or its objects are young
+//! and named by nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Range;
+
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use slotkeep_format::{Manifest, Parent};
+use slotkeep_model::ReplId;
+use slotkeep_repo::{Area, Problem, RepoError, Repository, SegmentEntry, StoredObject, layout};
+
+use crate::Result;
+
+/// How many histories are looked at at a time.
+const READS_IN_FLIGHT: usize = 8;
+
+/// What there is of one history.
+#[derive(Default)]
+pub(super) struct HistoryStock {
+    pub(super) file: Option<StoredObject>,
+    /// In the order of their starts, of those that begin at the same offset the longest first.
+    pub(super) segments: Vec<(Range<u64>, StoredObject)>,
+    /// By their folders.
+    pub(super) bases: BTreeMap<String, BaseStock>,
+}
+
+/// What there is of one base.
+pub(super) struct BaseStock {
+    pub(super) offset: u64,
+    /// The backup that took it.
+    pub(super) backup: String,
+    pub(super) objects: Vec<StoredObject>,
+}
+
+/// How the cluster looked.
+pub(super) struct TopologyStock {
+    pub(super) seen_at: Timestamp,
+    pub(super) object: StoredObject,
+}
+
+/// What there is.
+#[derive(Default)]
+pub(super) struct Stock {
+    pub(super) manifests: Vec<Manifest>,
+    pub(super) manifest_objects: BTreeMap<String, StoredObject>,
+    /// Backups whose manifests can't be read.
+    pub(super) unreadable: Vec<String>,
+    pub(super) histories: BTreeMap<ReplId, HistoryStock>,
+    pub(super) parents: BTreeMap<ReplId, Parent>,
+    /// Whether every history's file can be read.
+    pub(super) lineage_known: bool,
+    /// Oldest first.
+    pub(super) topologies: Vec<TopologyStock>,
+    pub(super) pinned: BTreeSet<String>,
+    /// What could not be read, for people.
+    pub(super) remarks: Vec<String>,
+}
+
+impl Stock {
+    /// Looks at everything.
+    pub(super) async fn take(repository: &Repository, cluster: &str) -> Result<Self> {
+        let mut stock = Self { lineage_known: true, ..Self::default() };
+        let histories = repository.histories(cluster).await?;
+        let mut reads = futures::stream::iter(histories)
+            .map(async |history| {
+                let objects = repository.stored_objects(cluster, Area::History(&history)).await?;
+                let record = repository.history(cluster, &history).await;
+                Ok::<_, RepoError>((history, objects, record))
+            })
+            .buffered(READS_IN_FLIGHT);
+        while let Some((history, objects, record)) = reads.try_next().await? {
+            match record {
+                Ok(record) => {
+                    let parent = record.and_then(|record| record.parent);
+                    stock.parents.extend(parent.map(|parent| (history.clone(), parent)));
+                }
+                Err(error) => {
+                    stock.lineage_known = false;
+                    stock.remark(error)?;
+                }
+            }
+            let own = HistoryStock::of(&history, objects);
+            stock.histories.insert(history, own);
+        }
+        drop(reads);
+        stock.topologies(repository, cluster).await?;
+        stock.backups(repository, cluster).await?;
+        stock.pinned = repository.pins(cluster).await?.into_keys().collect();
+        Ok(stock)
+    }
+
+    async fn topologies(&mut self, repository: &Repository, cluster: &str) -> Result<()> {
+        let objects = repository.stored_objects(cluster, Area::Topologies).await?;
+        let records = match repository.topologies(cluster).await {
+            Ok(records) => records,
+            Err(error) => return self.remark(error),
+        };
+        let mut by_name: BTreeMap<String, StoredObject> =
+            objects.into_iter().map(|object| (object.name().to_owned(), object)).collect();
+        for record in records {
+            if let Some(object) = by_name.remove(&format!("{}.json", record.id)) {
+                self.topologies.push(TopologyStock { seen_at: record.seen_at, object });
+            }
+        }
+        self.topologies.sort_by(|a, b| (a.seen_at, &a.object.path).cmp(&(b.seen_at, &b.object.path)));
+        Ok(())
+    }
+
+    async fn backups(&mut self, repository: &Repository, cluster: &str) -> Result<()> {
+        for object in repository.stored_objects(cluster, Area::Backups).await? {
+            if let Some(id) = object.name().strip_suffix(".json") {
+                self.manifest_objects.insert(id.to_owned(), object);
+            }
+        }
+        let listing = repository.backups(cluster).await?;
+        self.manifests = listing.backups;
+        for backup in listing.unreadable {
+            // One that another prune has deleted since it was listed is no damage.
+            if !matches!(backup.error.problem, Problem::Missing) {
+                self.unreadable.push(backup.id);
+                self.remark(backup.error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what is wrong with an object; an error only if the store does not answer.
+    fn remark(&mut self, error: RepoError) -> Result<()> {
+        match error.problem {
+            Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Newer(_) | Problem::Missing => {
+                self.remarks.push(error.to_string());
+                Ok(())
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    /// The paths of all objects.
+    pub(super) fn paths(&self) -> HashSet<&str> {
+        self.objects().map(|object| object.path.as_str()).collect()
+    }
+
+    /// Every object.
+    fn objects(&self) -> impl Iterator<Item = &StoredObject> {
+        let histories =
+            self.histories.values().flat_map(|history| history.file.iter().chain(history.contents()));
+        let topologies = self.topologies.iter().map(|topology| &topology.object);
+        self.manifest_objects.values().chain(histories).chain(topologies)
+    }
+}
+
+impl HistoryStock {
+    /// Everything but its file.
+    pub(super) fn contents(&self) -> impl Iterator<Item = &StoredObject> {
+        let bases = self.bases.values().flat_map(|base| &base.objects);
+        self.segments.iter().map(|(_, object)| object).chain(bases)
+    }
+
+    fn of(history: &ReplId, objects: Vec<StoredObject>) -> Self {
+        let mut own = Self::default();
+        for object in objects {
+            if let Some(entry) = SegmentEntry::of(history, &object) {
+                own.segments.push((entry.start..entry.end, object));
+            } else if object.name() == layout::HISTORY_FILE {
+                own.file = Some(object);
+            } else if let Some((folder, offset, backup)) = layout::base_of(&object.path) {
+                let (folder, backup) = (folder.to_owned(), backup.to_owned());
+                let fresh = || BaseStock { offset, backup, objects: Vec::new() };
+                own.bases.entry(folder).or_insert_with(fresh).objects.push(object);
+            }
+        }
+        own.segments.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
+        own
+    }
+}

@@ -1,0 +1,271 @@
+//! Doing what a plan says.
+//!
+//! Order, which makes it safe to be killed anywhere and to run beside backups: marks; what is given up, written down; another look at what
+//! there is and what is needed; manifests; bases and log, as far as no manifest that is still there needs them; files of histories and
+//! topologies; marks and what was given up as they are now. Whatever is repeated finds nothing to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::StreamExt;
+use slotkeep_format::prune::PRUNE_VERSION;
+use slotkeep_format::{MarkRecord, MarkedObject, PrunedRecord, Unneeded};
+use slotkeep_repo::{Repository, layout};
+
+use super::judge::{Candidate, judge};
+use super::report::{Kind, PruneReport, Step};
+use super::stock::Stock;
+use super::{PrunePlan, SHORTEST_GRACE};
+use crate::backup::new_backup_id;
+use crate::{Context, Error, Result};
+
+/// How many objects are deleted at a time.
+const DELETES_IN_FLIGHT: usize = 8;
+
+/// What goes in which order: each row when the one before is gone.
+const ORDER: [&[Kind]; 3] = [&[Kind::Backup], &[Kind::Base, Kind::Log], &[Kind::History, Kind::Topology]];
+
+/// What is to be deleted, by path.
+type Announced = BTreeMap<String, Candidate>;
+/// What became of it, and what the store said if it refused.
+type Done = BTreeMap<String, (Step, Option<String>)>;
+
+impl PrunePlan {
+    /// Marks what is not needed, and deletes what was marked for as long as the grace.
+    pub async fn run(&self, context: &Context, repository: &Repository) -> Result<PruneReport> {
+        repository.check_signs()?;
+        let marked = self.mark(context, repository).await?;
+        let mut done = Done::new();
+        let announced: Announced =
+            self.due().map(|(path, candidate)| (path.clone(), candidate.clone())).collect();
+        let mut records = Records::open(context, repository, &self.options.cluster).await?;
+        if announced.is_empty() {
+            records.settle_dead_runs(&self.stock).await?;
+            return Ok(self.report(false, &done));
+        }
+        records.announce(&announced).await?;
+        let stock = Stock::take(repository, &self.options.cluster).await?;
+        let swept = self.sweep(context, repository, (&stock, &announced), &mut done).await;
+        let deleted = |path: &str| matches!(done.get(path), Some((Step::Deleted, _)));
+        records.settle(&stock, &deleted).await?;
+        let left: Vec<MarkedObject> =
+            marked.objects.iter().filter(|object| !deleted(&object.path)).cloned().collect();
+        self.replace_marks(context, repository, left).await?;
+        swept?;
+        Ok(self.report(false, &done))
+    }
+
+    /// Writes down what is not needed, unless that is known already.
+    async fn mark(&self, context: &Context, repository: &Repository) -> Result<MarkRecord> {
+        let object = |(path, candidate): (&String, &Candidate)| MarkedObject {
+            path: path.clone(),
+            bytes: candidate.object.bytes,
+            modified_ms: candidate.object.modified_ms,
+            why: candidate.why,
+            marked_at: self.marked.get(path).copied().unwrap_or(self.now),
+        };
+        let objects: Vec<MarkedObject> = self.judgement.unneeded.iter().map(object).collect();
+        match &self.marks.newest {
+            Some(newest) if newest.objects == objects && self.marks.ids.len() == 1 => Ok(newest.clone()),
+            _ => self.replace_marks(context, repository, objects).await,
+        }
+    }
+
+    /// Writes a record of marks that takes the place of all others.
+    async fn replace_marks(
+        &self,
+        context: &Context,
+        repository: &Repository,
+        objects: Vec<MarkedObject>,
+    ) -> Result<MarkRecord> {
+        let cluster = &self.options.cluster;
+        let others = repository.marks(cluster).await?.ids;
+        let id = newer_id(context, others.last())?;
+        let record = MarkRecord { format_version: PRUNE_VERSION, id, cluster: cluster.clone(), objects };
+        if !record.objects.is_empty() {
+            repository.put_marks(&record).await?;
+        }
+        // The oldest first: as long as one is there, the newest of them must not be an old one that names what is needed now.
+        for id in others {
+            repository.delete_marks(cluster, &id).await?;
+        }
+        Ok(record)
+    }
+
+    async fn sweep(
+        &self,
+        context: &Context,
+        repository: &Repository,
+        (stock, announced): (&Stock, &Announced),
+        done: &mut Done,
+    ) -> Result<()> {
+        let mut standing: BTreeSet<String> = BTreeSet::new();
+        let there = stock.paths();
+        for kinds in ORDER {
+            // Backups whose manifests are there still are as good as kept.
+            let judgement = judge(stock, &self.options.rules(self.now, &standing));
+            let blocked = histories_left(stock, done);
+            let mut now = Vec::new();
+            for (path, candidate) in announced.iter().filter(|(_, candidate)| kinds.contains(&candidate.kind))
+            {
+                let needed = match judgement.unneeded.get(path) {
+                    Some(found) => {
+                        let same = |one: &Candidate| (one.object.bytes, one.object.modified_ms);
+                        same(found) != same(candidate)
+                    }
+                    // Gone already, or needed.
+                    None => there.contains(path.as_str()),
+                };
+                if needed || blocked.contains(path) {
+                    done.insert(path.clone(), (Step::Needed, None));
+                } else {
+                    now.push(path.clone());
+                }
+            }
+            delete(context, repository, now, done).await?;
+            if kinds.contains(&Kind::Backup) {
+                let left =
+                    stock.manifest_objects.iter().filter(|(_, object)| !is_deleted(done, &object.path));
+                standing = left.map(|(id, _)| id.clone()).collect();
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_deleted(done: &Done, path: &str) -> bool {
+    matches!(done.get(path), Some((Step::Deleted, _)))
+}
+
+/// The files of histories of which something is still there.
+fn histories_left(stock: &Stock, done: &Done) -> BTreeSet<String> {
+    let left = stock.histories.values().filter(|history| {
+        let mut contents = history.contents();
+        contents.any(|object| !is_deleted(done, &object.path))
+    });
+    left.filter_map(|history| history.file.as_ref()).map(|file| file.path.clone()).collect()
+}
+
+async fn delete(
+    context: &Context,
+    repository: &Repository,
+    paths: Vec<String>,
+    done: &mut Done,
+) -> Result<()> {
+    let mut deletes = futures::stream::iter(paths)
+        .take_while(|_| std::future::ready(!context.stop.is_cancelled()))
+        .map(async |path| {
+            let outcome = repository.delete(&path).await;
+            (path, outcome)
+        })
+        .buffer_unordered(DELETES_IN_FLIGHT);
+    while let Some((path, outcome)) = deletes.next().await {
+        let became = match outcome {
+            Ok(()) => (Step::Deleted, None),
+            Err(error) => (Step::Refused, Some(error.problem.to_string())),
+        };
+        done.insert(path, became);
+    }
+    if context.stop.is_cancelled() { Err(Error::interrupted()) } else { Ok(()) }
+}
+
+/// The records of what was given up: those of runs that are over, and the one of this run.
+struct Records<'a> {
+    context: &'a Context,
+    repository: &'a Repository,
+    cluster: &'a str,
+    /// Of runs that are over, or were killed.
+    over: Vec<PrunedRecord>,
+    newest: Option<String>,
+    own: Option<PrunedRecord>,
+}
+
+impl<'a> Records<'a> {
+    async fn open(context: &'a Context, repository: &'a Repository, cluster: &'a str) -> Result<Self> {
+        let records = repository.pruned(cluster).await?.records;
+        let now = context.clock.now();
+        let newest = records.last().map(|record| record.id.clone());
+        // What a run that may be at work has announced stays announced.
+        let is_over = |record: &PrunedRecord| {
+            record.going.is_empty() || now.duration_since(record.at).abs() > SHORTEST_GRACE
+        };
+        let over = records.into_iter().filter(is_over).collect();
+        Ok(Self { context, repository, cluster, over, newest, own: None })
+    }
+
+    /// Writes down what is about to be deleted, with all that was given up before.
+    async fn announce(&mut self, going: &Announced) -> Result<()> {
+        let mut record = self.fresh()?;
+        record.going = going.iter().map(|(path, candidate)| (path.clone(), candidate.why)).collect();
+        self.replace(record).await
+    }
+
+    /// Writes down what is gone of what was announced: by this run, and by those that were killed.
+    async fn settle(&mut self, stock: &Stock, deleted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let mut record = self.fresh()?;
+        let there = stock.paths();
+        let going = self.own.iter().chain(&self.over).flat_map(|record| &record.going);
+        for (path, why) in going.filter(|(path, _)| deleted(path) || !there.contains(path.as_str())) {
+            give_up(&mut record, path, *why);
+        }
+        self.replace(record).await?;
+        for over in self.over.drain(..) {
+            self.repository.delete_pruned(self.cluster, &over.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Settles what runs that were killed have announced.
+    async fn settle_dead_runs(&mut self, stock: &Stock) -> Result<()> {
+        if self.over.iter().any(|record| !record.going.is_empty()) {
+            self.settle(stock, &|_| false).await?;
+        }
+        Ok(())
+    }
+
+    /// A new record that says what was given up before.
+    fn fresh(&self) -> Result<PrunedRecord> {
+        let id = newer_id(self.context, self.newest.as_ref())?;
+        let mut record = PrunedRecord::new(id, self.cluster.to_owned(), self.context.clock.now());
+        for over in &self.over {
+            record.merge(over);
+        }
+        Ok(record)
+    }
+
+    async fn replace(&mut self, record: PrunedRecord) -> Result<()> {
+        self.repository.put_pruned(&record).await?;
+        self.newest = Some(record.id.clone());
+        if let Some(replaced) = self.own.replace(record) {
+            self.repository.delete_pruned(self.cluster, &replaced.id).await?;
+        }
+        Ok(())
+    }
+}
+
+fn give_up(record: &mut PrunedRecord, path: &str, why: Unneeded) {
+    let name = path.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
+    match why {
+        Unneeded::NotKept => {
+            record.backups.insert(name.to_owned());
+        }
+        Unneeded::Old => {
+            record.topologies.insert(name.to_owned());
+        }
+        Unneeded::Outside => {
+            if let Some((history, range)) = layout::segment_of(path) {
+                record.add_log(&history, &[range]);
+            }
+        }
+        // What a larger segment holds is not given up, and bases belong to backups.
+        Unneeded::OfRemoved | Unneeded::Unlisted | Unneeded::Covered | Unneeded::Empty => {}
+    }
+}
+
+/// An id that sorts behind `newest`, whatever the clocks say.
+fn newer_id(context: &Context, newest: Option<&String>) -> Result<String> {
+    let id = new_backup_id(context)?;
+    Ok(match newest {
+        Some(newest) if *newest >= id => format!("{newest}-1"),
+        _ => id,
+    })
+}
