@@ -183,6 +183,10 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
     for newest in newest_first.first().into_iter().chain(whole.first().copied()) {
         keep(newest, KeptFor::Newest);
     }
+    // The log goes on behind this one; none can behind a backup that was read key by key.
+    if let Some(newest) = whole.iter().find(|manifest| manifest.is_anchored()) {
+        keep(newest, KeptFor::Newest);
+    }
     for manifest in whole.iter().take(policy.last) {
         keep(manifest, KeptFor::Last);
     }
@@ -210,11 +214,12 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
     if let Some(begins) = begins(policy.window) {
         for manifest in newest_first {
             let inside = manifest.finished_at >= begins;
-            if inside || !manifest.partial {
+            let begins_it = !inside && !manifest.partial && manifest.is_anchored();
+            if inside || begins_it {
                 keep(manifest, KeptFor::Window);
             }
             // A moment at the beginning of the window needs a base from before it.
-            if !inside && !manifest.partial {
+            if begins_it {
                 break;
             }
         }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::manifest::{
-    BackupKind, BaseRecord, CrcRecord, FORMAT_VERSION, NodeRecord, ProductRecord, RoleRecord, ServerRecord,
-    ShardCut, ShardRecord,
+    BackupKind, BaseRecord, CrcRecord, FORMAT_VERSION, NodeRecord, ProductRecord, ReadRecord, ReadSource,
+    RoleRecord, ServerRecord, ShardCut, ShardRecord,
 };
 use slotkeep_model::SlotSet;
 
@@ -132,6 +132,31 @@ fn without_rules_the_newest_whole_one_stays() {
 }
 
 static NO_PARENTS: BTreeMap<ReplId, Parent> = BTreeMap::new();
+
+#[test]
+fn a_backup_that_no_log_goes_on_behind_begins_no_window() {
+    let at = |hour: u32| format!("2026-01-01T{hour:02}:00:00Z");
+    let mut manifests: Vec<Manifest> =
+        (1..6).map(|hour| backup(&at(hour), &format!("base-{hour}"), u64::from(hour) * 10)).collect();
+    for read_key_by_key in [2, 4] {
+        let moment = manifests[read_key_by_key].finished_at;
+        manifests[read_key_by_key].shards[0].read = Some(ReadRecord {
+            source: ReadSource::Scan,
+            from: moment,
+            until: moment,
+            anchored: false,
+            database: None,
+            without_functions: false,
+        });
+    }
+    // It begins at half past three, behind the scan of three o'clock: the backup of two is where that moment is restored from.
+    let policy =
+        RetentionPolicy { window: Some(SignedDuration::from_mins(90)), ..RetentionPolicy::default() };
+    assert_eq!(plan(&manifests, &policy).remove, [manifests[0].id.clone(), manifests[2].id.clone()]);
+    // The newest one is a scan; the newest that the log goes on behind stays too.
+    let plan = plan(&manifests, &RetentionPolicy::default());
+    assert_eq!(plan.keep.keys().collect::<Vec<_>>(), [&manifests[3].id, &manifests[4].id]);
+}
 
 #[test]
 fn what_a_kept_backup_needs_stays() {
