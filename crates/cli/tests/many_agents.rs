@@ -12,7 +12,7 @@ mod common;
 #[allow(dead_code, reason = "each test crate uses its part")]
 mod harness;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use common::agent::Agent;
@@ -104,9 +104,9 @@ fn wait_held(agents: &[&Agent], cluster: &Cluster) {
     .unwrap();
 }
 
-fn spool_files(spool: &PathBuf) -> usize {
+fn spool_files(spool: &Path) -> usize {
     let files = common::files(spool);
-    files.iter().filter(|(path, _)| path.ends_with(".spool")).count()
+    files.iter().filter(|(path, _)| Path::new(path).extension().is_some_and(|name| name == "spool")).count()
 }
 
 /// Four agents and twelve shards, under writers that keep a ledger. The one that writes the backups and another are killed, one of those that are
@@ -182,8 +182,8 @@ fn agents_that_die_or_freeze_leave_no_gap_and_no_doubt() {
     assert_eq!(spool_files(&folder.join(format!("spool-{dead}"))), 0);
 
     // One backup was enough, with a base of each shard; behind it the log is what the servers sent, to the byte.
-    let list = bench.slotkeep(&["list"]).json();
-    assert_eq!(list["backups"].as_array().unwrap().len(), 1, "{list}");
+    let listing = bench.slotkeep(&["list"]).json();
+    assert_eq!(listing["backups"].as_array().unwrap().len(), 1, "{listing}");
     let manifest = bench.slotkeep(&["show"]).json();
     assert_eq!(manifest["kind"], "full");
     for (number, shard) in manifest["shards"].as_array().unwrap().iter().enumerate() {

@@ -383,3 +383,7 @@ fn history_record(header: &SpoolHeader) -> HistoryRecord {
         first_seen_at: header.begun_at,
     }
 }
+
+#[cfg(test)]
+#[path = "sealer_tests.rs"]
+mod tests;

@@ -46,6 +46,14 @@ pub(crate) struct PresenceTime {
 }
 
 impl PresenceTime {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, until_ms: Arc::default() }
+    }
+
+    pub(crate) fn holds_until(&self, until_ms: u64) {
+        self.until_ms.store(until_ms, Ordering::Relaxed);
+    }
+
     pub(crate) fn now_ms(&self) -> u64 {
         ms(self.clock.elapsed())
     }
@@ -108,7 +116,7 @@ impl Keeper {
     ) -> Result<KeeperHandle> {
         let agent = holder.agent.clone().unwrap_or_default();
         let (note_sender, note) = watch::channel(note);
-        let time = PresenceTime { clock: Arc::clone(&context.clock), until_ms: Arc::default() };
+        let time = PresenceTime::new(Arc::clone(&context.clock));
         let mut keeper = Self {
             context: context.clone(),
             repository: repository.clone(),
@@ -165,7 +173,7 @@ impl Keeper {
         let clock = Arc::clone(&self.context.clock);
         let now_ms = move || ms(clock.elapsed());
         let standing = self.presence.step(&now_ms).await;
-        self.time.until_ms.store(self.presence.held_until_ms().unwrap_or_default(), Ordering::Relaxed);
+        self.time.holds_until(self.presence.held_until_ms().unwrap_or_default());
         let double = standing? == Standing::Double;
         let at_ms = now_ms();
         let numbers = self.repository.leases(&self.cluster).await?;

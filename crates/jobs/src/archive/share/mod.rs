@@ -30,6 +30,8 @@ use tokio::sync::Notify;
 
 use division::View;
 pub(crate) use division::{Division, Ties};
+#[cfg(test)]
+pub(crate) use keeper::PresenceTime;
 use keeper::{Keeper, KeeperHandle};
 pub(crate) use lease::TakenLease;
 use names::{KnownLine, name_shards};

@@ -1,0 +1,148 @@
+use std::sync::Arc;
+
+use slotkeep_format::manifest::{ProductRecord, ServerRecord};
+use slotkeep_format::spool::{SPOOL_VERSION, encode_bytes, encode_header};
+use slotkeep_format::{Holder, LeaseNote, LeaseRecord};
+use slotkeep_repo::Location;
+use tempfile::TempDir;
+use tokio::sync::Notify;
+
+use super::*;
+use crate::archive::share::PresenceTime;
+use crate::net::{Connector, ConnectorOptions};
+use crate::ports::{Clock, SystemClock, SystemRng};
+
+const COMMAND: &[u8] = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n";
+
+struct Bench {
+    folder: TempDir,
+    context: Context,
+    repository: Repository,
+    spool: Arc<SpoolFolder>,
+    time: PresenceTime,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(SystemClock::new());
+        let location = Location::Folder(folder.path().join("repo"));
+        let repository = Repository::init(&location, "0".repeat(32), clock.now()).await.unwrap();
+        let spool =
+            SpoolFolder::open(&folder.path().join("spool"), &"0".repeat(32), "main", 1 << 20).unwrap();
+        let context = Context {
+            clock: Arc::<SystemClock>::clone(&clock),
+            rng: Arc::new(SystemRng),
+            connector: Arc::new(Connector::new(ConnectorOptions::default()).unwrap()),
+            stop: CancellationToken::new(),
+        };
+        Self { folder, context, repository, spool, time: PresenceTime::new(clock) }
+    }
+
+    async fn take(&self, process: &str, before: Option<&LeaseRecord>) -> slotkeep_repo::Hold {
+        let holder = Holder { process: process.to_owned(), agent: None, duration_ms: 1000 };
+        let taken = self.repository.take_lease("main", "line-a", before, &holder, LeaseNote::default()).await;
+        taken.unwrap().unwrap()
+    }
+
+    /// A file that holds one command behind the bytes before `start`.
+    fn file(&self, start: u64) -> PathBuf {
+        let mut bytes = Vec::new();
+        let header = SpoolHeader {
+            format_version: SPOOL_VERSION,
+            cluster: "main".to_owned(),
+            history: history(),
+            parent: None,
+            start,
+            database: None,
+            slots: "0-16383".parse().unwrap(),
+            source: "127.0.0.1:1".parse().unwrap(),
+            server: ServerRecord { product: ProductRecord::Valkey, version: "9.1.2".to_owned() },
+            begun_at: self.context.clock.now(),
+        };
+        encode_header(&header, &mut bytes).unwrap();
+        encode_bytes(COMMAND, &mut bytes);
+        let path = self.folder.path().join(format!("{start}.spool"));
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    async fn segments(&self) -> Vec<u64> {
+        let segments = self.repository.segments("main", &history()).await.unwrap();
+        segments.iter().map(|segment| segment.start).collect()
+    }
+}
+
+fn history() -> ReplId {
+    "a".repeat(40).parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_seal_counts_only_if_the_lease_is_confirmed_behind_it() {
+    let bench = Bench::new().await;
+    let hold = bench.take("one", None).await;
+    let record = hold.record().clone();
+    let lease = TakenLease::new("line-a".to_owned(), hold, bench.time.clone(), Arc::<Notify>::default());
+    let (abandoned_sender, mut abandoned) = mpsc::unbounded_channel();
+    let start = || {
+        Sealer {
+            context: bench.context.clone(),
+            repository: bench.repository.clone(),
+            folder: Arc::clone(&bench.spool),
+            patience: Patience::Persistent,
+            lease: Some(Arc::clone(&lease)),
+            abandoned: Some(abandoned_sender.clone()),
+        }
+        .start()
+    };
+    let seal = async |start_offset: u64| {
+        let sealer = start();
+        let path = bench.file(start_offset);
+        sealer.files().send(ClosedFile { path: path.clone() }).unwrap();
+        let state = sealer.state.clone();
+        sealer.finish().await.unwrap();
+        let last = state.borrow().last.clone();
+        (path, last)
+    };
+    let length = COMMAND.len() as u64;
+    bench.time.holds_until(u64::MAX);
+    let (first, last) = seal(1).await;
+    assert_eq!(last, Some((history(), length)));
+    assert!(!first.exists());
+
+    // Another takes over without a sign: what was written meanwhile does not count, and its file stays.
+    let mut other = bench.take("two", Some(&record)).await;
+    let (second, last) = seal(1 + length).await;
+    assert_eq!(last, None);
+    assert!(second.exists() && lease.is_lost());
+    assert_eq!(abandoned.try_recv().unwrap(), second);
+    // From then on nothing is written at all.
+    let (third, last) = seal(1 + 2 * length).await;
+    assert_eq!(last, None);
+    assert_eq!(abandoned.try_recv().unwrap(), third);
+    assert_eq!(bench.segments().await, [1, 1 + length]);
+    assert!(other.confirm().await.unwrap());
+
+    // What the repository has is deleted, what it has not is kept until that is wanted.
+    assert!(settle_file(&bench.repository, &bench.spool, &second, false).await.unwrap());
+    assert!(!settle_file(&bench.repository, &bench.spool, &third, false).await.unwrap());
+    assert!(!second.exists() && third.exists());
+    assert!(settle_file(&bench.repository, &bench.spool, &third, true).await.unwrap());
+    assert!(!third.exists());
+    assert_eq!(bench.segments().await, [1, 1 + length, 1 + 2 * length]);
+}
+
+/// Who has slept longer than its lease asks before it writes.
+#[tokio::test]
+async fn nothing_is_written_after_a_sleep_before_the_lease_is_confirmed() {
+    let bench = Bench::new().await;
+    let hold = bench.take("one", None).await;
+    let record = hold.record().clone();
+    let lease = TakenLease::new("line-a".to_owned(), hold, bench.time.clone(), Arc::<Notify>::default());
+    bench.time.holds_until(0);
+    assert!(lease.may_write().await.unwrap(), "nobody has taken it");
+    bench.take("two", Some(&record)).await;
+    assert!(!lease.may_write().await.unwrap());
+    bench.time.holds_until(u64::MAX);
+    assert!(!lease.may_write().await.unwrap(), "lost once is lost for ever");
+}
