@@ -33,6 +33,7 @@ pub(crate) enum Command {
     Diff(commands::diff::DiffArgs),
     Verify(commands::verify::VerifyArgs),
     Fence(commands::fence::FenceArgs),
+    Recover(Box<commands::recover::RecoverArgs>),
     List(commands::list::ListArgs),
     Log(commands::log::LogArgs),
     Merge(commands::merge::MergeArgs),

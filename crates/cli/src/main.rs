@@ -55,6 +55,7 @@ async fn dispatch(command: Command, session: &Session, output: &Output) -> slotk
         Command::Diff(command) => commands::diff::run(session, output, &command).await,
         Command::Verify(command) => commands::verify::run(session, output, &command).await,
         Command::Fence(command) => commands::fence::run(session, output, &command).await,
+        Command::Recover(command) => commands::recover::run(session, output, &command).await,
         Command::Log(command) => commands::log::run(session, output, &command).await,
         Command::Merge(command) => commands::merge::run(session, output, &command).await,
         Command::List(command) => commands::list::run(session, output, &command).await,

@@ -25,6 +25,7 @@ pub mod merge;
 pub mod net;
 pub mod ports;
 pub mod progress;
+pub mod recover;
 pub mod restore;
 pub mod settings;
 pub mod source;

@@ -15,6 +15,7 @@ pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod log;
 pub(crate) mod merge;
+pub(crate) mod recover;
 pub(crate) mod restore;
 pub(crate) mod show;
 pub(crate) mod verify;
