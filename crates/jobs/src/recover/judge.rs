@@ -381,7 +381,8 @@ fn loss_of_promotion(addr: &str, lack: Option<Lack>, repository: bool) -> Loss {
 }
 
 fn loss_of_restore(reach: &Reach, at: Option<Timestamp>, now: Option<Timestamp>) -> Loss {
-    let written = reach.written.and_then(|span| span.until.or(span.from));
+    // Not before the earlier end of the span was the last byte written: what came later may be gone.
+    let written = reach.written.and_then(|span| span.from.or(span.until));
     let until = at.or(written);
     let ms =
         until.zip(now).and_then(|(until, now)| u64::try_from(now.duration_since(until).as_millis()).ok());

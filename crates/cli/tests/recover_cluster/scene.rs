@@ -1,0 +1,149 @@
+//! A cluster with an archive and writers, and what is done to it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+use slotkeep_testkit::deadline::{NotYet, wait_for};
+use slotkeep_testkit::ledger::{Account, Bounds, Ledger, LedgerOptions};
+use slotkeep_testkit::{Cluster, ClusterBuilder, ClusterClient, Node, Server, servers};
+
+use crate::common::agent::Agent;
+use crate::harness::{Bench, Run, client, endpoint, free_addrs};
+
+const LIMIT: Duration = Duration::from_secs(30);
+/// What is acknowledged so shortly before a kill may not have reached anybody else.
+pub(crate) const IN_FLIGHT_MS: i64 = 300;
+/// By how much the writers' clock and the servers' may be rounded apart: both are this machine's.
+pub(crate) const ROUNDING_MS: i64 = 2;
+
+pub(crate) struct Scene {
+    pub(crate) cluster: Cluster,
+    pub(crate) bench: Bench,
+    pub(crate) server: Server,
+    pub(crate) agent: Option<Agent>,
+    pub(crate) ledger: Option<Ledger>,
+}
+
+impl Scene {
+    /// Three shards with a replica each that no server promotes by itself, under writers; with an archive if that is wanted.
+    pub(crate) fn start(name: &str, archive: bool, more: &[(&str, &str)]) -> Self {
+        let server = servers::require(name).unwrap();
+        let mut builder = ClusterBuilder::new(server.clone())
+            .replicas_per_primary(1)
+            .config("cluster-replica-no-failover", "yes")
+            .config("repl-backlog-size", "32mb")
+            // As servers have it by themselves.
+            .config("cluster-allow-replica-migration", "yes");
+        for (name, value) in more {
+            builder = builder.config(name, value);
+        }
+        let cluster = builder.start().unwrap();
+        let bench = Bench::new();
+        let agent = archive.then(|| {
+            let agent = Agent::start(&cluster, bench.repo().parent().unwrap(), &[]);
+            agent.wait_ready();
+            agent
+        });
+        let ledger = Ledger::start(&cluster, LedgerOptions { seed: 7, lists: 40, accounts: 8 }).unwrap();
+        ledger.wait_for_more(200).unwrap();
+        Self { cluster, bench, server, agent, ledger: Some(ledger) }
+    }
+
+    pub(crate) fn ledger(&self) -> &Ledger {
+        self.ledger.as_ref().unwrap()
+    }
+
+    /// The primary that a shard had in the beginning.
+    pub(crate) fn first(&self, shard: usize) -> &Node {
+        self.cluster.node(shard).unwrap()
+    }
+
+    /// The replica that a shard had in the beginning.
+    pub(crate) fn second(&self, shard: usize) -> &Node {
+        self.cluster.node(self.cluster.shards() + shard).unwrap()
+    }
+
+    /// Waits until all that the agent has received is in the repository.
+    pub(crate) fn wait_sealed(&self) {
+        self.agent.as_ref().unwrap().wait_status("everything to be sealed", |status| {
+            let shards = status["shards"].as_array().unwrap();
+            shards.iter().all(|shard| shard["unsealed_bytes"] == 0)
+        });
+    }
+
+    /// Runs `slotkeep recover` with the addresses of the first nodes and these arguments.
+    pub(crate) fn recover(&self, arguments: &[&str]) -> Run {
+        let seeds: Vec<String> = self.cluster.nodes().iter().map(|node| node.addr().to_string()).collect();
+        self.recover_from(&seeds.join(","), arguments)
+    }
+
+    pub(crate) fn recover_from(&self, seeds: &str, arguments: &[&str]) -> Run {
+        let fixed = ["recover", "--timeout", "5", "--cluster", seeds];
+        self.bench.slotkeep(&[&fixed[..], arguments].concat())
+    }
+
+    /// Arguments for so many new nodes, which they are started at.
+    pub(crate) fn spares(&self, count: usize, folder: &str) -> (Vec<SocketAddr>, Vec<String>) {
+        let nodes = free_addrs(count);
+        let listed = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let folder = self.bench.path(folder).to_str().unwrap().to_owned();
+        let program = self.server.program().to_str().unwrap().to_owned();
+        let words = ["--spare", &listed, "--to-dir", &folder, "--server", &program];
+        (nodes, words.map(str::to_owned).to_vec())
+    }
+
+    /// Ends the writers, and holds the cluster against what they say. Gives the account.
+    pub(crate) fn check(&mut self, client: ClusterClient) -> Account {
+        let account = self.ledger.take().unwrap().stop_at(client).unwrap();
+        assert!(account.acknowledged() > 200);
+        account
+    }
+
+    /// A client of the cluster by these nodes.
+    pub(crate) fn client(&self, more: &[SocketAddr]) -> ClusterClient {
+        let nodes = self.cluster.nodes().iter().map(Node::addr).chain(more.iter().copied());
+        ClusterClient::connect(nodes.map(|node| endpoint(node, None, None)).collect()).unwrap()
+    }
+
+    /// Starts an old node again and writes to it without rest until it is a replica of `primary`: it must take no write.
+    pub(crate) fn return_harmlessly(&self, node: &Node, primary: SocketAddr) {
+        node.start().unwrap();
+        let key = format!("{{{}}}", self.key_of(node.shard()));
+        wait_for(LIMIT, "the old node to become a replica", || {
+            let mut client = node.client()?;
+            let reply = client.pipeline(&[vec!["SET", &key, "late"]])?.remove(0);
+            assert!(
+                !matches!(reply, slotkeep_testkit::Value::Simple(_)),
+                "the old node took a write: {reply:?}"
+            );
+            let info = client.info("replication")?;
+            let follows = info.contains("role:slave")
+                && info.contains(&format!("master_port:{}", primary.port()))
+                && info.contains("master_link_status:up");
+            if follows { Ok(()) } else { Err(NotYet::because(info)) }
+        })
+        .unwrap();
+    }
+
+    /// A number whose slot is one of the shard's.
+    fn key_of(&self, shard: usize) -> u32 {
+        let count = usize::from(slotkeep_model::Slot::COUNT);
+        let (from, to) = (shard * count / 3, (shard + 1) * count / 3);
+        let slot = |number: &u32| slotkeep_model::key_slot(number.to_string().as_bytes()).index();
+        (0..1000_u32).find(|number| (from..to).contains(&slot(number))).unwrap()
+    }
+}
+
+/// What a dataset that lacks nothing but what the cluster lost must hold.
+pub(crate) const ALL: Bounds =
+    Bounds { nothing_after_ms: i64::MAX, nothing_missing_before_ms: i64::MAX, consistent: false };
+
+/// The plan's shard with the most slots in that of the first cluster.
+pub(crate) fn shard(plan: &Value, number: usize) -> &Value {
+    &plan["shards"].as_array().unwrap()[number]
+}
+
+pub(crate) fn role(node: SocketAddr) -> String {
+    client(node, None, None).info_field("replication", "role").unwrap().unwrap()
+}
