@@ -14,5 +14,6 @@ mod harness;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod disasters;
 mod scene;
 mod shards;

@@ -64,11 +64,12 @@ impl Scene {
         self.cluster.node(self.cluster.shards() + shard).unwrap()
     }
 
-    /// Waits until all that the agent has received is in the repository.
-    pub(crate) fn wait_sealed(&self) {
+    /// Waits until the agent has lost so many shards, and all that it has received of them is in the repository.
+    pub(crate) fn wait_sealed(&self, shards: usize) {
         self.agent.as_ref().unwrap().wait_status("everything to be sealed", |status| {
-            let shards = status["shards"].as_array().unwrap();
-            shards.iter().all(|shard| shard["unsealed_bytes"] == 0)
+            let lost = status["shards"].as_array().unwrap().iter().filter(|shard| shard["source"].is_null());
+            let sealed = lost.filter(|shard| shard["unsealed_bytes"] == 0 && shard["phase"] == "connecting");
+            sealed.count() == shards
         });
     }
 
@@ -127,7 +128,7 @@ impl Scene {
     }
 
     /// A number whose slot is one of the shard's.
-    fn key_of(&self, shard: usize) -> u32 {
+    pub(crate) fn key_of(&self, shard: usize) -> u32 {
         let count = usize::from(slotkeep_model::Slot::COUNT);
         let (from, to) = (shard * count / 3, (shard + 1) * count / 3);
         let slot = |number: &u32| slotkeep_model::key_slot(number.to_string().as_bytes()).index();
@@ -146,4 +147,9 @@ pub(crate) fn shard(plan: &Value, number: usize) -> &Value {
 
 pub(crate) fn role(node: SocketAddr) -> String {
     client(node, None, None).info_field("replication", "role").unwrap().unwrap()
+}
+
+pub(crate) fn now_ms() -> i64 {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+    i64::try_from(since.as_millis()).unwrap()
 }

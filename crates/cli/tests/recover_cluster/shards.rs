@@ -1,12 +1,7 @@
 //! One shard at a time: its primary gone, or all of it.
 
 use crate::common::log::field;
-use crate::scene::{ALL, IN_FLIGHT_MS, ROUNDING_MS, Scene, role, shard};
-
-fn now_ms() -> i64 {
-    let since = std::time::UNIX_EPOCH.elapsed().unwrap();
-    i64::try_from(since.as_millis()).unwrap()
-}
+use crate::scene::{ALL, IN_FLIGHT_MS, ROUNDING_MS, Scene, now_ms, role, shard};
 
 /// A primary is lost: its replica takes over by vote, and the old one comes back as its replica.
 fn a_lost_primary_is_replaced(name: &str) {
@@ -15,7 +10,6 @@ fn a_lost_primary_is_replaced(name: &str) {
     assert_eq!(whole.code, 0, "{}", whole.stdout);
     let killed = now_ms();
     scene.first(0).kill().unwrap();
-    scene.wait_sealed();
 
     let run = scene.recover(&[]);
     assert_eq!(run.code, 45, "{}\n{}", run.stdout, run.stderr);
@@ -62,7 +56,7 @@ fn a_lost_shard_is_restored(name: &str) {
     let killed = now_ms();
     scene.first(1).kill().unwrap();
     scene.second(1).kill().unwrap();
-    scene.wait_sealed();
+    scene.wait_sealed(1);
 
     // Without nodes to restore to, it says what it needs.
     let run = scene.recover(&["--yes"]);

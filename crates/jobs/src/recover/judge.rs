@@ -21,6 +21,8 @@ pub struct Wishes {
     pub choose: Vec<NodeAddr>,
     /// The moment to which shards are restored; the last one that each one's log leads to, if not given.
     pub at: Option<Timestamp>,
+    /// Whether nodes that do not answer and hold nothing are to be forgotten.
+    pub forget: bool,
     /// Whether there is a folder for new nodes.
     pub folder: bool,
     /// Whether the cluster speaks TLS, which new nodes can't for want of certificates.
@@ -53,11 +55,10 @@ pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
         }
     }
     for chosen in judge.unknown_choices() {
-        open.push(format!(
-            "--choose {chosen}: no node that answers there is a replica, or holds slots that are in question"
-        ));
+        open.push(format!("--choose {chosen}: no node answers there that could be the primary of a shard"));
     }
-    let steps = steps(survey, held, &shards);
+    let forget = if wishes.forget { judge.forgotten(&shards) } else { vec![] };
+    let steps = steps(survey, held, &shards, &judge.returned(&shards), forget);
     let waiting = shards.iter().any(|shard| matches!(shard.remedy, Remedy::Wait { .. }));
     let verdict = match (waiting || !open.is_empty(), steps.is_empty()) {
         (true, _) => Verdict::NeedsDecision,
@@ -320,12 +321,62 @@ impl Judge<'_> {
         }
     }
 
-    fn unknown_choices(&self) -> Vec<&NodeAddr> {
-        let answers = |addr: &&NodeAddr| {
-            let fits = |id: &NodeId| self.fit(id).is_ok();
-            !self.survey.nodes.iter().any(|node| node.addr == **addr && fits(&node.id))
+    /// Nodes that answer, hold neither slots nor keys, and were of a shard that another node serves: with the primary to follow.
+    fn returned(&self, shards: &[ShardPlan]) -> Vec<(NodeId, NodeId)> {
+        let served = shards.iter().filter(|shard| shard.condition == Condition::Served);
+        let served: Vec<&ShardPlan> = served.collect();
+        let empty = self
+            .survey
+            .words()
+            .filter(|(_, word)| word.role == Role::Primary && word.own_slots().is_empty() && word.keys == 0);
+        let primary_of = |slots: &SlotSet| {
+            let shard = served.iter().find(|shard| !shard.slots.intersection(slots).is_empty())?;
+            let owner = |word: &Word| word.own_slots() == shard.slots;
+            self.survey.words().find(|(_, word)| owner(word)).map(|(node, _)| node.id.clone())
         };
-        self.wishes.choose.iter().filter(answers).collect()
+        empty
+            .filter_map(|(node, _)| {
+                let mut recorded = self.survey.recorded.iter();
+                let own = recorded.find(|shard| {
+                    std::iter::once(&shard.primary)
+                        .chain(&shard.replicas)
+                        .any(|known| known.id.as_ref() == Some(&node.id))
+                })?;
+                Some((node.id.clone(), primary_of(&own.slots)?))
+            })
+            .collect()
+    }
+
+    /// Nodes that do not answer and whose slots, if they had any, are another node's once the plan is done.
+    fn forgotten(&self, shards: &[ShardPlan]) -> Vec<NodeId> {
+        if self.survey.words().next().is_none() {
+            return vec![];
+        }
+        let kept: Vec<SlotSet> = shards
+            .iter()
+            .filter(|shard| matches!(shard.remedy, Remedy::Wait { .. }))
+            .map(|shard| shard.slots.clone())
+            .collect();
+        let claims = |id: &NodeId| -> SlotSet {
+            let rows = self.survey.words().flat_map(|(_, word)| word.rows.iter().filter(|row| row.id == *id));
+            rows.flat_map(|row| row.slots.ranges().to_vec()).collect()
+        };
+        let silent = self.survey.nodes.iter().filter(|node| matches!(node.answer, Answer::Silent(_)));
+        silent
+            .filter(|node| self.survey.words().any(|(_, word)| word.knows(&node.id)))
+            .filter(|node| kept.iter().all(|slots| slots.intersection(&claims(&node.id)).is_empty()))
+            .map(|node| node.id.clone())
+            .collect()
+    }
+
+    /// Choices that name neither a replica that can be promoted nor a primary.
+    fn unknown_choices(&self) -> Vec<&NodeAddr> {
+        let fits = |id: &NodeId| {
+            self.fit(id).is_ok() || self.survey.word(id).is_some_and(|word| !word.own_slots().is_empty())
+        };
+        let unknown =
+            |addr: &&NodeAddr| !self.survey.nodes.iter().any(|node| node.addr == **addr && fits(&node.id));
+        self.wishes.choose.iter().filter(unknown).collect()
     }
 }
 

@@ -238,6 +238,21 @@ pub enum StepKind {
     Join,
     /// Restores the whole cluster and starts it.
     RestoreAll,
+    /// Makes an old node that came back without slots a replica of the shard that it was of.
+    Attach {
+        /// The node.
+        #[serde(serialize_with = "as_text")]
+        node: NodeId,
+        /// The shard's primary.
+        #[serde(serialize_with = "as_text")]
+        primary: NodeId,
+    },
+    /// Makes the living nodes forget nodes that do not answer and hold nothing.
+    Forget {
+        /// Those nodes.
+        #[serde(serialize_with = "as_texts")]
+        nodes: Vec<NodeId>,
+    },
     /// Waits until all nodes agree.
     Settle,
 }

@@ -1,5 +1,7 @@
 //! The steps of a plan, with what can go wrong in each.
 
+use slotkeep_model::NodeId;
+
 use super::archive::Held;
 use super::facts::Survey;
 use super::plan::{How, Remedy, ShardPlan, Step, StepKind};
@@ -10,7 +12,13 @@ const ELECTION_MS: u64 = 2_000;
 const AGREE_MS: u64 = 4_000;
 
 /// What is to be done, in order: promotions first, as they are quick and may give the cluster its majority back.
-pub(super) fn steps(survey: &Survey, held: &Held, shards: &[ShardPlan]) -> Vec<Step> {
+pub(super) fn steps(
+    survey: &Survey,
+    held: &Held,
+    shards: &[ShardPlan],
+    returned: &[(NodeId, NodeId)],
+    forgotten: Vec<NodeId>,
+) -> Vec<Step> {
     let mut steps: Vec<Step> = shards.iter().filter_map(promotion).collect();
     let restored: Vec<&ShardPlan> =
         shards.iter().filter(|shard| matches!(shard.remedy, Remedy::Restore { .. })).collect();
@@ -22,9 +30,13 @@ pub(super) fn steps(survey: &Survey, held: &Held, shards: &[ShardPlan]) -> Vec<S
     if (!restored.is_empty() && !alone) || joins {
         steps.push(join());
     }
+    steps.extend(returned.iter().map(|(node, primary)| attachment(survey, node, primary)));
     let starts_whole = alone && steps.len() == 1;
     if !steps.is_empty() && !starts_whole {
         steps.push(settle());
+    }
+    if !forgotten.is_empty() {
+        steps.push(forgetting(survey, forgotten));
     }
     steps
 }
@@ -97,6 +109,29 @@ fn join() -> Step {
                copy their data directories before they are started, if that matters"
             .to_owned(),
         expected_ms: AGREE_MS,
+    }
+}
+
+fn attachment(survey: &Survey, node: &NodeId, primary: &NodeId) -> Step {
+    Step {
+        kind: StepKind::Attach { node: node.clone(), primary: primary.clone() },
+        what: format!(
+            "make {}, which came back without slots, a replica of {} (CLUSTER REPLICATE)",
+            survey.name(node),
+            survey.name(primary)
+        ),
+        risk: "it takes a snapshot from its primary, which costs that a fork".to_owned(),
+        expected_ms: AGREE_MS,
+    }
+}
+
+fn forgetting(survey: &Survey, nodes: Vec<NodeId>) -> Step {
+    let names: Vec<String> = nodes.iter().map(|id| survey.name(id)).collect();
+    Step {
+        what: format!("make all nodes forget {} (CLUSTER FORGET)", names.join(", ")),
+        kind: StepKind::Forget { nodes },
+        risk: "one that comes back introduces itself again, and becomes a replica a second later than one that is not forgotten".to_owned(),
+        expected_ms: 0,
     }
 }
 

@@ -28,6 +28,7 @@ use crate::session::{Session, parse_addr};
 /// does it. Slots that two nodes call their own are left alone. Exits with 45 if there is something to do, 46 if
 /// something is left to a person, 47 if it had to stop.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub(crate) struct RecoverArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -43,6 +44,9 @@ pub(crate) struct RecoverArgs {
     /// Restore shards to this moment, by the servers' clocks; to the last one that each one's log leads to, if not given
     #[arg(long, value_name = "TIME", help_heading = "How")]
     at: Option<String>,
+    /// At the end, make all nodes forget those that do not answer and hold nothing
+    #[arg(long, help_heading = "How")]
+    forget: bool,
     /// Show the plan and do nothing, which is so without --yes too
     #[arg(long, conflicts_with = "yes", help_heading = "How")]
     dry_run: bool,
@@ -123,6 +127,7 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
         },
         choose: addrs(&arguments.choose)?,
         at: arguments.at.as_deref().map(parse_moment).transpose()?,
+        forget: arguments.forget,
         folder: arguments.to_dir.is_some(),
         tls: context.connector.is_tls(),
     };

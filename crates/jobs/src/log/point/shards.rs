@@ -58,7 +58,7 @@ pub async fn reach(past: &Past, state: &ShardState) -> Result<Reach> {
     let (_, record) = past.base(number).ok_or_else(|| nothing_kept(&state.slots))?;
     Ok(Reach {
         end: point.cut,
-        written: point.written,
+        written: point.written.or_else(|| record.server_time.map(|at| Span { from: None, until: Some(at) })),
         backup: point.backup,
         rdb_bytes: record.base.rdb.raw_bytes,
         log_bytes: point.log_bytes,

@@ -47,6 +47,39 @@ pub(super) async fn join(recovery: &Recovery, survey: &Survey, watch: &dyn Watch
     }
 }
 
+/// Makes a node a replica.
+pub(super) async fn attach(
+    recovery: &Recovery,
+    survey: &Survey,
+    node: &NodeId,
+    primary: &NodeId,
+) -> Result<String> {
+    let found = survey.node(node).map(|node| node.addr.clone());
+    let addr = found.ok_or_else(|| surprise(format!("node {node} is gone again")))?;
+    let mut connection = recovery.context.connector.connect(&addr).await?;
+    let replicate = Command::new("CLUSTER").arg("REPLICATE").arg(primary.as_str());
+    connection.call(&replicate).await?;
+    Ok(format!("{addr} follows {}", survey.name(primary)))
+}
+
+/// Makes every node that answers forget those, unless one answers again.
+pub(super) async fn forget(recovery: &Recovery, survey: &Survey, nodes: &[NodeId]) -> Result<String> {
+    let (back, gone): (Vec<&NodeId>, Vec<&NodeId>) = nodes.iter().partition(|id| survey.word(id).is_some());
+    for (node, word) in survey.words() {
+        let mut connection = recovery.context.connector.connect(&node.addr).await?;
+        for id in gone.iter().filter(|id| word.rows.iter().any(|row| row.id == ***id)) {
+            let reply = connection.exchange(&Command::new("CLUSTER").arg("FORGET").arg(id.as_str())).await?;
+            // Newer servers pass it on: another node's word may have come first.
+            if let Some(text) = reply.as_error().filter(|text| !text.contains("Unknown node")) {
+                return Err(Error::new(ErrorKind::Failed, format!("{}: CLUSTER FORGET: {text}", node.addr)));
+            }
+        }
+    }
+    let kept =
+        if back.is_empty() { String::new() } else { format!("; {} answer again and stay", back.len()) };
+    Ok(format!("{} forgotten{kept}", gone.len()))
+}
+
 /// Waits until all nodes that answer agree who serves which slot, and none calls the cluster down that could be up.
 pub(super) async fn settle(recovery: &Recovery, watch: &dyn Watch) -> Result<String> {
     let (waiting, survey) =

@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use serde::Serialize;
+use slotkeep_format::ShardState;
 use slotkeep_model::{NodeAddr, SlotSet};
 use slotkeep_repo::Repository;
 
@@ -120,7 +121,16 @@ impl Recovery {
 
     async fn look(&self) -> Result<(Survey, Plan)> {
         let recorded = self.past.as_deref().map(newest_shards).unwrap_or_default();
-        let survey = survey(&self.context, &self.seeds, recorded, &self.spares).await?;
+        self.look_at(self.seeds.clone(), recorded, &self.spares).await
+    }
+
+    async fn look_at(
+        &self,
+        seeds: Vec<NodeAddr>,
+        recorded: Vec<ShardState>,
+        spares: &[NodeAddr],
+    ) -> Result<(Survey, Plan)> {
+        let survey = survey(&self.context, &seeds, recorded, spares).await?;
         let held = held(&self.context, self.past.as_deref(), &survey).await?;
         let plan = judge(&survey, &held, &self.wishes);
         Ok((survey, plan))
@@ -151,7 +161,14 @@ impl Recovery {
                 }
             }
         }
-        let (_, after) = self.look().await?;
+        let anew = plan.steps.iter().any(|step| step.kind == StepKind::RestoreAll) && stopped.is_none();
+        let (_, after) = if anew {
+            // A cluster of its own, of which neither the old addresses nor the repository know.
+            let nodes = made.started.iter().filter_map(|node| node.addr.parse().ok()).collect();
+            self.look_at(nodes, Vec::new(), &[]).await?
+        } else {
+            self.look().await?
+        };
         Ok(Outcome { done, stopped, warnings: made.warnings, started: made.started, after })
     }
 
@@ -200,6 +217,13 @@ impl Recovery {
                 }
                 join::join(self, &survey, watch).await
             }
+            StepKind::Attach { node, primary } => {
+                if !now.steps.iter().any(|other| other.kind == step.kind) {
+                    return Ok("not needed any more".to_owned());
+                }
+                join::attach(self, &survey, node, primary).await
+            }
+            StepKind::Forget { nodes } => join::forget(self, &survey, nodes).await,
             StepKind::Settle => join::settle(self, watch).await,
         }
     }
