@@ -36,8 +36,7 @@ fn a_cluster_that_has_lost_most_of_its_primaries_comes_back() {
     let until: jiff::Timestamp = shard(&plan, 1)["loss"]["until"].as_str().unwrap().parse().unwrap();
     let until = until.as_millisecond().min(killed - IN_FLIGHT_MS) - ROUNDING_MS;
 
-    let done = scene.recover(&[&words[..], &["--yes", "--forget"]].concat()).json();
-    assert_eq!(done["after"]["verdict"], "whole", "{done}");
+    scene.recover_whole(&[&words[..], &["--yes", "--forget"]].concat());
     scene.cluster.wait_ok().unwrap();
     scene.ledger().wait_for_more(200).unwrap();
     let account = scene.check(scene.client(&nodes));
@@ -112,8 +111,7 @@ fn a_cluster_of_which_nothing_lives_is_restored_whole() {
         shard["loss"]["until"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_millisecond()
     });
     let until = untils.min().unwrap() - ROUNDING_MS;
-    let done = scene.recover(&[&words[..], &["--yes"]].concat()).json();
-    assert_eq!(done["after"]["verdict"], "whole", "{done}");
+    let done = scene.recover_whole(&[&words[..], &["--yes"]].concat());
     assert_eq!(done["started"].as_array().unwrap().len(), 6, "{done}");
 
     let account = scene.check(cluster_client(&nodes, None));
@@ -166,8 +164,7 @@ fn the_archive_is_preferred_to_a_replica_far_behind() {
     assert_eq!(lost["remedy"]["do"], "restore", "{lost}");
     let until: jiff::Timestamp = lost["loss"]["until"].as_str().unwrap().parse().unwrap();
     at_replica.command(&["CONFIG", "SET", "masterauth", ""]).unwrap();
-    let done = scene.recover(&[&words[..], &["--yes"]].concat()).json();
-    assert_eq!(done["after"]["verdict"], "whole", "{done}");
+    let done = scene.recover_whole(&[&words[..], &["--yes"]].concat());
     scene.cluster.wait_ok().unwrap();
     // The replica has become one of the new primary.
     assert_eq!(shard(&done["after"], 0)["replicas"][0]["addr"], scene.second(0).addr().to_string());
@@ -193,11 +190,10 @@ fn a_split_brain_is_found_and_left_alone() {
     cut_off.command(&["DEBUG", "DROP-CLUSTER-PACKET-FILTER", "-2"]).unwrap();
     let began = now_ms();
     let away = format!("{old}=127.0.0.1:1");
-    let done = scene.recover(&["--address-map", &away, "--yes"]).json();
-    assert_eq!(done["after"]["verdict"], "whole", "{done}");
+    scene.recover_whole(&["--address-map", &away, "--yes"]);
     assert_eq!((role(old).as_str(), role(new).as_str()), ("master", "master"));
-    let key = scene.key_of(0);
-    cut_off.command(&["SET", &format!("{{{key}}}:cut off"), "taken"]).unwrap();
+    let key = scene.tag_of(0, "cut off");
+    cut_off.command(&["SET", &key, "taken"]).unwrap();
 
     for more in [&[][..], &["--yes"]] {
         let run = scene.recover(more);
@@ -211,7 +207,7 @@ fn a_split_brain_is_found_and_left_alone() {
     }
     assert_eq!((role(old).as_str(), role(new).as_str()), ("master", "master"), "nothing was done");
     wait_for(LIMIT, "the node that is cut off to refuse writes", || {
-        let reply = cut_off.pipeline(&[vec!["SET", &format!("{{{key}}}:cut off"), "taken"]])?.remove(0);
+        let reply = cut_off.pipeline(&[vec!["SET", &key, "taken"]])?.remove(0);
         match reply {
             slotkeep_testkit::Value::Error(_) => Ok(()),
             _ => Err(NotYet::because("it takes them")),

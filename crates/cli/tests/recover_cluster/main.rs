@@ -15,5 +15,6 @@ mod harness;
 mod common;
 
 mod disasters;
+mod moves;
 mod scene;
 mod shards;

@@ -73,10 +73,30 @@ impl Scene {
         });
     }
 
+    /// Waits until the agent has received all that the primary of a shard has produced by now.
+    pub(crate) fn wait_held(&self, shard: usize) {
+        let mut client = self.first(shard).client().unwrap();
+        let offset = client.info_field("replication", "master_repl_offset").unwrap().unwrap();
+        let offset: u64 = offset.parse().unwrap();
+        self.agent.as_ref().unwrap().wait_status("everything to be received", |status| {
+            status["shards"][shard]["received"].as_u64().is_some_and(|received| received >= offset)
+        });
+    }
+
     /// Runs `slotkeep recover` with the addresses of the first nodes and these arguments.
     pub(crate) fn recover(&self, arguments: &[&str]) -> Run {
         let seeds: Vec<String> = self.cluster.nodes().iter().map(|node| node.addr().to_string()).collect();
         self.recover_from(&seeds.join(","), arguments)
+    }
+
+    /// The same, and it must leave nothing to do.
+    pub(crate) fn recover_whole(&self, arguments: &[&str]) -> Value {
+        let run = self.recover(arguments);
+        assert_eq!(run.code, 0, "{}\n{}", run.stdout, run.stderr);
+        let outcome = run.json();
+        let plan = outcome.get("after").unwrap_or(&outcome);
+        assert_eq!(plan["verdict"], "whole", "{outcome}");
+        outcome
     }
 
     pub(crate) fn recover_from(&self, seeds: &str, arguments: &[&str]) -> Run {
@@ -110,7 +130,7 @@ impl Scene {
     /// Starts an old node again and writes to it without rest until it is a replica of `primary`: it must take no write.
     pub(crate) fn return_harmlessly(&self, node: &Node, primary: SocketAddr) {
         node.start().unwrap();
-        let key = format!("{{{}}}", self.key_of(node.shard()));
+        let key = self.tag_of(node.shard(), "late");
         wait_for(LIMIT, "the old node to become a replica", || {
             let mut client = node.client()?;
             let reply = client.pipeline(&[vec!["SET", &key, "late"]])?.remove(0);
@@ -127,12 +147,12 @@ impl Scene {
         .unwrap();
     }
 
-    /// A number whose slot is one of the shard's.
-    pub(crate) fn key_of(&self, shard: usize) -> u32 {
-        let count = usize::from(slotkeep_model::Slot::COUNT);
-        let (from, to) = (shard * count / 3, (shard + 1) * count / 3);
-        let slot = |number: &u32| slotkeep_model::key_slot(number.to_string().as_bytes()).index();
-        (0..1000_u32).find(|number| (from..to).contains(&slot(number))).unwrap()
+    /// A hash tag that begins so, whose slot is one of the shard's.
+    pub(crate) fn tag_of(&self, shard: usize, beginning: &str) -> String {
+        let (count, shards) = (usize::from(slotkeep_model::Slot::COUNT), self.cluster.shards());
+        let own = shard * count / shards..(shard + 1) * count / shards;
+        let tags = (0..1000_u32).map(|number| format!("{beginning}{number}"));
+        tags.into_iter().find(|tag| own.contains(&slotkeep_model::key_slot(tag.as_bytes()).index())).unwrap()
     }
 }
 

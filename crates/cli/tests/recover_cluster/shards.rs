@@ -21,13 +21,12 @@ fn a_lost_primary_is_replaced(name: &str) {
     assert!(lost["loss"]["bytes"].is_u64(), "{lost}");
     assert_eq!(role(scene.second(0).addr()), "slave", "a plan changes nothing");
 
-    let done = scene.recover(&["--yes"]).json();
-    assert_eq!(done["after"]["verdict"], "whole", "{done}");
+    scene.recover_whole(&["--yes"]);
     assert_eq!(role(scene.second(0).addr()), "master");
     scene.cluster.wait_ok().unwrap();
     scene.ledger().wait_for_more(200).unwrap();
     // Once more: there is nothing left to do.
-    assert_eq!(scene.recover(&["--yes"]).json()["verdict"], "whole");
+    scene.recover_whole(&["--yes"]);
 
     scene.return_harmlessly(scene.first(0), scene.second(0).addr());
     scene.cluster.wait_ok().unwrap();
@@ -74,13 +73,11 @@ fn a_lost_shard_is_restored(name: &str) {
     assert!(!scene.bench.path("new").exists(), "a plan changes nothing");
     let until: jiff::Timestamp = lost["loss"]["until"].as_str().unwrap().parse().unwrap();
 
-    let run = scene.recover(&[&words[..], &["--yes"]].concat());
-    let done = run.json();
-    assert_eq!(done["after"]["verdict"], "whole", "{done}");
+    scene.recover_whole(&[&words[..], &["--yes"]].concat());
     scene.cluster.wait_ok().unwrap();
     assert_eq!((role(nodes[0]).as_str(), role(nodes[1]).as_str()), ("master", "slave"));
     scene.ledger().wait_for_more(200).unwrap();
-    assert_eq!(scene.recover(&["--yes"]).json()["verdict"], "whole");
+    scene.recover_whole(&["--yes"]);
 
     // What was acknowledged before the last byte of the archive is there.
     let account = scene.check(scene.client(&nodes));

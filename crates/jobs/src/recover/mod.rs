@@ -12,6 +12,7 @@ mod archive;
 mod claims;
 mod facts;
 mod judge;
+mod moves;
 mod plan;
 mod spares;
 mod steps;

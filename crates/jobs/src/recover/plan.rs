@@ -238,6 +238,12 @@ pub enum StepKind {
     Join,
     /// Restores the whole cluster and starts it.
     RestoreAll,
+    /// Puts slots that were on their way between a living shard and a lost one on their way again.
+    Moves {
+        /// Those slots.
+        #[serde(serialize_with = "as_text")]
+        slots: SlotSet,
+    },
     /// Makes an old node that came back without slots a replica of the shard that it was of.
     Attach {
         /// The node.

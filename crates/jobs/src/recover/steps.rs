@@ -1,9 +1,10 @@
 //! The steps of a plan, with what can go wrong in each.
 
-use slotkeep_model::NodeId;
+use slotkeep_model::{NodeId, SlotSet};
 
 use super::archive::Held;
 use super::facts::Survey;
+use super::moves::interrupted_moves;
 use super::plan::{How, Remedy, ShardPlan, Step, StepKind};
 
 /// How long an election takes, in ms: a manual failover needs no timeout of a node.
@@ -29,6 +30,10 @@ pub(super) fn steps(
     }
     if (!restored.is_empty() && !alone) || joins {
         steps.push(join());
+    }
+    let moving = interrupted_moves(survey, shards);
+    if !moving.is_empty() {
+        steps.push(moves(moving));
     }
     steps.extend(returned.iter().map(|(node, primary)| attachment(survey, node, primary)));
     let starts_whole = alone && steps.len() == 1;
@@ -107,6 +112,16 @@ fn join() -> Step {
         what: "tell every living node of the new ones (CLUSTER MEET)".to_owned(),
         risk: "from here on the new nodes serve their slots. Old nodes of these slots, when they are back, become their replicas and drop what they have: \
                copy their data directories before they are started, if that matters"
+            .to_owned(),
+        expected_ms: AGREE_MS,
+    }
+}
+
+fn moves(slots: SlotSet) -> Step {
+    Step {
+        what: format!("put slots {slots}, which were on their way from or to a lost node, on their way again (CLUSTER SETSLOT)"),
+        kind: StepKind::Moves { slots },
+        risk: "keys that both sides hold are deleted where they were leaving: the other side's are newer. The moves are not finished: do that as usual"
             .to_owned(),
         expected_ms: AGREE_MS,
     }

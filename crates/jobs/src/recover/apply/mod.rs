@@ -4,6 +4,7 @@
 //! come about by itself meanwhile is passed over. After the first step that is not as expected nothing more is done.
 
 mod join;
+mod moves;
 mod promote;
 mod restore;
 
@@ -217,6 +218,7 @@ impl Recovery {
                 }
                 join::join(self, &survey, watch).await
             }
+            StepKind::Moves { .. } => moves::mend(self, &survey).await,
             StepKind::Attach { node, primary } => {
                 if !now.steps.iter().any(|other| other.kind == step.kind) {
                     return Ok("not needed any more".to_owned());

@@ -6,11 +6,12 @@ use slotkeep_format::ShardState;
 use slotkeep_model::{NodeAddr, Role};
 use slotkeep_wire::nodes_conf::{ConfNode, ConfRole};
 
-use super::{Made, Making, Recovery, Watch};
+use super::{Made, Making, Recovery, Watch, moves};
 use crate::log::point::Point;
 use crate::log::point::shards::{recorded_shard, resolve_shards};
 use crate::progress::ShardProgress;
 use crate::recover::facts::Survey;
+use crate::recover::moves::{broken, with_lost};
 use crate::recover::plan::{Remedy, ShardPlan};
 use crate::restore::files::{
     FilesOptions, FilesPlan, Joining, Source, StockServer, apply, check_start, plan, start,
@@ -53,6 +54,7 @@ pub(super) async fn restore(
     written?;
     let tell = |waiting: &str| watch.note(&format!("  {waiting}"));
     let started = start(context, &files, &server, tell).await?;
+    drop_copies(recovery, shards, watch).await?;
     let keys =
         started.iter().take(files.nodes.len()).zip(&files.nodes).filter(|(_, node)| node.dataset.is_some());
     let keys = keys.fold(0_u64, |sum, (node, _)| sum.saturating_add(node.keys));
@@ -63,6 +65,19 @@ pub(super) async fn restore(
         .collect();
     made.started.extend(started);
     Ok(format!("{keys} keys in {} nodes of {}: {}", files.nodes.len(), server.version, ends.join(", ")))
+}
+
+/// Before anybody knows the new nodes: what has left them after the last byte of their logs must not be read there.
+async fn drop_copies(recovery: &Recovery, shards: &[&ShardPlan], watch: &dyn Watch) -> Result<()> {
+    let (survey, _) = recovery.look().await?;
+    let restored = |slot| shards.iter().any(|shard| shard.slots.contains(slot));
+    for one in broken(&survey).iter().filter(|one| one.was_lost && restored(one.slot)) {
+        if let Err(error) = moves::drop_copies(recovery, &survey, one).await {
+            // A cluster that is down serves nothing that is too old either; a later step does it.
+            watch.note(&format!("  {error}"));
+        }
+    }
+    Ok(())
 }
 
 /// Where the shards are to be brought back to, each with as many replicas as it gets.
@@ -95,7 +110,7 @@ async fn files_plan(
     point: &Point,
     (shards, server): (&[&ShardPlan], &StockServer),
 ) -> Result<FilesPlan> {
-    let joining = survey.words().next().is_some().then(|| joining(survey));
+    let joining = survey.words().next().is_some().then(|| joining(survey, shards));
     let nodes: Vec<NodeAddr> = shards
         .iter()
         .flat_map(|shard| match &shard.remedy {
@@ -121,7 +136,7 @@ fn in_order_given(recovery: &Recovery, nodes: &[NodeAddr]) -> Vec<NodeAddr> {
 }
 
 /// The living nodes, as the new ones are to know them.
-fn joining(survey: &Survey) -> Joining {
+fn joining(survey: &Survey, shards: &[&ShardPlan]) -> Joining {
     let mut others: Vec<ConfNode> = Vec::new();
     for (_, word) in survey.words() {
         let Some(row) = word.own_row() else { continue };
@@ -149,5 +164,6 @@ fn joining(survey: &Survey) -> Joining {
             role,
         });
     }
-    Joining { others, current_epoch: survey.highest_epoch() }
+    let restored: Vec<ShardPlan> = shards.iter().map(|shard| (*shard).clone()).collect();
+    Joining { others, current_epoch: survey.highest_epoch(), moves: with_lost(survey, &restored) }
 }

@@ -21,7 +21,7 @@ pub use crate::stock_server::StockServer;
 pub(crate) use assign::assign_nodes;
 pub use dataset::{DatasetLog, DatasetPlan};
 pub use follow::{Links, start_following};
-pub use join::Joining;
+pub use join::{Joining, JoiningMove};
 pub use plan::{FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
 pub use start::{StartedNode, check_start, start};
 pub use users::UsersPolicy;

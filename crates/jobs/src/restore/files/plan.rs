@@ -211,6 +211,13 @@ pub(super) struct Sketch<'a> {
     pub(super) users: Users,
 }
 
+impl Sketch<'_> {
+    /// The slots of its shard.
+    pub(super) const fn slots(&self) -> &SlotSet {
+        &self.shard.slots
+    }
+}
+
 pub(super) struct Planner<'a> {
     point: &'a Point,
     pub(super) manifest: &'a Manifest,
@@ -385,9 +392,11 @@ impl<'a> Planner<'a> {
             })
         });
         let joining = self.options.joining.as_ref();
+        let mut moving = moves(&primaries(sketches));
+        moving.extend(joining.iter().flat_map(|joining| joining.moves(sketches)));
         NodesConf {
             nodes: nodes.chain(joining.iter().flat_map(|joining| joining.others.clone())).collect(),
-            moves: moves(&primaries(sketches)),
+            moves: moving,
             current_epoch: joining.map_or(self.manifest.current_epoch, |joining| joining.current_epoch),
         }
     }
