@@ -28,3 +28,6 @@ pub use plan::{
     Condition, How, Loss, NodeRow, Plan, Prefer, Remedy, ReplicaRow, ShardPlan, Step, StepKind, Verdict,
 };
 pub use survey::survey;
+
+#[cfg(test)]
+mod tests;
