@@ -14,6 +14,7 @@ mod harness;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod again;
 mod disasters;
 mod moves;
 mod scene;

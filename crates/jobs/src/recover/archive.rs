@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use serde::Serialize;
 use slotkeep_format::ShardState;
 use slotkeep_model::{NodeId, Role, SlotSet};
 
@@ -34,7 +35,7 @@ pub struct Held {
 }
 
 /// How long a restore takes, by what was measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Estimate {
     /// Bytes of base and log a second.
     pub bytes_per_s: u64,
@@ -76,7 +77,7 @@ pub(super) async fn held(context: &Context, past: Option<&Past>, survey: &Survey
         if holding.claimants.len() == 1 && holding.silent.is_none() {
             continue;
         }
-        let recorded = recorded_shard(&survey.recorded, &holding.slots).cloned();
+        let recorded = recorded_shard(&survey.recorded.shards, &holding.slots).cloned();
         let Some(state) = recorded else {
             let why = "the repository knows of no shard with these slots".to_owned();
             held.shards.push((holding.slots, None, Err(why)));

@@ -65,7 +65,7 @@ pub(super) fn holdings(survey: &Survey) -> Vec<Holding> {
 fn of_repository(survey: &Survey, slots: &SlotSet) -> Vec<Holding> {
     let mut left: BTreeSet<Slot> = slots.iter().collect();
     let mut holdings = Vec::new();
-    for shard in &survey.recorded {
+    for shard in &survey.recorded.shards {
         let own: SlotSet = shard.slots.intersection(slots);
         if own.is_empty() {
             continue;
@@ -157,7 +157,7 @@ pub(super) fn replicas_of(survey: &Survey, primary: &NodeId) -> Vec<NodeId> {
             }
         }
     }
-    let recorded = survey.recorded.iter().filter(|shard| shard.primary.id.as_ref() == Some(primary));
+    let recorded = survey.recorded.shards.iter().filter(|shard| shard.primary.id.as_ref() == Some(primary));
     let unknown = |id: &NodeId| !survey.words().any(|(_, word)| word.rows.iter().any(|row| row.id == *id));
     replicas.extend(
         recorded.flat_map(|shard| &shard.replicas).filter_map(|replica| replica.id.clone()).filter(unknown),

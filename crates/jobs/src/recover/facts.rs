@@ -99,6 +99,15 @@ pub enum SpareState {
     Taken(String),
 }
 
+/// What the repository says of the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Recorded {
+    /// The shards as it saw them last.
+    pub shards: Vec<ShardState>,
+    /// The slots of the shard that each node was in when it was seen last.
+    pub nodes: BTreeMap<NodeId, SlotSet>,
+}
+
 /// Everything that was found.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
@@ -106,8 +115,8 @@ pub struct Survey {
     pub nodes: Vec<SeenNode>,
     /// Addresses of nodes that answer and belong to others, with the reason for thinking so.
     pub strangers: Vec<(NodeAddr, String)>,
-    /// The shards as the repository saw them last.
-    pub recorded: Vec<ShardState>,
+    /// What the repository says.
+    pub recorded: Recorded,
     /// The addresses given for new nodes, in their order.
     pub spares: Vec<(NodeAddr, SpareState)>,
 }
@@ -136,6 +145,13 @@ impl Survey {
         self.node(id).is_some_and(|node| matches!(node.answer, Answer::Busy(_)))
     }
 
+    /// Whether the others reach a node that does not answer here: every one that knows it has a link to it, and none suspects it.
+    pub fn is_reached_by_others(&self, id: &NodeId) -> bool {
+        let rows = self.words().filter_map(|(_, word)| word.rows.iter().find(|row| row.id == *id));
+        let mut well = rows.map(|row| row.link_up && row.is_online());
+        self.word(id).is_none() && well.next().is_some_and(|first| first && well.all(|next| next))
+    }
+
     /// Where a node is, or its id where nobody knows.
     pub fn name(&self, id: &NodeId) -> String {
         self.node(id).map_or_else(|| id.to_string(), |node| node.addr.to_string())
@@ -145,7 +161,7 @@ impl Survey {
     pub fn highest_epoch(&self) -> u64 {
         let rows = self.words().flat_map(|(_, word)| word.rows.iter().map(|row| row.config_epoch));
         let current = self.words().map(|(_, word)| word.current_epoch);
-        let recorded = self.recorded.iter().map(|shard| shard.config_epoch);
+        let recorded = self.recorded.shards.iter().map(|shard| shard.config_epoch);
         rows.chain(current).chain(recorded).max().unwrap_or(0)
     }
 

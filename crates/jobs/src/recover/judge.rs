@@ -66,7 +66,7 @@ pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
         (false, false) => Verdict::Recoverable,
     };
     let strangers = survey.strangers.iter().map(|(addr, who)| format!("{addr}: {who}")).collect();
-    Plan { verdict, nodes: node_rows(survey), strangers, shards, steps, open }
+    Plan { verdict, nodes: node_rows(survey), strangers, shards, steps, estimate: held.estimate, open }
 }
 
 struct Judge<'a> {
@@ -84,10 +84,15 @@ impl Judge<'_> {
             ([], silent) => {
                 let nodes: Vec<NodeId> =
                     silent.iter().flat_map(|id| replicas_of(self.survey, id)).chain(silent.clone()).collect();
+                let reached = |id: &NodeId| self.survey.is_reached_by_others(id);
                 if nodes.iter().any(|id| self.survey.is_busy(id)) {
                     Condition::Starting
+                } else if silent.as_ref().is_some_and(reached) {
+                    Condition::OutOfReach
                 } else if nodes.iter().any(|id| self.fit(id).is_ok()) {
                     Condition::PrimaryGone
+                } else if nodes.iter().any(reached) {
+                    Condition::OutOfReach
                 } else {
                     Condition::Lost
                 }
@@ -134,6 +139,10 @@ impl Judge<'_> {
             Condition::Starting => {
                 wait("a node reads its dataset: run this again when it has (INFO persistence, loading:0)")
             }
+            Condition::OutOfReach => wait(
+                "a node of it does not answer here, and the others reach it, or have not missed it yet: look from where it can be reached, or, if it is \
+                 gone, again when the cluster-node-timeout is over",
+            ),
             Condition::PrimaryGone => self.primary_gone(holding, &replicas, majority),
             Condition::Lost => self.lost(holding),
             Condition::SplitBrain => wait(&self.split_brain(holding)),
@@ -156,7 +165,7 @@ impl Judge<'_> {
             return Some(names.join(" and "));
         }
         let recorded =
-            || Some(recorded_shard(&self.survey.recorded, &holding.slots)?.primary.addr.to_string());
+            || Some(recorded_shard(&self.survey.recorded.shards, &holding.slots)?.primary.addr.to_string());
         primary.map(|id| self.survey.name(id)).or_else(recorded)
     }
 
@@ -323,26 +332,22 @@ impl Judge<'_> {
 
     /// Nodes that answer, hold neither slots nor keys, and were of a shard that another node serves: with the primary to follow.
     fn returned(&self, shards: &[ShardPlan]) -> Vec<(NodeId, NodeId)> {
-        let served = shards.iter().filter(|shard| shard.condition == Condition::Served);
-        let served: Vec<&ShardPlan> = served.collect();
+        let served: Vec<&ShardPlan> =
+            shards.iter().filter(|shard| shard.condition == Condition::Served).collect();
         let empty = self
             .survey
             .words()
             .filter(|(_, word)| word.role == Role::Primary && word.own_slots().is_empty() && word.keys == 0);
+        // Where slots have been spread anew since, it may be meant to be empty.
         let primary_of = |slots: &SlotSet| {
-            let shard = served.iter().find(|shard| !shard.slots.intersection(slots).is_empty())?;
+            let shard = served.iter().find(|shard| shard.slots == *slots)?;
             let owner = |word: &Word| word.own_slots() == shard.slots;
             self.survey.words().find(|(_, word)| owner(word)).map(|(node, _)| node.id.clone())
         };
         empty
             .filter_map(|(node, _)| {
-                let mut recorded = self.survey.recorded.iter();
-                let own = recorded.find(|shard| {
-                    std::iter::once(&shard.primary)
-                        .chain(&shard.replicas)
-                        .any(|known| known.id.as_ref() == Some(&node.id))
-                })?;
-                Some((node.id.clone(), primary_of(&own.slots)?))
+                let own = self.survey.recorded.nodes.get(&node.id)?;
+                Some((node.id.clone(), primary_of(own)?))
             })
             .collect()
     }

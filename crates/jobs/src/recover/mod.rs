@@ -22,7 +22,7 @@ pub mod apply;
 
 pub use apply::{Done, EndDisplay, Making, Outcome, Recovery, Stopped, Watch};
 pub use archive::{Estimate, Held};
-pub use facts::{Answer, SeenNode, SpareState, Survey, Word};
+pub use facts::{Answer, Recorded, SeenNode, SpareState, Survey, Word};
 pub use judge::{Wishes, judge};
 pub use plan::{
     Condition, How, Loss, NodeRow, Plan, Prefer, Remedy, ReplicaRow, ShardPlan, Step, StepKind, Verdict,

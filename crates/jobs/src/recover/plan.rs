@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use slotkeep_model::{NodeAddr, NodeId, SlotSet};
 
+use super::archive::Estimate;
 use crate::log::point::shards::{Lack, Reach};
 
 /// What is to be done with a cluster.
@@ -20,6 +21,8 @@ pub struct Plan {
     pub shards: Vec<ShardPlan>,
     /// What is done, in order.
     pub steps: Vec<Step>,
+    /// How fast a restore is expected to be.
+    pub estimate: Estimate,
     /// What is left to a person: decisions, and what is missing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub open: Vec<String>,
@@ -71,6 +74,8 @@ pub enum Condition {
     Lost,
     /// A node's process lives and reads its dataset.
     Starting,
+    /// A node does not answer here, and the others reach it.
+    OutOfReach,
     /// Two nodes that answer call its slots their own.
     SplitBrain,
     /// The node that answers calls its slots its own, and others know a newer owner, which does not answer.

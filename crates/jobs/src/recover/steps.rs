@@ -98,7 +98,8 @@ fn restoration(held: &Held, shards: &[&ShardPlan], alone: bool) -> Step {
         )
     };
     let risk = if alone {
-        "if it fails, none of the new nodes runs. Old nodes that come back later are a cluster of their own: keep them down, or fence them"
+        "if it fails, none of the new nodes runs. Old nodes that come back later, or live out of reach from here, are a cluster of their own: keep them \
+         down, or fence them"
     } else {
         "if it fails, none of the new nodes runs and the cluster is as it was. If an old node of these slots comes back meanwhile, the next step is not \
          done: the new nodes stay by themselves, and you choose"

@@ -12,7 +12,7 @@ use slotkeep_model::{NodeAddr, NodeId};
 use slotkeep_wire::resp::Command;
 use slotkeep_wire::topology::{ClusterInfo, NodeRow};
 
-use super::facts::{Answer, SeenNode, SpareState, Survey, Word};
+use super::facts::{Answer, Recorded, SeenNode, SpareState, Survey, Word};
 use super::spares::{occupied, vacancy};
 use crate::discover::{keys_of, read_info, read_view, version_of};
 use crate::net::{LinkError, LinkProblem};
@@ -23,15 +23,15 @@ const QUESTIONS_IN_FLIGHT: usize = 64;
 /// How long a node may take to answer: one that is stopped in its tracks takes connections and never answers.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// Asks every node that can be heard of. `recorded` are the shards as the repository saw them last.
+/// Asks every node that can be heard of. `recorded` is what the repository says.
 pub async fn survey(
     context: &Context,
     seeds: &[NodeAddr],
-    recorded: Vec<ShardState>,
+    recorded: Recorded,
     spares: &[NodeAddr],
 ) -> Result<Survey> {
     let mut asked: BTreeMap<NodeAddr, Result<Word, Miss>> = BTreeMap::new();
-    let of_repository = nodes_of(&recorded).map(|(addr, _)| addr.clone());
+    let of_repository = nodes_of(&recorded.shards).map(|(addr, _)| addr.clone());
     let mut waiting: BTreeSet<NodeAddr> = seeds.iter().chain(spares).cloned().chain(of_repository).collect();
     while !waiting.is_empty() {
         let round = std::mem::take(&mut waiting);
@@ -128,11 +128,11 @@ async fn ask_all(context: &Context, addr: &NodeAddr) -> Result<Word, Miss> {
 fn sort(
     context: &Context,
     seeds: &[NodeAddr],
-    recorded: Vec<ShardState>,
+    recorded: Recorded,
     spares: &[NodeAddr],
     mut asked: BTreeMap<NodeAddr, Result<Word, Miss>>,
 ) -> Result<Survey> {
-    let mut known: BTreeSet<NodeId> = nodes_of(&recorded).filter_map(|(_, id)| id.cloned()).collect();
+    let mut known: BTreeSet<NodeId> = nodes_of(&recorded.shards).filter_map(|(_, id)| id.cloned()).collect();
     let from_repository = !known.is_empty();
     if known.is_empty() {
         let first = seeds.iter().find_map(|seed| asked.get(seed)?.as_ref().ok());
@@ -167,7 +167,7 @@ fn sort(
             announced.entry(row.id.clone()).or_insert_with(|| row_addr(context, row, addr));
         }
     }
-    for (addr, id) in nodes_of(&survey.recorded) {
+    for (addr, id) in nodes_of(&survey.recorded.shards) {
         if let Some(id) = id {
             announced.entry(id.clone()).or_insert_with(|| addr.clone());
         }

@@ -6,7 +6,7 @@ use slotkeep_model::{NodeAddr, NodeId, Product, Role, ServerVersion, SlotSet};
 use slotkeep_wire::topology::from_nodes;
 
 use super::archive::Held;
-use super::facts::{Answer, SeenNode, SpareState, Survey, Word};
+use super::facts::{Answer, Recorded, SeenNode, SpareState, Survey, Word};
 use super::judge::{Wishes, judge};
 use super::moves::broken;
 use super::plan::{Condition, How, Plan, Remedy, StepKind, Verdict};
@@ -32,15 +32,16 @@ fn addr(number: u8) -> NodeAddr {
     NodeAddr::new("10.0.0.1", 7000 + u16::from(number))
 }
 
-fn word(myself: u8, lines: &[Line<'_>]) -> Word {
+fn word(myself: u8, lines: &[Line<'_>], gone: &[u8]) -> Word {
     let text: Vec<String> = lines
         .iter()
         .map(|(number, primary, epoch, slots)| {
             let me = if *number == myself { "myself," } else { "" };
-            let part =
+            let role =
                 primary.map_or_else(|| "master -".to_owned(), |primary| format!("slave {}", id(primary)));
             let port = addr(*number).port();
-            format!("{} 10.0.0.1:{port}@1{port} {me}{part} 0 0 {epoch} connected {slots}", id(*number))
+            let link = if gone.contains(number) { "disconnected" } else { "connected" };
+            format!("{} 10.0.0.1:{port}@1{port} {me}{role} 0 0 {epoch} {link} {slots}", id(*number))
         })
         .collect();
     let view = from_nodes(&text.join("\n"), &addr(myself), false).unwrap();
@@ -66,7 +67,8 @@ fn seen(number: u8, answer: Answer) -> SeenNode {
 
 /// Nodes that answer with those lines, and nodes that don't answer.
 fn survey(answering: &[u8], silent: &[u8], lines: &[Line<'_>]) -> Survey {
-    let words = answering.iter().map(|number| seen(*number, Answer::Word(Box::new(word(*number, lines)))));
+    let words =
+        answering.iter().map(|number| seen(*number, Answer::Word(Box::new(word(*number, lines, silent)))));
     let silent = silent.iter().map(|number| seen(*number, Answer::Silent("gone".to_owned())));
     Survey { nodes: words.chain(silent).collect(), ..Survey::default() }
 }
@@ -144,7 +146,7 @@ fn slots_that_two_nodes_call_their_own_are_left_alone() {
     let mut found = survey(&[2, 3, 4, 5, 6], &[], &after);
     assert_eq!(judged(&found).verdict, Verdict::Whole);
     // The old primary has heard nothing of that.
-    found.nodes.push(seen(1, Answer::Word(Box::new(word(1, &WHOLE)))));
+    found.nodes.push(seen(1, Answer::Word(Box::new(word(1, &WHOLE, &[])))));
     let plan = judged(&found);
     assert_eq!(plan.shards[0].condition, Condition::SplitBrain);
     assert_eq!((plan.verdict, plan.steps.len()), (Verdict::NeedsDecision, 0));
@@ -158,13 +160,32 @@ fn slots_that_two_nodes_call_their_own_are_left_alone() {
 }
 
 #[test]
+fn what_the_others_reach_is_not_gone() {
+    // No node that answers misses it.
+    let mut found = survey(&[2, 3, 4, 5, 6], &[], &WHOLE);
+    found.nodes.push(seen(1, Answer::Silent("out of reach".to_owned())));
+    let plan = judged(&found);
+    assert_eq!(plan.shards[0].condition, Condition::OutOfReach);
+    assert_eq!((plan.verdict, plan.steps.len()), (Verdict::NeedsDecision, 0));
+    // One of them does.
+    change(&mut found, 2, |word| {
+        word.rows.iter_mut().filter(|row| row.id == id(1)).for_each(|row| row.flags.suspected = true);
+    });
+    assert_eq!(judged(&found).shards[0].condition, Condition::PrimaryGone);
+    // A replica that the others reach keeps its shard from being restored.
+    let mut found = survey(&[2, 3, 5, 6], &[1], &WHOLE);
+    found.nodes.push(seen(4, Answer::Silent("out of reach".to_owned())));
+    assert_eq!(judged(&found).shards[0].condition, Condition::OutOfReach);
+}
+
+#[test]
 fn of_what_is_said_of_silent_nodes_the_newest_counts() {
     // 1 had been replaced by 4, which 2 has heard and 3 has not; then both went.
     let mut after = WHOLE;
     after[0] = (1, Some(4), 7, "");
     after[3] = (4, None, 7, "0-5460");
     let mut found = survey(&[2], &[1, 4], &after);
-    found.nodes.push(seen(3, Answer::Word(Box::new(word(3, &WHOLE)))));
+    found.nodes.push(seen(3, Answer::Word(Box::new(word(3, &WHOLE, &[1])))));
     let plan = judged(&found);
     assert_eq!(plan.shards.len(), 3, "{:?}", plan.shards);
     assert_eq!(plan.shards[0].primary.as_deref(), Some("10.0.0.1:7004"));
@@ -185,7 +206,7 @@ fn a_primary_that_some_do_not_know_is_made_known() {
     let lines = [(8, None, 9, "0-5460"), WHOLE[1], WHOLE[2]];
     let mut found = survey(&[8], &[], &lines);
     for number in [2, 3] {
-        found.nodes.push(seen(number, Answer::Word(Box::new(word(number, &WHOLE[..3])))));
+        found.nodes.push(seen(number, Answer::Word(Box::new(word(number, &WHOLE[..3], &[1])))));
     }
     found.nodes.push(seen(1, Answer::Silent("gone".to_owned())));
     let plan = judged(&found);
@@ -194,9 +215,9 @@ fn a_primary_that_some_do_not_know_is_made_known() {
     assert_eq!(kinds, [&StepKind::Join, &StepKind::Settle]);
 }
 
-fn recorded() -> ShardState {
+fn recorded() -> Recorded {
     let node = |number| NodeRecord { id: Some(id(number)), addr: addr(number), online: true };
-    ShardState {
+    let shard = ShardState {
         slots: "0-5460".parse().unwrap(),
         importing: SlotSet::default(),
         migrating: SlotSet::default(),
@@ -205,13 +226,15 @@ fn recorded() -> ShardState {
         replicas: vec![node(4)],
         history: None,
         offset: None,
-    }
+    };
+    let nodes = [1, 4].map(|number| (id(number), shard.slots.clone())).into();
+    Recorded { shards: vec![shard], nodes }
 }
 
 #[test]
 fn slots_that_nobody_knows_of_belong_to_whom_the_repository_saw() {
     // The dead nodes have been forgotten.
-    let found = Survey { recorded: vec![recorded()], ..survey(&[2, 3], &[1], &WHOLE[1..3]) };
+    let found = Survey { recorded: recorded(), ..survey(&[2, 3], &[1], &WHOLE[1..3]) };
     let plan = judged(&found);
     assert_eq!(plan.shards[0].primary.as_deref(), Some("10.0.0.1:7001"));
     assert_eq!(plan.shards[0].condition, Condition::Lost);
@@ -220,7 +243,7 @@ fn slots_that_nobody_knows_of_belong_to_whom_the_repository_saw() {
 #[test]
 fn an_old_node_without_slots_is_attached_to_its_shard() {
     let lines = [(8, None, 9, "0-5460"), WHOLE[1], WHOLE[2], (1, None, 1, "")];
-    let mut found = Survey { recorded: vec![recorded()], ..survey(&[8, 2, 3, 1], &[], &lines) };
+    let mut found = Survey { recorded: recorded(), ..survey(&[8, 2, 3, 1], &[], &lines) };
     change(&mut found, 1, |word| word.keys = 0);
     let attach = StepKind::Attach { node: id(1), primary: id(8) };
     assert_eq!(judged(&found).steps[0].kind, attach);
@@ -228,7 +251,7 @@ fn an_old_node_without_slots_is_attached_to_its_shard() {
     change(&mut found, 1, |word| word.keys = 1);
     assert_eq!(judged(&found).verdict, Verdict::Whole);
     change(&mut found, 1, |word| word.keys = 0);
-    found.recorded.clear();
+    found.recorded = Recorded::default();
     assert_eq!(judged(&found).verdict, Verdict::Whole);
 }
 

@@ -45,13 +45,18 @@ fn nodes(plan: &Plan) -> String {
             node.role.unwrap_or("?").to_owned(),
             node.slots.to_string(),
             node.offset.map(|offset| offset.to_string()).unwrap_or_default(),
-            node.silent.clone().unwrap_or_default(),
+            node.silent.as_deref().map(|why| without(why, &node.addr.to_string())).unwrap_or_default(),
         ]);
     }
     for stranger in &plan.strangers {
         rows.add_row(["", "stranger", "", "", stranger]);
     }
     table_text(&rows)
+}
+
+/// A reason without the address that it begins with.
+fn without(why: &str, addr: &str) -> String {
+    why.strip_prefix(addr).map_or(why, |rest| rest.trim_start_matches([':', ' '])).to_owned()
 }
 
 fn shards(plan: &Plan) -> String {
@@ -83,6 +88,7 @@ const fn condition(condition: Condition) -> &'static str {
         Condition::PrimaryGone => "PRIMARY GONE",
         Condition::Lost => "LOST",
         Condition::Starting => "starting",
+        Condition::OutOfReach => "OUT OF REACH",
         Condition::SplitBrain => "SPLIT BRAIN",
         Condition::Superseded => "SUPERSEDED",
     }
@@ -131,7 +137,18 @@ fn steps(plan: &Plan) -> String {
     });
     let all: u64 = plan.steps.iter().fold(0, |sum, step| sum.saturating_add(step.expected_ms));
     let lines: Vec<String> = lines.collect();
-    format!("Steps, about {} in all:\n{}", seconds(Duration::from_millis(all)), lines.join("\n"))
+    let restores = plan.shards.iter().any(|shard| matches!(shard.remedy, Remedy::Restore { .. }));
+    let pace = format!(
+        "\n  (data at {} a second, {})",
+        bytes(plan.estimate.bytes_per_s),
+        if plan.estimate.measured {
+            "by the last drill"
+        } else {
+            "assumed: no drill has measured it (`slotkeep verify --depth drill`)"
+        }
+    );
+    let pace = if restores { pace } else { String::new() };
+    format!("Steps, about {} in all:\n{}{pace}", seconds(Duration::from_millis(all)), lines.join("\n"))
 }
 
 /// What was done.
@@ -146,11 +163,12 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
         lines.push(format!("  why: {}", stopped.why));
         lines.push(format!("  now: {}", stopped.now));
     }
-    let keys: u64 = outcome.started.iter().map(|node| node.keys).sum();
     if !outcome.started.is_empty() {
-        let nodes: Vec<String> =
-            outcome.started.iter().map(|node| format!("{} (process {})", node.addr, node.pid)).collect();
-        lines.push(format!("New nodes, with {} keys: {}", count(keys), nodes.join(", ")));
+        let nodes = outcome
+            .started
+            .iter()
+            .map(|node| format!("{} with {} keys (process {})", node.addr, count(node.keys), node.pid));
+        lines.push(format!("New nodes: {}", nodes.collect::<Vec<_>>().join(", ")));
     }
     format!("{}\n\n{}", lines.join("\n"), plan(&outcome.after, false))
 }

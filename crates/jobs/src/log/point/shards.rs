@@ -2,10 +2,12 @@
 //!
 //! Invariant: without a moment, a shard comes back to the last place that its log leads to, whatever the other shards' logs say.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use slotkeep_format::ShardState;
-use slotkeep_model::{ReplId, SlotSet};
+use slotkeep_model::{NodeId, ReplId, SlotSet};
 
 use super::idle::is_idle;
 use super::moment::{Cut, End, Planned, cut_by, order_moves};
@@ -48,6 +50,21 @@ pub fn recorded_shard<'a>(shards: &'a [ShardState], slots: &SlotSet) -> Option<&
 /// The shards of the cluster as it was seen last, by an archive or a backup; none if nothing was.
 pub fn newest_shards(past: &Past) -> Vec<ShardState> {
     View::newest(past).map(|view| view.shards).unwrap_or_default()
+}
+
+/// The slots of the shard that each node was in when it was seen last.
+pub fn former_nodes(past: &Past) -> BTreeMap<NodeId, SlotSet> {
+    let of_backups = past.backups.iter().flat_map(|backup| &backup.shards);
+    let of_backups = of_backups.map(|shard| (&shard.slots, &shard.primary, &shard.replicas));
+    let of_topologies = past.topologies.iter().flat_map(|topology| &topology.shards);
+    let of_topologies = of_topologies.map(|shard| (&shard.slots, &shard.primary, &shard.replicas));
+    let mut nodes = BTreeMap::new();
+    for (slots, primary, replicas) in of_backups.chain(of_topologies).filter(|(slots, ..)| !slots.is_empty())
+    {
+        let ids = std::iter::once(primary).chain(replicas).filter_map(|node| node.id.clone());
+        nodes.extend(ids.map(|id| (id, slots.clone())));
+    }
+    nodes
 }
 
 /// The last place that the log of a shard leads to.

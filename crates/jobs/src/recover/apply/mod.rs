@@ -13,17 +13,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use serde::Serialize;
-use slotkeep_format::ShardState;
 use slotkeep_model::{NodeAddr, SlotSet};
 use slotkeep_repo::Repository;
 
 use super::archive::held;
-use super::facts::Survey;
+use super::facts::{Recorded, Survey};
 use super::judge::{Wishes, judge};
 use super::plan::{Plan, Remedy, ShardPlan, Step, StepKind};
 use super::survey::survey;
 use crate::log::Past;
-use crate::log::point::shards::newest_shards;
+use crate::log::point::shards::{former_nodes, newest_shards};
 use crate::progress::ShardProgress;
 use crate::restore::files::{StartedNode, UsersPolicy};
 use crate::{Context, Error, ErrorKind, Result};
@@ -121,14 +120,16 @@ impl Recovery {
     }
 
     async fn look(&self) -> Result<(Survey, Plan)> {
-        let recorded = self.past.as_deref().map(newest_shards).unwrap_or_default();
+        let past = self.past.as_deref();
+        let recorded = past.map(|past| Recorded { shards: newest_shards(past), nodes: former_nodes(past) });
+        let recorded = recorded.unwrap_or_default();
         self.look_at(self.seeds.clone(), recorded, &self.spares).await
     }
 
     async fn look_at(
         &self,
         seeds: Vec<NodeAddr>,
-        recorded: Vec<ShardState>,
+        recorded: Recorded,
         spares: &[NodeAddr],
     ) -> Result<(Survey, Plan)> {
         let survey = survey(&self.context, &seeds, recorded, spares).await?;
@@ -150,7 +151,12 @@ impl Recovery {
                     let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
                     done.push(Done { what: step.what.clone(), result, ms });
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {
+                    let now =
+                        format!("interrupted while this was done: {}; {}", step.what, state_after(&done));
+                    return Err(Error::new(ErrorKind::Interrupted, now)
+                        .hint("run this again: what is done is seen as done"));
+                }
                 Err(error) => {
                     let advice = error.advice().unwrap_or("run this again: what is done is seen as done");
                     stopped = Some(Stopped {
@@ -166,7 +172,7 @@ impl Recovery {
         let (_, after) = if anew {
             // A cluster of its own, of which neither the old addresses nor the repository know.
             let nodes = made.started.iter().filter_map(|node| node.addr.parse().ok()).collect();
-            self.look_at(nodes, Vec::new(), &[]).await?
+            self.look_at(nodes, Recorded::default(), &[]).await?
         } else {
             self.look().await?
         };

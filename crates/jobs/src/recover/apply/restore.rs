@@ -87,7 +87,7 @@ async fn point(recovery: &Recovery, survey: &Survey, shards: &[&ShardPlan]) -> R
     };
     let mut wanted = Vec::new();
     for shard in shards {
-        let recorded = recorded_shard(&survey.recorded, &shard.slots).ok_or_else(|| {
+        let recorded = recorded_shard(&survey.recorded.shards, &shard.slots).ok_or_else(|| {
             Error::new(ErrorKind::Gap, format!("the repository knows of no shard with slots {}", shard.slots))
         })?;
         let replicas = match &shard.remedy {

@@ -38,7 +38,7 @@ impl Joining {
     pub(super) fn moves(&self, sketches: &[Sketch<'_>]) -> Vec<ConfMove> {
         let with = |of: &JoiningMove| {
             let mut primaries = sketches.iter().filter(|sketch| sketch.follows.is_none());
-            let new = primaries.find(|sketch| sketch.slots().contains(of.shard))?.id.clone()?;
+            let new = primaries.find(|sketch| sketch.shard.slots.contains(of.shard))?.id.clone()?;
             let slots = std::iter::once(of.slot).collect();
             let other = of.other.clone();
             let (from, to) = if of.leaving { (new, other) } else { (other, new) };

@@ -197,7 +197,7 @@ pub(super) struct Sketch<'a> {
     pub(super) addr: NodeAddr,
     pub(super) ip: IpAddr,
     pub(super) id: Option<NodeId>,
-    shard: &'a ShardRecord,
+    pub(super) shard: &'a ShardRecord,
     /// Where the shard is to be brought back to.
     state: &'a ShardPoint,
     /// Whether it has an append-only file for the sake of the restore, and had none before.
@@ -209,13 +209,6 @@ pub(super) struct Sketch<'a> {
     settings: Option<&'a SettingsRecord>,
     recorded: Recorded,
     pub(super) users: Users,
-}
-
-impl Sketch<'_> {
-    /// The slots of its shard.
-    pub(super) const fn slots(&self) -> &SlotSet {
-        &self.shard.slots
-    }
 }
 
 pub(super) struct Planner<'a> {
