@@ -108,3 +108,18 @@ fn a_lost_shard_of_valkey_9_1_is_restored() {
 fn a_lost_shard_of_redis_7_0_is_restored() {
     a_lost_shard_is_restored("redis-7.0");
 }
+
+#[test]
+fn a_lost_shard_of_redis_6_2_is_restored() {
+    a_lost_shard_is_restored("redis-6.2");
+}
+
+#[test]
+fn a_lost_shard_of_redis_8_2_is_restored() {
+    a_lost_shard_is_restored("redis-8.2");
+}
+
+#[test]
+fn a_lost_shard_of_valkey_8_0_is_restored() {
+    a_lost_shard_is_restored("valkey-8.0");
+}

@@ -20,20 +20,43 @@ pub(super) struct Broken {
     pub(super) to: NodeId,
     /// Whether the one that holds it took the place of a lost one: it may hold older copies of keys that have gone over.
     pub(super) was_lost: bool,
+    /// Whether the one that takes it has to be told from whom.
+    pub(super) takes_anew: bool,
 }
 
-/// The moves between nodes that answer of which one side names a node that is not the other side. One that has been begun on one side only
-/// is none of them: somebody may be about to begin it on the other.
+/// The moves between nodes that answer of which one side names a node that is not the other side, or the side that takes knows nothing
+/// of: newer servers forget what they import when its owner changes (Valkey 8.0). One that only the side that takes knows of is
+/// none of them: that is how moves begin.
 pub(super) fn broken(survey: &Survey) -> Vec<Broken> {
     let mut found: Vec<Broken> = Vec::new();
     for (node, word) in primaries(survey) {
-        for (slot, source) in word.own_row().map(|row| row.importing.as_slice()).unwrap_or_default() {
+        let Some(row) = word.own_row() else { continue };
+        for (slot, source) in &row.importing {
             let Some(owner) = owner_of(survey, *slot).filter(|owner| **owner != node.id) else { continue };
             let given = survey.word(owner).and_then(Word::own_row).map(|row| row.migrating.as_slice());
             let to_another = |(given, to): &(Slot, NodeId)| given == slot && *to != node.id;
             if source != owner || given.unwrap_or_default().iter().any(to_another) {
                 let was_lost = source != owner;
-                found.push(Broken { slot: *slot, from: owner.clone(), to: node.id.clone(), was_lost });
+                found.push(Broken {
+                    slot: *slot,
+                    from: owner.clone(),
+                    to: node.id.clone(),
+                    was_lost,
+                    takes_anew: was_lost,
+                });
+            }
+        }
+        for (slot, to) in row.migrating.iter().filter(|(slot, _)| owner_of(survey, *slot) == Some(&node.id)) {
+            let taker =
+                primaries(survey).find(|(other, _)| other.id == *to).and_then(|(_, word)| word.own_row());
+            if taker.is_some_and(|row| row.importing.iter().all(|(known, _)| known != slot)) {
+                found.push(Broken {
+                    slot: *slot,
+                    from: node.id.clone(),
+                    to: to.clone(),
+                    was_lost: false,
+                    takes_anew: true,
+                });
             }
         }
     }
@@ -53,10 +76,13 @@ fn owner_of(survey: &Survey, slot: Slot) -> Option<&NodeId> {
     owners.next().is_none().then_some(owner)
 }
 
-/// The slots whose moves are to be set anew: now, or once the plan's shards are back.
-pub(super) fn interrupted_moves(survey: &Survey, shards: &[ShardPlan]) -> SlotSet {
-    let now = broken(survey).into_iter().map(|one| one.slot);
-    now.chain(with_lost(survey, shards).into_iter().map(|one| one.slot)).collect()
+/// The slots whose moves are to be set anew, now or once the plan's shards are back: those that were leaving a lost shard, and all.
+pub(super) fn interrupted_moves(survey: &Survey, shards: &[ShardPlan]) -> (SlotSet, SlotSet) {
+    let (now, then) = (broken(survey), with_lost(survey, shards));
+    let leaving = now.iter().filter(|one| one.was_lost).map(|one| one.slot);
+    let leaving = leaving.chain(then.iter().filter(|one| one.leaving).map(|one| one.slot)).collect();
+    let all = now.iter().map(|one| one.slot).chain(then.iter().map(|one| one.slot)).collect();
+    (leaving, all)
 }
 
 /// The moves between living shards and those that are to be restored or promoted, as new nodes have to know them.

@@ -248,6 +248,9 @@ pub enum StepKind {
         /// Those slots.
         #[serde(serialize_with = "as_text")]
         slots: SlotSet,
+        /// Of those, the ones that were leaving the lost shard.
+        #[serde(serialize_with = "as_text")]
+        leaving: SlotSet,
     },
     /// Makes an old node that came back without slots a replica of the shard that it was of.
     Attach {

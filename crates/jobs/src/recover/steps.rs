@@ -31,9 +31,9 @@ pub(super) fn steps(
     if (!restored.is_empty() && !alone) || joins {
         steps.push(join());
     }
-    let moving = interrupted_moves(survey, shards);
+    let (leaving, moving) = interrupted_moves(survey, shards);
     if !moving.is_empty() {
-        steps.push(moves(moving));
+        steps.push(moves(moving, leaving));
     }
     steps.extend(returned.iter().map(|(node, primary)| attachment(survey, node, primary)));
     let starts_whole = alone && steps.len() == 1;
@@ -118,10 +118,10 @@ fn join() -> Step {
     }
 }
 
-fn moves(slots: SlotSet) -> Step {
+fn moves(slots: SlotSet, leaving: SlotSet) -> Step {
     Step {
         what: format!("put slots {slots}, which were on their way from or to a lost node, on their way again (CLUSTER SETSLOT)"),
-        kind: StepKind::Moves { slots },
+        kind: StepKind::Moves { slots, leaving },
         risk: "keys that both sides hold are deleted where they were leaving: the other side's are newer. The moves are not finished: do that as usual"
             .to_owned(),
         expected_ms: AGREE_MS,

@@ -292,5 +292,7 @@ fn a_move_is_broken_where_one_side_names_another_node() {
     let lost = with("", &from(8));
     assert!(lost.len() == 1 && lost[0].was_lost && lost[0].from == id(1) && lost[0].to == id(2));
     let lost = with(&to(8), &from(1));
-    assert!(lost.len() == 1 && !lost[0].was_lost, "{lost:?}");
+    assert!(lost.len() == 1 && !lost[0].was_lost && !lost[0].takes_anew, "{lost:?}");
+    let forgotten = with(&to(2), "");
+    assert!(forgotten.len() == 1 && !forgotten[0].was_lost && forgotten[0].takes_anew, "{forgotten:?}");
 }

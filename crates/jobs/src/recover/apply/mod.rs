@@ -224,7 +224,7 @@ impl Recovery {
                 }
                 join::join(self, &survey, watch).await
             }
-            StepKind::Moves { .. } => moves::mend(self, &survey).await,
+            StepKind::Moves { leaving, .. } => moves::mend(self, &survey, leaving).await,
             StepKind::Attach { node, primary } => {
                 if !now.steps.iter().any(|other| other.kind == step.kind) {
                     return Ok("not needed any more".to_owned());

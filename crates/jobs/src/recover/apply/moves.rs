@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use slotkeep_model::{NodeId, Slot};
+use slotkeep_model::{NodeId, Slot, SlotSet};
 use slotkeep_wire::resp::{Command, Value};
 
 use super::{Recovery, surprise};
@@ -22,16 +22,18 @@ const DELETED_AT_A_TIME: usize = 500;
 const WRITABLE_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Makes both sides of each broken move know each other.
-pub(super) async fn mend(recovery: &Recovery, survey: &Survey) -> Result<String> {
+/// Makes both sides of each broken move know each other. `leaving` are the slots that were on their way from a lost shard.
+pub(super) async fn mend(recovery: &Recovery, survey: &Survey, leaving: &SlotSet) -> Result<String> {
     let moves = broken(survey);
     let mut dropped = 0_u64;
     for one in &moves {
-        if one.was_lost {
+        if one.was_lost || leaving.contains(one.slot) {
+            dropped = dropped.saturating_add(drop_copies(recovery, survey, one).await?);
+        }
+        if one.takes_anew {
             // A node takes no other's word about a slot that it imports (`clusterUpdateSlotsConfigWith`).
             set_slot(recovery, survey, (&one.to, one.slot), "NODE", &one.from).await?;
             set_slot(recovery, survey, (&one.to, one.slot), "IMPORTING", &one.from).await?;
-            dropped = dropped.saturating_add(drop_copies(recovery, survey, one).await?);
         }
         set_slot(recovery, survey, (&one.from, one.slot), "MIGRATING", &one.to).await?;
     }
