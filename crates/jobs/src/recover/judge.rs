@@ -46,6 +46,11 @@ pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
         .iter()
         .filter_map(|shard| match &shard.remedy {
             Remedy::Wait { on } => Some(format!("slots {}: {on}", shard.slots)),
+            Remedy::Fence { keep, .. } => Some(format!(
+                "slots {}: the fenced node becomes a replica of {} when they hear each other: see to that, then lift its fence (`slotkeep fence --undo`)",
+                shard.slots,
+                survey.name(keep)
+            )),
             _ => None,
         })
         .collect();
@@ -145,7 +150,7 @@ impl Judge<'_> {
             ),
             Condition::PrimaryGone => self.primary_gone(holding, &replicas, majority),
             Condition::Lost => self.lost(holding),
-            Condition::SplitBrain => wait(&self.split_brain(holding)),
+            Condition::SplitBrain => self.split_brain(holding),
             Condition::Superseded => wait(&self.superseded(holding)),
         };
         ShardPlan {
@@ -236,36 +241,42 @@ impl Judge<'_> {
         (Remedy::Restore { nodes: vec![] }, Some(loss_of_restore(reach, self.wishes.at, self.held.now)))
     }
 
-    fn split_brain(&self, holding: &Holding) -> String {
-        let claims: Vec<(u64, String)> = holding
-            .claimants
-            .iter()
-            .filter_map(|id| {
-                let word = self.survey.word(id)?;
-                let epoch = word.own_row().map_or(0, |row| row.config_epoch);
-                let words = format!(
-                    "{} (config epoch {epoch}, offset {} of history {}, {} keys)",
-                    self.survey.name(id),
-                    word.offset,
-                    word.history,
-                    word.keys
-                );
-                Some((epoch, words))
-            })
-            .collect();
-        let newest = holding
-            .claimants
-            .iter()
-            .max_by_key(|id| self.survey.word(id).and_then(Word::own_row).map_or(0, |row| row.config_epoch));
-        let newest = newest.map(|id| self.survey.name(id)).unwrap_or_default();
-        let claims: Vec<String> = claims.into_iter().map(|(_, words)| words).collect();
-        format!(
-            "split brain: {} call them their own, and may both take writes. Nothing is done before you have chosen. The cluster will follow {newest}, \
-             whose epoch is the highest, as soon as the nodes hear each other; what only the other one holds is dropped then. \
-             To keep {newest}: fence the other one (`slotkeep fence`), back it up if its writes matter, and let the nodes hear each other. \
-             To keep the other one: shut {newest} down, let the other one hear the cluster, and run this again",
+    /// The chosen one keeps the slots if its claim is the highest: then the others need only be kept from taking writes.
+    fn split_brain(&self, holding: &Holding) -> (Remedy, Option<Loss>) {
+        let epoch =
+            |id: &NodeId| self.survey.word(id).and_then(Word::own_row).map_or(0, |row| row.config_epoch);
+        let newest = holding.claimants.iter().max_by_key(|id| epoch(id));
+        let Some(newest) = newest else { return wait("nobody claims them") };
+        let (keep, name) = (newest, self.survey.name(newest));
+        if self.is_chosen(keep) && self.held.given {
+            let others: Vec<NodeId> = holding.claimants.iter().filter(|id| *id != keep).cloned().collect();
+            let names: Vec<String> = others.iter().map(|id| self.survey.name(id)).collect();
+            let names = names.join(", ");
+            let what = format!(
+                "what only {names} holds, as soon as the nodes hear each other: back it up before, if it matters"
+            );
+            let loss = Loss { what, bytes: None, ms: None, until: None };
+            return (Remedy::Fence { keep: keep.clone(), others }, Some(loss));
+        }
+        let claims = holding.claimants.iter().filter_map(|id| {
+            let word = self.survey.word(id)?;
+            Some(format!(
+                "{} (config epoch {}, offset {} of history {}, {} keys)",
+                self.survey.name(id),
+                epoch(id),
+                word.offset,
+                word.history,
+                word.keys
+            ))
+        });
+        let claims: Vec<String> = claims.collect();
+        wait(&format!(
+            "split brain: {} call them their own, and may both take writes. Nothing is done before you have chosen. The cluster will follow {name}, whose \
+             epoch is the highest, as soon as the nodes hear each other; what only the other one holds is dropped then: back it up, if it matters. \
+             To keep {name}: `--choose {name}` with --repo, which fences the other one, and let the nodes hear each other. To keep the other one: \
+             shut {name} down, let the other one hear the cluster, and run this again",
             claims.join(" and ")
-        )
+        ))
     }
 
     fn superseded(&self, holding: &Holding) -> String {

@@ -149,6 +149,15 @@ pub enum Remedy {
         #[serde(serialize_with = "as_text")]
         node: NodeId,
     },
+    /// The other claimants are kept from taking writes, as one was chosen.
+    Fence {
+        /// The one that was chosen.
+        #[serde(serialize_with = "as_text")]
+        keep: NodeId,
+        /// The others.
+        #[serde(serialize_with = "as_texts")]
+        others: Vec<NodeId>,
+    },
     /// Nothing, until what is written here has come about or been given.
     Wait {
         /// What.
@@ -232,6 +241,12 @@ pub enum StepKind {
         slots: SlotSet,
         /// In which way.
         how: How,
+    },
+    /// Keeps nodes from taking writes (`slotkeep fence`).
+    Fence {
+        /// Those nodes.
+        #[serde(serialize_with = "as_texts")]
+        nodes: Vec<NodeId>,
     },
     /// Restores shards from the repository and starts their nodes, which nobody knows yet.
     Restore {

@@ -20,7 +20,8 @@ pub(super) fn steps(
     returned: &[(NodeId, NodeId)],
     forgotten: Vec<NodeId>,
 ) -> Vec<Step> {
-    let mut steps: Vec<Step> = shards.iter().filter_map(promotion).collect();
+    let mut steps: Vec<Step> = shards.iter().filter_map(|shard| fence(survey, shard)).collect();
+    steps.extend(shards.iter().filter_map(promotion));
     let restored: Vec<&ShardPlan> =
         shards.iter().filter(|shard| matches!(shard.remedy, Remedy::Restore { .. })).collect();
     let joins = shards.iter().any(|shard| matches!(shard.remedy, Remedy::Join { .. }));
@@ -37,13 +38,25 @@ pub(super) fn steps(
     }
     steps.extend(returned.iter().map(|(node, primary)| attachment(survey, node, primary)));
     let starts_whole = alone && steps.len() == 1;
-    if !steps.is_empty() && !starts_whole {
+    let only_fences = steps.iter().all(|step| matches!(step.kind, StepKind::Fence { .. }));
+    if !only_fences && !starts_whole {
         steps.push(settle());
     }
     if !forgotten.is_empty() {
         steps.push(forgetting(survey, forgotten));
     }
     steps
+}
+
+fn fence(survey: &Survey, shard: &ShardPlan) -> Option<Step> {
+    let Remedy::Fence { others, .. } = &shard.remedy else { return None };
+    let names: Vec<String> = others.iter().map(|id| survey.name(id)).collect();
+    Some(Step {
+        kind: StepKind::Fence { nodes: others.clone() },
+        what: format!("keep {} from taking writes (min-replicas-to-write)", names.join(", ")),
+        risk: "its clients get errors (-NOREPLICAS). What was set before is kept in the repository: `slotkeep fence --undo` puts it back".to_owned(),
+        expected_ms: 0,
+    })
 }
 
 fn promotion(shard: &ShardPlan) -> Option<Step> {

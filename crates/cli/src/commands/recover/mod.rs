@@ -37,8 +37,8 @@ pub(crate) struct RecoverArgs {
     /// What to do where a replica lives whose primary is gone: promote it, or restore the shard from the repository
     #[arg(long, value_name = "WHAT", default_value = "replica", help_heading = "How")]
     prefer: PreferArg,
-    /// Nodes that are to be the primaries of their shards: a replica that is not the one with the highest offset, or one
-    /// whose primary lives
+    /// Nodes that are to be the primaries of their shards: a replica that is not the one with the highest offset, one whose
+    /// primary lives, or in a split brain the node that is to be kept
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', help_heading = "How")]
     choose: Vec<String>,
     /// Restore shards to this moment, by the servers' clocks; to the last one that each one's log leads to, if not given

@@ -125,6 +125,8 @@ fn remedy(remedy: &Remedy) -> String {
             let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
             format!("restore to {}", nodes.join(", "))
         }
+        Remedy::Fence { others, .. } if others.len() == 1 => "fence the other one".to_owned(),
+        Remedy::Fence { .. } => "fence the others".to_owned(),
         Remedy::Join { .. } => "tell the others of it".to_owned(),
         Remedy::Wait { .. } => "see below".to_owned(),
     }

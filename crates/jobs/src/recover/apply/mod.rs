@@ -3,6 +3,7 @@
 //! Invariant: before each step everything is looked at again, and the step is done only if the same judgement still asks for it; what has
 //! come about by itself meanwhile is passed over. After the first step that is not as expected nothing more is done.
 
+mod fence;
 mod join;
 mod moves;
 mod promote;
@@ -190,6 +191,12 @@ impl Recovery {
                     }
                     _ => passed_over(shard),
                 }
+            }
+            StepKind::Fence { nodes } => {
+                if !now.steps.iter().any(|other| other.kind == step.kind) {
+                    return Err(surprise("the nodes that claim these slots are others now".to_owned()));
+                }
+                fence::fence(self, &survey, nodes).await
             }
             StepKind::Restore { shards } => {
                 let mut waiting = Vec::new();
