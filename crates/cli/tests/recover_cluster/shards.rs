@@ -1,6 +1,10 @@
 //! One shard at a time: its primary gone, or all of it.
 
+use slotkeep_testkit::data::Mix;
+use slotkeep_testkit::{ClusterBuilder, servers};
+
 use crate::common::log::field;
+use crate::harness::{Bench, cluster_client, free_addrs, seed};
 use crate::scene::{ALL, IN_FLIGHT_MS, ROUNDING_MS, Scene, now_ms, role, shard};
 
 /// A primary is lost: its replica takes over by vote, and the old one comes back as its replica.
@@ -122,4 +126,46 @@ fn a_lost_shard_of_redis_8_2_is_restored() {
 #[test]
 fn a_lost_shard_of_valkey_8_0_is_restored() {
     a_lost_shard_is_restored("valkey-8.0");
+}
+
+/// From a backup alone, into a cluster that wants a password, which the backup does not hold.
+#[test]
+fn a_shard_comes_back_from_a_backup_with_the_password_of_its_cluster() {
+    let server = servers::require("valkey-9.1").unwrap();
+    let cluster = ClusterBuilder::new(server.clone())
+        .replicas_per_primary(1)
+        .password("pass word")
+        .config("cluster-replica-no-failover", "yes")
+        .start()
+        .unwrap();
+    let loaded = Mix::every_type().load(&cluster).unwrap();
+    let bench = Bench::new().with_password("pass word");
+    bench.backup(seed(&cluster), &[]);
+    cluster.node(1).unwrap().kill().unwrap();
+    cluster.node(4).unwrap().kill().unwrap();
+    let nodes = free_addrs(2);
+    let spares = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let (folder, at) = (bench.path("new"), seed(&cluster).to_string());
+    let program = server.program().to_str().unwrap();
+    let words = [
+        "recover",
+        "--cluster",
+        &at,
+        "--spare",
+        &spares,
+        "--to-dir",
+        folder.to_str().unwrap(),
+        "--server",
+        program,
+    ];
+    let run = bench.slotkeep(&[&words[..], &["--yes"]].concat());
+    assert_eq!(run.code, 0, "{}\n{}", run.stdout, run.stderr);
+    cluster.wait_ok().unwrap();
+    loaded.verify(&mut cluster_client(&[seed(&cluster)], Some("pass word"))).unwrap();
+    let open = slotkeep_testkit::Client::connect(&slotkeep_testkit::Endpoint::plain(nodes[0]))
+        .unwrap()
+        .command(&["DBSIZE"]);
+    assert!(open.unwrap_err().to_string().contains("NOAUTH"));
+    cluster.start_nodes().unwrap();
+    loaded.verify(&mut cluster_client(&[seed(&cluster)], Some("pass word"))).unwrap();
 }
