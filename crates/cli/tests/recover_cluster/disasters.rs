@@ -219,7 +219,7 @@ fn a_split_brain_is_found_and_left_alone() {
     let choose = ["--choose", &new.to_string(), "--yes"];
     let run = scene.recover(&choose);
     assert_eq!(run.code, 46, "{}\n{}", run.stdout, run.stderr);
-    assert_eq!(json(&run.stdout)["done"][0]["result"], "1 nodes refuse writes", "{}", run.stdout);
+    assert_eq!(json(&run.stdout)["done"][0]["result"], format!("fenced: {old}"), "{}", run.stdout);
     let reply = cut_off.pipeline(&[vec!["SET", &key, "taken"]]).unwrap().remove(0);
     assert!(matches!(reply, slotkeep_testkit::Value::Error(_)), "{reply:?}");
     let ended = now_ms();

@@ -1,6 +1,6 @@
 //! What was found: each node's own word, and what nodes say of others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use slotkeep_format::ShardState;
 use slotkeep_model::{NodeAddr, NodeId, ReplId, Role, ServerVersion, SlotSet};
@@ -41,8 +41,6 @@ pub struct Word {
     pub syncing: bool,
     /// Its history.
     pub history: ReplId,
-    /// The history before, and the first offset at which that no longer counts.
-    pub previous: Option<(ReplId, u64)>,
     /// The last byte that it holds.
     pub offset: u64,
     /// How many keys it holds.
@@ -163,10 +161,5 @@ impl Survey {
         let current = self.words().map(|(_, word)| word.current_epoch);
         let recorded = self.recorded.shards.iter().map(|shard| shard.config_epoch);
         rows.chain(current).chain(recorded).max().unwrap_or(0)
-    }
-
-    /// The ids of all nodes.
-    pub fn ids(&self) -> BTreeSet<&NodeId> {
-        self.nodes.iter().map(|node| &node.id).collect()
     }
 }

@@ -473,6 +473,7 @@ fn node_rows(survey: &Survey) -> Vec<NodeRow> {
         NodeRow {
             addr: node.addr.clone(),
             id: node.id.clone(),
+            server: word.map(|word| word.server.to_string()),
             role: word.map(|word| if word.role == Role::Primary { "primary" } else { "replica" }),
             slots: word.map(|word| word.own_slots()).unwrap_or_default(),
             offset: word.map(|word| word.offset),

@@ -49,6 +49,8 @@ pub struct NodeRow {
     /// Its id.
     #[serde(serialize_with = "as_text")]
     pub id: NodeId,
+    /// What it runs.
+    pub server: Option<String>,
     /// `primary` or `replica`, by its own word; absent if it has none.
     pub role: Option<&'static str>,
     /// The slots that it calls its own.

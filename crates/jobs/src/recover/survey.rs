@@ -107,15 +107,12 @@ async fn ask_all(context: &Context, addr: &NodeAddr) -> Result<Word, Miss> {
     let reply = connection.call(&Command::new("CLUSTER").arg("INFO")).await?;
     let cluster = ClusterInfo::parse(reply.as_text().unwrap_or_default());
     let cluster = cluster.map_err(|error| odd(error.to_string()))?;
-    let previous =
-        replication.previous_replid.clone().zip(replication.previous_valid_to.map(|offset| offset.0));
     Ok(Word {
         id: view.myself,
         role: replication.role,
         server: version_of(&info, addr)?,
         syncing: replication.link.as_ref().is_some_and(|link| link.sync_in_progress),
         history: replication.replid,
-        previous,
         offset: replication.offset.0,
         keys: keys_of(&info).map_err(|error| odd(error.to_string()))?,
         rows: view.rows,

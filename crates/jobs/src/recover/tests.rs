@@ -52,7 +52,6 @@ fn word(myself: u8, lines: &[Line<'_>], gone: &[u8]) -> Word {
         server: ServerVersion::parse(Product::Valkey, "9.1.2").unwrap(),
         syncing: false,
         history: "a".repeat(40).parse().unwrap(),
-        previous: None,
         offset: 100,
         keys: 10,
         rows: view.rows,

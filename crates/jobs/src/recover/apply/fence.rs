@@ -33,6 +33,9 @@ pub(super) async fn fence(recovery: &Recovery, survey: &Survey, nodes: &[NodeId]
             Err(Error::new(ErrorKind::Failed, format!("{} is not fenced: {why}", node.addr))
                 .hint("cut it off from its clients, or shut it down"))
         }
-        None => Ok(format!("{} nodes refuse writes", outcome.nodes.len())),
+        None => {
+            let names: Vec<String> = outcome.nodes.iter().map(|node| node.addr.to_string()).collect();
+            Ok(format!("fenced: {}", names.join(", ")))
+        }
     }
 }

@@ -37,7 +37,7 @@ pub(super) async fn mend(recovery: &Recovery, survey: &Survey, leaving: &SlotSet
         }
         set_slot(recovery, survey, (&one.from, one.slot), "MIGRATING", &one.to).await?;
     }
-    Ok(format!("{} moves can go on; {dropped} older copies of keys were deleted", moves.len()))
+    Ok(format!("moves that can go on: {}; older copies of keys deleted: {dropped}", moves.len()))
 }
 
 /// Deletes what the living side of a move holds from the side that it was leaving.
