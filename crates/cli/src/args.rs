@@ -36,6 +36,7 @@ pub(crate) enum Command {
     Prune(commands::prune::PruneArgs),
     Compact(commands::compact::CompactArgs),
     Repair(commands::repair::RepairArgs),
+    Recover(Box<commands::recover::RecoverArgs>),
     List(commands::list::ListArgs),
     Log(commands::log::LogArgs),
     Merge(commands::merge::MergeArgs),

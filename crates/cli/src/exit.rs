@@ -18,6 +18,12 @@ pub(crate) const NOT_FENCED: u8 = 44;
 pub(crate) const NOT_DELETED: u8 = 48;
 /// `repair`: something is lost.
 pub(crate) const LOST: u8 = 49;
+/// `recover` found something to do, and did nothing: only the plan was asked for.
+pub(crate) const DAMAGED: u8 = 45;
+/// `recover` leaves something to a person: a decision, or what is missing.
+pub(crate) const UNDECIDED: u8 = 46;
+/// `recover` stopped at a step that failed or was not as expected any more.
+pub(crate) const STOPPED: u8 = 47;
 
 /// The exit code of a failure.
 pub(crate) const fn code(kind: ErrorKind) -> u8 {

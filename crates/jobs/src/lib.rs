@@ -28,6 +28,7 @@ pub mod net;
 pub mod ports;
 pub mod progress;
 pub mod prune;
+pub mod recover;
 pub mod repair;
 pub mod restore;
 pub mod settings;

@@ -102,14 +102,18 @@ impl Ledger {
 
     /// Stops after the current writes, and looks at the cluster once more: what was acknowledged and is no longer there was lost by the
     /// cluster itself, in a failover.
-    pub fn stop(mut self, cluster: &Cluster) -> Result<Account> {
+    pub fn stop(self, cluster: &Cluster) -> Result<Account> {
+        self.stop_at(cluster.client()?)
+    }
+
+    /// [`Self::stop`], looking at another cluster: the one that took the place of the first.
+    pub fn stop_at(mut self, mut client: ClusterClient) -> Result<Account> {
         self.end();
         let entries =
             std::mem::take(&mut *self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner));
         let transfers =
             std::mem::take(&mut *self.shared.transfers.lock().unwrap_or_else(PoisonError::into_inner));
         let mut account = Account::new(self.options, OPENING_BALANCE, entries, transfers);
-        let mut client = cluster.client()?;
         client.set_patience(LOOK_PATIENCE);
         account.note_losses(&mut |args| client.command(args))?;
         Ok(account)

@@ -17,6 +17,7 @@ pub(crate) mod list;
 pub(crate) mod log;
 pub(crate) mod merge;
 pub(crate) mod prune;
+pub(crate) mod recover;
 pub(crate) mod repair;
 pub(crate) mod restore;
 pub(crate) mod show;

@@ -258,6 +258,8 @@ impl Line {
                     self.set_phase(LinePhase::Connecting);
                     self.shared.changed.notify_one();
                     wait(&self.context, &self.stop, pause).await;
+                    // What was received before goes on being sealed, and whoever recovers the shard waits for that.
+                    note_sealed(&self.state, self.sealer.state.borrow().last.clone());
                     pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
                 }
             }

@@ -130,6 +130,11 @@ impl Past {
         Some((manifest, manifest.shards.get(shard)?))
     }
 
+    /// The repository.
+    pub const fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
     /// Whether there is a log at all.
     pub fn has_log(&self) -> bool {
         self.segments.values().any(|segments| !segments.is_empty())

@@ -7,6 +7,7 @@ mod cluster;
 mod idle;
 mod moment;
 mod offsets;
+pub mod shards;
 
 use std::collections::BTreeSet;
 

@@ -85,9 +85,19 @@ impl Account {
 
     /// How many acknowledged writes the cluster has lost.
     pub fn lost(&self) -> usize {
+        self.lost_writes().count()
+    }
+
+    /// The moments at which the first and the last of them were acknowledged, in ms since 1970.
+    pub fn lost_span_ms(&self) -> Option<(i64, i64)> {
+        let moments = || self.lost_writes().filter_map(|write| write.acknowledged_ms);
+        Some((moments().min()?, moments().max()?))
+    }
+
+    fn lost_writes(&self) -> impl Iterator<Item = &Write> {
         let credits = self.transfers.iter().filter_map(|transfer| transfer.credit.as_ref());
         let debits = self.transfers.iter().map(|transfer| &transfer.debit);
-        self.entries.values().flatten().chain(debits).chain(credits).filter(|write| write.lost).count()
+        self.entries.values().flatten().chain(debits).chain(credits).filter(|write| write.lost)
     }
 
     /// The moments of the first and the last acknowledgement, in ms since 1970.

@@ -116,6 +116,7 @@ pub(crate) async fn run(
         allow_partial: arguments.allow_partial,
         users: users(files)?,
         links: links.as_ref().map(Links::addrs).unwrap_or_default(),
+        joining: None,
     };
     let plan = plan(&context, &wanted.point, &options).await?;
     let opening = Opening::new(&context, repository, &plan.cluster, wanted, files.beside_old).await?;
@@ -220,13 +221,18 @@ fn users(files: &FilesArgs) -> Result<UsersPolicy> {
     if files.no_acl {
         return Ok(UsersPolicy::None);
     }
-    let Some(path) = &files.new_password_file else { return Ok(UsersPolicy::AsRecorded) };
+    let path = files.new_password_file.as_deref();
+    path.map_or(Ok(UsersPolicy::AsRecorded), |path| new_password(path).map(UsersPolicy::NewPassword))
+}
+
+/// The first line of a file.
+pub(in crate::commands) fn new_password(path: &Path) -> Result<String> {
     let refuse = |why: String| {
         Error::new(ErrorKind::Usage, format!("can't use password file {}: {why}", path.display()))
     };
     let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
     match text.lines().next() {
-        Some(password) if !password.is_empty() => Ok(UsersPolicy::NewPassword(password.to_owned())),
+        Some(password) if !password.is_empty() => Ok(password.to_owned()),
         _ => Err(refuse("its first line is empty".to_owned())),
     }
 }

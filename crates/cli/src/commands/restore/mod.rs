@@ -1,7 +1,7 @@
 //! `slotkeep restore`: what all targets share, and which one is meant.
 
 pub(crate) mod aim;
-mod files;
+pub(super) mod files;
 mod live;
 mod old;
 

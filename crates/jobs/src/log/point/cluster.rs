@@ -34,6 +34,11 @@ impl View {
         seen.or_else(|| anchored(past).next_back().map(Self::of_backup)).ok_or_else(nothing_seen)
     }
 
+    /// The cluster as it was seen last, with these shards alone.
+    pub(super) fn of_shards(past: &Past, shards: Vec<ShardState>) -> Result<Self> {
+        Ok(Self { shards, ..Self::newest(past)? })
+    }
+
     /// Every look that the cluster had, with the moments from when it was seen until the next one was; without any, the newest.
     pub(in crate::log) fn all(past: &Past) -> Vec<(Self, Moments)> {
         let always = Moments { from: Timestamp::MIN, to: Timestamp::MAX };

@@ -40,6 +40,12 @@ pub(super) fn assign(addrs: &[NodeAddr], replicas: &[usize]) -> Option<Vec<Shard
     Some(shards)
 }
 
+/// [`assign`], each shard's addresses in a row, its primary's first.
+pub(crate) fn assign_nodes(addrs: &[NodeAddr], replicas: &[usize]) -> Option<Vec<Vec<NodeAddr>>> {
+    let row = |shard: ShardAddrs| std::iter::once(shard.primary).chain(shard.replicas).collect();
+    Some(assign(addrs, replicas)?.into_iter().map(row).collect())
+}
+
 /// The addresses in an order that visits every host before it visits one again; as given where there is but one host.
 fn round_robin(addrs: &[NodeAddr]) -> Vec<NodeAddr> {
     let mut visits: BTreeMap<&str, usize> = BTreeMap::new();

@@ -8,6 +8,7 @@ mod assign;
 mod conf;
 mod dataset;
 mod follow;
+mod join;
 mod led;
 mod log;
 mod place;
@@ -17,8 +18,10 @@ mod users;
 mod write;
 
 pub use crate::stock_server::StockServer;
+pub(crate) use assign::assign_nodes;
 pub use dataset::{DatasetLog, DatasetPlan};
 pub use follow::{Links, start_following};
+pub use join::{Joining, JoiningMove};
 pub use plan::{FilePlan, FilesOptions, FilesPlan, NodePlan, plan};
 pub(crate) use start::start_guarded;
 pub use start::{StartedNode, check_start, start};

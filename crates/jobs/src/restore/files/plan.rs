@@ -14,6 +14,7 @@ use slotkeep_wire::replica::Credentials;
 use super::assign::ShardAddrs;
 use super::conf::{self, Place, Recorded, USERS_FILE};
 use super::dataset::{DatasetPlan, Primary, moves};
+use super::join::Joining;
 use super::led::LedPrimary;
 use super::place::{bus_port, free_folder, place_nodes, resolve};
 use super::users::{Users, UsersPolicy, users};
@@ -40,6 +41,8 @@ pub struct FilesOptions {
     /// Where each shard's primary is to follow us, in the order of the backup's shards; without any, they find their datasets in
     /// their folders. For clusters only.
     pub links: Vec<SocketAddr>,
+    /// The cluster that the new nodes are going to join; none if they are a cluster by themselves.
+    pub joining: Option<Joining>,
 }
 
 /// Everything that is going to be written.
@@ -72,6 +75,9 @@ pub struct FilesPlan {
     /// What each primary follows at first, in the order of the shards; empty if they find their datasets in their folders.
     #[serde(skip)]
     pub(super) led: Vec<LedPrimary>,
+    /// Whether the nodes are a part of a cluster that lives: then it is not theirs to say whether that is whole.
+    #[serde(skip)]
+    pub(super) joins: bool,
 }
 
 impl NodePlan {
@@ -164,6 +170,7 @@ pub async fn plan(context: &Context, point: &Point, options: &FilesOptions) -> R
         credentials,
         needs_password,
         led: planner.led,
+        joins: options.joining.is_some(),
     })
 }
 
@@ -190,7 +197,7 @@ pub(super) struct Sketch<'a> {
     pub(super) addr: NodeAddr,
     pub(super) ip: IpAddr,
     pub(super) id: Option<NodeId>,
-    shard: &'a ShardRecord,
+    pub(super) shard: &'a ShardRecord,
     /// Where the shard is to be brought back to.
     state: &'a ShardPoint,
     /// Whether it has an append-only file for the sake of the restore, and had none before.
@@ -221,7 +228,9 @@ impl<'a> Planner<'a> {
     fn sketch(&self, placed: &[ShardAddrs]) -> Result<Vec<Sketch<'a>>> {
         let mut sketches = Vec::new();
         let shards = self.manifest.shards.iter().zip(&self.point.shards);
-        for (epoch, ((shard, state), addrs)) in (1..).zip(shards.zip(placed)) {
+        // Claims of slots count by their epochs: those of new nodes go above all that a living cluster has seen.
+        let taken = self.options.joining.as_ref().map_or(0, |joining| joining.current_epoch);
+        for (epoch, ((shard, state), addrs)) in (taken.saturating_add(1)..).zip(shards.zip(placed)) {
             let primary = self.sketch_node((shard, state), &shard.primary, &addrs.primary, epoch, None)?;
             let follows = (primary.addr.clone(), primary.ip, primary.id.clone());
             sketches.push(primary);
@@ -346,7 +355,7 @@ impl<'a> Planner<'a> {
             ip: sketch.ip,
             port: sketch.addr.port(),
             cluster_mode: self.manifest.cluster_mode,
-            partial: self.manifest.partial,
+            partial: self.leaves_slots_uncovered(),
             follows: sketch
                 .follows
                 .as_ref()
@@ -375,11 +384,19 @@ impl<'a> Planner<'a> {
                 role,
             })
         });
+        let joining = self.options.joining.as_ref();
+        let mut moving = moves(&primaries(sketches));
+        moving.extend(joining.iter().flat_map(|joining| joining.moves(sketches)));
         NodesConf {
-            nodes: nodes.collect(),
-            moves: moves(&primaries(sketches)),
-            current_epoch: self.manifest.current_epoch,
+            nodes: nodes.chain(joining.iter().flat_map(|joining| joining.others.clone())).collect(),
+            moves: moving,
+            current_epoch: joining.map_or(self.manifest.current_epoch, |joining| joining.current_epoch),
         }
+    }
+
+    /// Whether nobody serves the slots that the backup lacks.
+    const fn leaves_slots_uncovered(&self) -> bool {
+        self.manifest.partial && self.options.joining.is_none()
     }
 
     /// Collects what the user should know, each thing once.
@@ -392,7 +409,7 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        if self.manifest.partial {
+        if self.leaves_slots_uncovered() {
             self.warnings.push(format!(
                 "the slots {} ({} of 16384) stay uncovered; cluster-require-full-coverage is set to no, so that the others are served",
                 self.manifest.missing_slots,

@@ -268,7 +268,7 @@ impl<'a> Nodes<'a> {
         if info.persistence().map_err(odd)?.loading {
             return Ok(State::busy("loads its dataset"));
         }
-        if self.plan.cluster_mode {
+        if self.plan.cluster_mode && !self.plan.joins {
             let reply = connection.call(&Command::new("CLUSTER").arg("INFO")).await?;
             let cluster = ClusterInfo::parse(reply.as_text().unwrap_or_default())
                 .map_err(|error| Error::new(ErrorKind::Failed, format!("{addr}: CLUSTER INFO: {error}")))?;

@@ -1,0 +1,196 @@
+//! `slotkeep recover`
+
+mod render;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use slotkeep_jobs::log::Past;
+use slotkeep_jobs::progress::ShardProgress;
+use slotkeep_jobs::recover::{EndDisplay, Making, Outcome, Plan, Prefer, Recovery, Verdict, Watch, Wishes};
+use slotkeep_jobs::restore::files::UsersPolicy;
+use slotkeep_jobs::{Context, Error, ErrorKind, Result};
+
+use super::restore::aim::parse_moment;
+use super::restore::files::new_password;
+use crate::args::{ClusterArgs, RepoArgs};
+use crate::exit;
+use crate::output::Output;
+use crate::progress::ByteDisplay;
+use crate::session::{Session, parse_addr};
+
+/// Bring a damaged cluster back, each shard by the way that loses least
+///
+/// Looks at the cluster from every node that can still be reached and from the repository, and shows a plan: what is wrong with each shard, what
+/// would be done, what that loses, how long it takes and what can go wrong. A replica whose primary is gone is promoted; a shard of which no node
+/// lives is restored from the repository to new nodes, which join the others; a cluster of which nothing lives is restored whole. --yes
+/// does it. Slots that two nodes call their own are left alone. Exits with 45 if there is something to do, 46 if
+/// something is left to a person, 47 if it had to stop.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
+pub(crate) struct RecoverArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    repo: RepoArgs,
+    /// What to do where a replica lives whose primary is gone: promote it, or restore the shard from the repository
+    #[arg(long, value_name = "WHAT", default_value = "replica", help_heading = "How")]
+    prefer: PreferArg,
+    /// Nodes that are to be the primaries of their shards: a replica that is not the one with the highest offset, one whose
+    /// primary lives, or in a split brain the node that is to be kept
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', help_heading = "How")]
+    choose: Vec<String>,
+    /// Restore shards to this moment, by the servers' clocks; to the last one that each one's log leads to, if not given
+    #[arg(long, value_name = "TIME", help_heading = "How")]
+    at: Option<String>,
+    /// At the end, make all nodes forget those that do not answer and hold nothing
+    #[arg(long, help_heading = "How")]
+    forget: bool,
+    /// Show the plan and do nothing, which is so without --yes too
+    #[arg(long, conflicts_with = "yes", help_heading = "How")]
+    dry_run: bool,
+    /// Do it
+    #[arg(long, help_heading = "How")]
+    yes: bool,
+    /// Addresses of this machine at which new nodes may be started: primaries of lost shards first, then their replicas
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        requires = "to_dir",
+        help_heading = "New nodes"
+    )]
+    spare: Vec<String>,
+    /// Folder to make the new nodes' data directories in; must not exist, or be empty
+    #[arg(long, value_name = "DIR", requires = "spare", help_heading = "New nodes")]
+    to_dir: Option<PathBuf>,
+    /// Server program that the new nodes run; `valkey-server` or `redis-server` from the PATH if not given
+    #[arg(long, value_name = "PATH", requires = "to_dir", help_heading = "New nodes")]
+    server: Option<PathBuf>,
+    /// File whose first line is the default user's password on the new nodes; the one that opens the cluster if not given
+    #[arg(long, value_name = "FILE", requires = "to_dir", help_heading = "New nodes")]
+    new_password_file: Option<PathBuf>,
+    /// Leave users and passwords of the new nodes out: whoever reaches them may do everything
+    #[arg(long, requires = "to_dir", conflicts_with = "new_password_file", help_heading = "New nodes")]
+    no_acl: bool,
+}
+
+/// What is preferred.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PreferArg {
+    /// At once, with what the replica has
+    Replica,
+    /// Later, with what the repository has
+    Archive,
+}
+
+pub(crate) async fn run(session: &Session, output: &Output, arguments: &RecoverArgs) -> Result<u8> {
+    let recovery = recovery(session, arguments).await?;
+    let plan = recovery.plan().await?;
+    if !arguments.yes {
+        output.data(&plan, |plan| render::plan(plan, true))?;
+        return Ok(code(&plan));
+    }
+    if plan.steps.is_empty() {
+        output.data(&plan, |plan| render::plan(plan, false))?;
+        return Ok(code(&plan));
+    }
+    output.note(&render::plan(&plan, false));
+    let outcome = recovery.apply(&plan, &Watcher { output }).await?;
+    for warning in &outcome.warnings {
+        output.warn(warning);
+    }
+    output.data(&outcome, render::outcome)?;
+    Ok(outcome_code(&outcome))
+}
+
+async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery> {
+    let (context, seeds) = session.cluster(&arguments.cluster)?;
+    let repository = match session.location_if_given(&arguments.repo)? {
+        Some(_) => {
+            let (repository, name) = session.repository(&arguments.repo).await?;
+            repository.check_reads()?;
+            Some((repository, name))
+        }
+        None => None,
+    };
+    let past = match &repository {
+        Some((repository, name)) => Some(Arc::new(Past::load(repository, name).await?)),
+        None => None,
+    };
+    let addrs = |texts: &[String]| texts.iter().map(|text| parse_addr(text)).collect::<Result<Vec<_>>>();
+    let wishes = Wishes {
+        prefer: match arguments.prefer {
+            PreferArg::Replica => Prefer::Replica,
+            PreferArg::Archive => Prefer::Archive,
+        },
+        choose: addrs(&arguments.choose)?,
+        at: arguments.at.as_deref().map(parse_moment).transpose()?,
+        forget: arguments.forget,
+        folder: arguments.to_dir.is_some(),
+        tls: context.connector.is_tls(),
+    };
+    let making = match (&arguments.to_dir, repository) {
+        (Some(folder), Some((repository, _))) => Some(Making {
+            repository,
+            folder: folder.clone(),
+            server: arguments.server.clone(),
+            users: users(arguments, &context)?,
+        }),
+        (Some(_), None) => {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "new nodes get their data from a repository, and none was given",
+            )
+            .hint("give --repo DIR-OR-URL, or leave --to-dir and --spare out"));
+        }
+        (None, _) => None,
+    };
+    Ok(Recovery { seeds, spares: addrs(&arguments.spare)?, past, wishes, making, context })
+}
+
+/// The users of new nodes. They have to let in whoever the cluster lets in.
+fn users(arguments: &RecoverArgs, context: &Context) -> Result<UsersPolicy> {
+    if arguments.no_acl {
+        return Ok(UsersPolicy::None);
+    }
+    if let Some(path) = &arguments.new_password_file {
+        return Ok(UsersPolicy::NewPassword(new_password(path)?));
+    }
+    let default_user = context.connector.credentials().filter(|credentials| credentials.user.is_none());
+    Ok(default_user.map_or(UsersPolicy::AsRecorded, |known| UsersPolicy::NewPassword(known.password.clone())))
+}
+
+fn code(plan: &Plan) -> u8 {
+    match plan.verdict {
+        Verdict::Whole => exit::OK,
+        Verdict::Recoverable => exit::DAMAGED,
+        Verdict::NeedsDecision => exit::UNDECIDED,
+    }
+}
+
+fn outcome_code(outcome: &Outcome) -> u8 {
+    match (&outcome.stopped, outcome.after.verdict) {
+        (Some(_), _) => exit::STOPPED,
+        (None, Verdict::Whole) => exit::OK,
+        // What is left has come about since: a run that did all it planned leaves nothing to do.
+        (None, Verdict::Recoverable) => exit::DAMAGED,
+        (None, Verdict::NeedsDecision) => exit::UNDECIDED,
+    }
+}
+
+/// Shows a recovery while it goes on.
+struct Watcher<'a> {
+    output: &'a Output,
+}
+
+impl Watch for Watcher<'_> {
+    fn note(&self, text: &str) {
+        self.output.note(text);
+    }
+
+    fn begin(&self, rows: &[(Arc<ShardProgress>, u64)]) -> EndDisplay {
+        Box::pin(ByteDisplay::start(self.output, rows).finish())
+    }
+}
