@@ -64,12 +64,9 @@ pub(super) async fn restore(
         .map(|shard| format!("slots {} at offset {}", shard.slots, shard.cut.offset))
         .collect();
     made.started.extend(started);
-    Ok(format!(
-        "{keys} keys, nodes that run {1}: {0}; {2}",
-        files.nodes.len(),
-        server.version,
-        ends.join(", ")
-    ))
+    let nodes =
+        if files.nodes.len() == 1 { "one node".to_owned() } else { format!("{} nodes", files.nodes.len()) };
+    Ok(format!("{keys} keys in {nodes} of {}: {}", server.version, ends.join(", ")))
 }
 
 /// Before anybody knows the new nodes: what has left them after the last byte of their logs must not be read there.
