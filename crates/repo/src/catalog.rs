@@ -80,6 +80,20 @@ impl Repository {
 
     /// The manifest of one backup. Its settings are there only if the repository can be read.
     pub async fn manifest(&self, cluster: &str, id: &str) -> Result<Manifest, RepoError> {
+        let manifest = self.read_manifest(cluster, id).await?;
+        self.saw(cluster, id).await?;
+        Ok(manifest)
+    }
+
+    /// Remembers on this machine that the backup was there.
+    async fn saw(&self, cluster: &str, id: &str) -> Result<(), RepoError> {
+        match &self.known {
+            Some(known) => known.saw(cluster, id).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn read_manifest(&self, cluster: &str, id: &str) -> Result<Manifest, RepoError> {
         let path = layout::manifest(cluster, id);
         let failed = |problem| RepoError::new("read", &path, problem);
         let bytes = self.get_json(&path).await?;
@@ -94,9 +108,6 @@ impl Repository {
             let json = open_armored(identity, &sealed).map_err(failed)?;
             manifest.settings = Manifest::parse_settings(&json).map_err(|error| failed(error.into()))?;
         }
-        if let Some(known) = &self.known {
-            known.saw(cluster, id).await?;
-        }
         Ok(manifest)
     }
 
@@ -105,7 +116,7 @@ impl Repository {
         let ids = self.backup_ids(cluster).await?;
         let mut reads = futures::stream::iter(ids)
             .map(async |id| {
-                let manifest = self.manifest(cluster, &id).await;
+                let manifest = self.read_manifest(cluster, &id).await;
                 (id, manifest)
             })
             .buffered(READS_IN_FLIGHT);
@@ -115,6 +126,9 @@ impl Repository {
                 Ok(manifest) => listing.backups.push(manifest),
                 Err(error) => listing.unreadable.push(UnreadableBackup { id, error }),
             }
+        }
+        if let Some(newest) = listing.backups.last() {
+            self.saw(cluster, &newest.id).await?;
         }
         Ok(listing)
     }
@@ -162,10 +176,7 @@ impl Repository {
             self.delete(layout::manifest(&manifest.cluster, &manifest.id).as_ref()).await?;
             return Err(error);
         }
-        match &self.known {
-            Some(known) => known.saw(&manifest.cluster, &manifest.id).await,
-            None => Ok(()),
-        }
+        self.saw(&manifest.cluster, &manifest.id).await
     }
 
     async fn put_manifest(&self, manifest: &Manifest) -> Result<(), RepoError> {

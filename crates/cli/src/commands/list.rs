@@ -7,7 +7,7 @@ use slotkeep_format::{Depth, Manifest, Severity, VerifyRecord};
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, history_graph, restorable};
 use slotkeep_jobs::{Error, ErrorKind, Result};
-use slotkeep_repo::Repository;
+use slotkeep_repo::{Listing, Repository};
 
 use super::backup::{kind_text, source_text, stored};
 use crate::args::RepoArgs;
@@ -106,8 +106,14 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
         unreadable: vec![],
     };
     for cluster in clusters {
-        list.restorable.extend(moments(&repository, &cluster, arguments.history).await?);
-        let listing = repository.backups(&cluster).await?;
+        // When the bytes of the log were written stands in its segments, which this machine may not be able to read.
+        let listing = if repository.is_readable() {
+            let past = Past::load(&repository, &cluster).await?;
+            list.restorable.extend(moments(&past, arguments.history).await?);
+            Listing { backups: past.backups, unreadable: past.unreadable }
+        } else {
+            repository.backups(&cluster).await?
+        };
         let records = records(&repository, &cluster).await?;
         list.backups.extend(listing.backups.iter().map(|manifest| row(manifest, &records)));
         list.unreadable.extend(listing.unreadable.into_iter().map(|backup| Unreadable {
@@ -134,19 +140,14 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
 }
 
 /// What the log of a cluster leads to; nothing if there is none.
-async fn moments(repository: &Repository, cluster: &str, history: bool) -> Result<Option<ClusterMoments>> {
-    // When the bytes of the log were written stands in its segments, which this machine may not be able to read.
-    if !repository.is_readable() {
-        return Ok(None);
-    }
-    let past = Past::load(repository, cluster).await?;
+async fn moments(past: &Past, history: bool) -> Result<Option<ClusterMoments>> {
     if !past.has_log() && !history {
         return Ok(None);
     }
     Ok(Some(ClusterMoments {
-        cluster: cluster.to_owned(),
-        restorable: if past.has_log() { restorable(&past).await? } else { Restorable::default() },
-        history: if history { Some(history_graph(&past).await?) } else { None },
+        cluster: past.cluster.clone(),
+        restorable: if past.has_log() { restorable(past).await? } else { Restorable::default() },
+        history: if history { Some(history_graph(past).await?) } else { None },
     }))
 }
 

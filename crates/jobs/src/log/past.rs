@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use slotkeep_format::manifest::ShardRecord;
 use slotkeep_format::{HistoryRecord, Manifest, SegmentRecord, TopologyRecord};
 use slotkeep_model::{ReplId, SlotSet};
-use slotkeep_repo::{Repository, SegmentEntry};
+use slotkeep_repo::{Listing, Repository, SegmentEntry, UnreadableBackup};
 
 use super::chain::{BasePlace, Chain, Path, Piece, Place};
 use crate::backup::how_read;
@@ -28,6 +28,8 @@ pub struct Past {
     pub cluster: String,
     /// The backups whose manifests can be read, oldest first.
     pub backups: Vec<Manifest>,
+    /// Those whose manifests can't be read.
+    pub unreadable: Vec<UnreadableBackup>,
     /// How the cluster looked, oldest first.
     pub topologies: Vec<TopologyRecord>,
     /// Where histories come from, as far as it was written down.
@@ -62,7 +64,7 @@ impl Remembered {
 impl Past {
     /// Looks at what a repository holds of a cluster. Listings only: no segment is read.
     pub async fn load(repository: &Repository, cluster: &str) -> Result<Self> {
-        let backups = repository.backups(cluster).await?.backups;
+        let Listing { backups, unreadable } = repository.backups(cluster).await?;
         let mut topologies = repository.topologies(cluster).await?;
         topologies.sort_by(|a, b| (a.seen_at, &a.id).cmp(&(b.seen_at, &b.id)));
         let mut known = repository.histories(cluster).await?;
@@ -84,6 +86,7 @@ impl Past {
             repository: repository.clone(),
             cluster: cluster.to_owned(),
             backups,
+            unreadable,
             topologies,
             histories: BTreeMap::new(),
             chain: Chain::default(),
