@@ -68,7 +68,14 @@ fn a_slot_on_its_way_comes_back_with_all_its_keys() {
 }
 
 /// Restores to a moment and compares: with the ledger, and that no node holds a key of a slot that it doesn't serve.
-fn check_moved(bench: &Bench, server: &Server, account: &Account, name: &str, moment_ms: i64, filling: u64) {
+fn check_moved(
+    bench: &Bench,
+    server: &Server,
+    account: &Account,
+    name: &str,
+    moment_ms: i64,
+    least_keys: u64,
+) {
     let at = jiff::Timestamp::from_millisecond(moment_ms).unwrap().to_string();
     let nodes = free_addrs(3);
     let report = bench.restore_and_start(name, &nodes, server, &["--at", &at, "--no-replicas"]);
@@ -85,20 +92,20 @@ fn check_moved(bench: &Bench, server: &Server, account: &Account, name: &str, mo
         .unwrap_or_else(|error| panic!("{name}: {error}\n{report}"));
     let mut filled = 0;
     for node in &nodes {
-        let mut client = client(*node, None, None);
-        let own: Vec<(u16, u16)> = served(&mut client);
+        let mut node_client = client(*node, None, None);
+        let own: Vec<(u16, u16)> = served(&mut node_client);
         for slot in 0..16384_u16 {
-            let held = client.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()]).unwrap();
+            let held = node_client.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()]).unwrap();
             let held = held.int().unwrap();
-            let serves = own.iter().any(|(low, high)| (*low..=*high).contains(&slot));
+            let is_own = own.iter().any(|(low, high)| (*low..=*high).contains(&slot));
             assert!(
-                held == 0 || serves,
+                held == 0 || is_own,
                 "{name}: {held} keys of slot {slot} at {node}, which doesn't serve it"
             );
         }
-        filled += u64::try_from(client.command(&["DBSIZE"]).unwrap().int().unwrap()).unwrap();
+        filled += u64::try_from(node_client.command(&["DBSIZE"]).unwrap().int().unwrap()).unwrap();
     }
-    assert!(filled >= filling, "{name}: {filled} keys");
+    assert!(filled >= least_keys, "{name}: {filled} keys");
     stop_nodes(&nodes);
 }
 

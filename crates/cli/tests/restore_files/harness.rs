@@ -146,7 +146,7 @@ impl Drop for Bench {
 
 /// A number from the environment.
 pub(crate) fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: `{text}`")))
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
 /// Shuts these nodes down.
