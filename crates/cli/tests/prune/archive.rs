@@ -43,3 +43,25 @@ fn an_archive_whose_bases_were_pruned_lists_the_newest_ones() {
     sound(&repo);
     assert!(!restored(&repo, &ids[1], 2).is_empty());
 }
+
+#[test]
+fn a_base_that_agents_tell_each_other_of_stays_however_old() {
+    let cluster = ClusterBuilder::new(server("valkey-9.1")).primaries(2).start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let repo = folder.path().join("repo");
+    let agent = Agent::start(&cluster, folder.path(), &[]);
+    agent.wait_ready();
+    agent.stop();
+    let repository = RUNTIME.block_on(Repository::open(&Location::Folder(repo.clone()))).unwrap();
+    // As though the agent had died before it could list its bases: the next one is to.
+    let ids = RUNTIME.block_on(repository.backup_ids("main")).unwrap();
+    RUNTIME.block_on(repository.delete(&format!("main/backups/{}.json", ids[0]))).unwrap();
+    let before = paths(&repo);
+    prune(&repository, &last(1), 48);
+    prune(&repository, &last(1), 73);
+    let bases =
+        |paths: Vec<String>| paths.into_iter().filter(|path| path.contains("/base/")).collect::<Vec<_>>();
+    let after = bases(paths(&repo));
+    assert_eq!(after.len(), 6);
+    assert_eq!(after, bases(before));
+}

@@ -96,11 +96,12 @@ fn young_bases(stock: &Stock, named: &BTreeSet<&str>, rules: &Rules<'_>) -> Youn
         let shards = stock.manifests.iter().flat_map(|manifest| &manifest.shards);
         shards.filter(|shard| shard.history == *id).map(|shard| shard.offset).max()
     };
+    let is_told = |base: &BaseStock| base.objects.iter().any(|object| stock.told.contains(&object.path));
     let is_followed = |id: &ReplId, base: &BaseStock| {
         let segments = stock.histories.get(id).map(|history| history.segments.as_slice()).unwrap_or_default();
         let mut behind = segments.iter().filter(|(range, _)| range.end > base.offset);
         last_listed(id).is_none_or(|listed| listed < base.offset)
-            && behind.any(|(_, object)| rules.is_young(object))
+            && (is_told(base) || behind.any(|(_, object)| rules.is_young(object)))
     };
     // A backup takes its bases one after the other: the youngest one counts for all.
     let running: BTreeSet<&str> = unlisted()

@@ -55,6 +55,8 @@ pub(super) struct Stock {
     /// Oldest first.
     pub(super) topologies: Vec<TopologyStock>,
     pub(super) pinned: BTreeSet<String>,
+    /// The RDBs of bases that agents tell each other of: a backup is to name them, however old they are.
+    pub(super) told: BTreeSet<String>,
     /// What could not be read, for people.
     pub(super) remarks: Vec<String>,
 }
@@ -86,10 +88,24 @@ impl Stock {
             stock.histories.insert(history, own);
         }
         drop(reads);
+        stock.told(repository, cluster).await?;
         stock.topologies(repository, cluster).await?;
         stock.backups(repository, cluster).await?;
         stock.pinned = repository.pins(cluster).await?.into_keys().collect();
         Ok(stock)
+    }
+
+    async fn told(&mut self, repository: &Repository, cluster: &str) -> Result<()> {
+        for (name, number) in repository.leases(cluster).await? {
+            match repository.lease_record(cluster, &name, number).await {
+                Ok(record) => {
+                    let base = record.and_then(|record| record.note.shard).and_then(|shard| shard.base);
+                    self.told.extend(base.map(|base| base.record.base.rdb.path));
+                }
+                Err(error) => self.remark(error)?,
+            }
+        }
+        Ok(())
     }
 
     async fn topologies(&mut self, repository: &Repository, cluster: &str) -> Result<()> {
