@@ -124,7 +124,17 @@ fn the_database_that_was_selected_is_known() {
     let _servers = StartedIn(place.folder.path().to_owned());
     let nodes = node.to_string();
     place
-        .run(&["restore", "--to-dir", &target, "--nodes", &nodes, "--start", "--server", &program])
+        .run(&[
+            "restore",
+            "--to-dir",
+            &target,
+            "--nodes",
+            &nodes,
+            "--start",
+            "--beside-old",
+            "--server",
+            &program,
+        ])
         .expect_code(0);
     let mut restored = client(node, None, None);
     assert!(restored.command(&["GET", "three"]).unwrap().bytes().is_none());

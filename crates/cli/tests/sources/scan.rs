@@ -74,14 +74,16 @@ fn valkey_9_1_comes_back_in_every_way() {
     let listed = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let target = place.path("new");
     let program = servers::require("valkey-9.1").unwrap().program().to_str().unwrap().to_owned();
-    let to_dir = ["restore", "--to-dir", &target, "--nodes", &listed, "--start", "--server", &program];
+    let to_dir =
+        ["restore", "--to-dir", &target, "--nodes", &listed, "--start", "--beside-old", "--server", &program];
     let _servers = StartedIn(place.folder.path().to_owned());
     place.run(&to_dir).expect_code(0);
     place.same_as(&nodes[0].to_string());
     // Over a link, at an offset that was made up.
     let more = free_addrs(2);
     let (listed, target) = (format!("{},{}", more[0], more[1]), place.path("linked"));
-    let linked = ["restore", "--to-dir", &target, "--nodes", &listed, "--start", "--server", &program];
+    let linked =
+        ["restore", "--to-dir", &target, "--nodes", &listed, "--start", "--beside-old", "--server", &program];
     place.run(&[&linked[..], &["--via", "link", "--no-replicas"]].concat()).expect_code(0);
     place.same_as(&more[0].to_string());
 }
