@@ -130,7 +130,13 @@ impl Repository {
             let (record, layer, fetched) = self.segment_tail(entry).await.map_err(CopyError::Source)?;
             let tail = fetched.tail(layer.bytes().saturating_sub(record.stored_bytes));
             let wanted_tail = tail.unwrap_or_default().to_vec();
-            Proof::Running { record, wanted_tail, hasher: Box::new(Hasher::new()), bytes: 0, tail: vec![] }
+            Proof::Running(Box::new(Running {
+                record,
+                wanted_tail,
+                hasher: Hasher::new(),
+                bytes: 0,
+                tail: vec![],
+            }))
         };
         let path = object_path(entry.path()).map_err(CopyError::Source)?;
         let (bytes, pieces) = self.pieces(path).await.map_err(|error| failed(error.into()))?;
@@ -238,35 +244,48 @@ enum Proof {
     /// All of it, to be looked at when it is here.
     Whole(Vec<u8>),
     /// What its record says, and what has come so far.
-    Running { record: SegmentRecord, wanted_tail: Vec<u8>, hasher: Box<Hasher>, bytes: u64, tail: Vec<u8> },
+    Running(Box<Running>),
+}
+
+/// A segment whose record has been read, and that goes by.
+struct Running {
+    record: SegmentRecord,
+    wanted_tail: Vec<u8>,
+    hasher: Hasher,
+    bytes: u64,
+    tail: Vec<u8>,
+}
+
+impl Running {
+    fn feed(&mut self, plain: &[u8]) {
+        let left = self.record.stored_bytes.saturating_sub(self.bytes);
+        let at = usize::try_from(left).unwrap_or(usize::MAX).min(plain.len());
+        let (hashed, behind) = plain.split_at_checked(at).unwrap_or((plain, &[]));
+        self.hasher.update(hashed);
+        self.bytes = self.bytes.saturating_add(plain.len() as u64);
+        // No more than shows that it is too long.
+        if self.tail.len() <= self.wanted_tail.len() {
+            self.tail.extend_from_slice(behind);
+        }
+    }
 }
 
 impl Proof {
     fn feed(&mut self, plain: &[u8]) {
         match self {
             Self::Whole(whole) => whole.extend_from_slice(plain),
-            Self::Running { record, wanted_tail, hasher, bytes, tail } => {
-                let left = record.stored_bytes.saturating_sub(*bytes);
-                let at = usize::try_from(left).unwrap_or(usize::MAX).min(plain.len());
-                let (hashed, behind) = plain.split_at_checked(at).unwrap_or((plain, &[]));
-                hasher.update(hashed);
-                *bytes = bytes.saturating_add(plain.len() as u64);
-                // No more than shows that it is too long.
-                if tail.len() <= wanted_tail.len() {
-                    tail.extend_from_slice(behind);
-                }
-            }
+            Self::Running(running) => running.feed(plain),
         }
     }
 
     fn check(self, repository: &Repository, entry: &SegmentEntry) -> Result<(), Problem> {
         let damaged = |what: &str| Problem::Damaged(what.to_owned());
         let (record, found) = match self {
-            Self::Running { record, wanted_tail, hasher, tail, .. } => {
-                if tail != wanted_tail {
+            Self::Running(running) => {
+                if running.tail != running.wanted_tail {
                     return Err(damaged("its record was read twice and was not the same"));
                 }
-                (record, hasher.finalize())
+                (running.record, running.hasher.finalize())
             }
             Self::Whole(whole) => {
                 let length = whole.len() as u64;

@@ -95,8 +95,7 @@ fn render(report: &CopyReport) -> String {
     let refused: Vec<&str> = of(State::Refused).map(|row| row.id.as_str()).collect();
     if !refused.is_empty() {
         parts.push(format!(
-            "These backups need it and are not in the copy: {}. `slotkeep verify --repo …` of both shows what is damaged, `slotkeep repair` makes \
-             again what can be.",
+            "These backups need it and are not in the copy: {}. `slotkeep verify` says what is damaged, `slotkeep repair` makes again what can be.",
             refused.join(", ")
         ));
     }

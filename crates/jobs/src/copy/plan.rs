@@ -160,6 +160,46 @@ impl Planner<'_> {
         self.plan.refused.push(Refused { path: path.to_owned(), why, kind });
     }
 
+    /// An object of a base, and whether the source has it.
+    fn base(&mut self, record: &ObjectRecord, here: bool) {
+        if !here && !self.there.contains_key(record.path.as_str()) {
+            self.refuse(&record.path, "the source does not have it".to_owned(), ErrorKind::Corrupt);
+        } else if self.is_missing(Kind::Base, &record.path, record.stored_bytes) {
+            self.plan.data.push(Work {
+                kind: Kind::Base,
+                path: record.path.clone(),
+                bytes: record.stored_bytes,
+                item: Item::Object(record.clone()),
+            });
+        }
+    }
+
+    fn segment(&mut self, object: &StoredObject, history: &ReplId, held: bool) {
+        if held && !self.there.contains_key(object.path.as_str()) {
+            // The target has compacted its log.
+            self.plan.there.entry(Kind::Log).or_default().add(object.bytes);
+        } else if self.is_missing(Kind::Log, &object.path, object.bytes)
+            && let Some(entry) = SegmentEntry::of(history, object)
+        {
+            self.plan.data.push(Work {
+                kind: Kind::Log,
+                path: object.path.clone(),
+                bytes: object.bytes,
+                item: Item::Segment(entry),
+            });
+        }
+    }
+
+    /// A pin of a backup that the target has or gets.
+    fn pin(&mut self, object: &StoredObject, backup: String) {
+        let of = |plan: &BackupPlan| plan.id == backup && plan.state != State::GivenUp;
+        let Some(place) = self.plan.backups.iter().position(of) else { return };
+        let work = self.file(Kind::Pin, object, Part::Pin(backup));
+        if let Some(backup) = self.plan.backups.get_mut(place) {
+            backup.pins.extend(work);
+        }
+    }
+
     fn file(&mut self, kind: Kind, object: &StoredObject, part: Part) -> Option<Work> {
         let missing = self.is_missing(kind, &object.path, object.bytes);
         missing.then(|| Work { kind, path: object.path.clone(), bytes: object.bytes, item: Item::File(part) })
@@ -185,6 +225,7 @@ pub(super) fn plan(sight: Sight<'_>) -> ClusterPlan {
         },
     };
     let only = sight.only.then(|| ways(&sight.wanted));
+    let mut log = Log::new(cluster, sight.there, sight.pruned, only);
     let mut bases = BTreeSet::new();
     for wanted in sight.wanted {
         let id = wanted.manifest.id.clone();
@@ -193,16 +234,7 @@ pub(super) fn plan(sight: Sight<'_>) -> ClusterPlan {
             continue;
         }
         for record in wanted.manifest.objects().filter(|record| bases.insert(record.path.clone())) {
-            if !here.contains_key(record.path.as_str()) && !planner.there.contains_key(record.path.as_str()) {
-                planner.refuse(&record.path, "the source does not have it".to_owned(), ErrorKind::Corrupt);
-            } else if planner.is_missing(Kind::Base, &record.path, record.stored_bytes) {
-                planner.plan.data.push(Work {
-                    kind: Kind::Base,
-                    path: record.path.clone(),
-                    bytes: record.stored_bytes,
-                    item: Item::Object(record.clone()),
-                });
-            }
+            planner.base(record, here.contains_key(record.path.as_str()));
         }
         let path = manifest_file(cluster, &id);
         let bytes = here.get(path.as_str()).copied().unwrap_or_default();
@@ -216,7 +248,7 @@ pub(super) fn plan(sight: Sight<'_>) -> ClusterPlan {
         };
         planner.plan.backups.push(BackupPlan::new(wanted, state, bytes));
     }
-    others(&mut planner, &sight.here[..], sight.there, sight.pruned, only.as_ref());
+    others(&mut planner, sight.here, &mut log);
     let plan = &mut planner.plan;
     for backup in &mut plan.backups {
         let refused = plan.refused.iter().any(|refused| backup.needs(&refused.path));
@@ -241,69 +273,68 @@ fn ways(wanted: &[Wanted]) -> BTreeMap<ReplId, Vec<Range<u64>>> {
     ways
 }
 
-/// Everything but bases and manifests.
-fn others(
-    planner: &mut Planner<'_>,
-    here: &[StoredObject],
-    there: &[StoredObject],
-    pruned: &Pruned,
-    only: Option<&BTreeMap<ReplId, Vec<Range<u64>>>>,
-) {
-    let cluster = planner.plan.cluster.clone();
-    let mut held: BTreeMap<ReplId, Vec<Range<u64>>> = BTreeMap::new();
-    for object in there {
-        if let Some(Part::Segment(history, range)) = Part::of(&cluster, &object.path) {
-            held.entry(history).or_default().push(range);
+/// Which log is copied.
+struct Log<'a> {
+    /// What only some backups need; all if not given.
+    only: Option<BTreeMap<ReplId, Vec<Range<u64>>>>,
+    /// What the target holds.
+    held: BTreeMap<ReplId, Covered>,
+    pruned: &'a Pruned,
+    /// What the target has pruned, by history, as far as it was asked for.
+    gone: BTreeMap<ReplId, Vec<Range<u64>>>,
+}
+
+impl<'a> Log<'a> {
+    fn new(
+        cluster: &str,
+        there: &[StoredObject],
+        pruned: &'a Pruned,
+        only: Option<BTreeMap<ReplId, Vec<Range<u64>>>>,
+    ) -> Self {
+        let mut held: BTreeMap<ReplId, Vec<Range<u64>>> = BTreeMap::new();
+        for object in there {
+            if let Some(Part::Segment(history, range)) = Part::of(cluster, &object.path) {
+                held.entry(history).or_default().push(range);
+            }
         }
+        let held = held.into_iter().map(|(history, ranges)| (history, Covered::of(ranges))).collect();
+        Self { only, held, pruned, gone: BTreeMap::new() }
     }
-    let held: BTreeMap<ReplId, Covered> =
-        held.into_iter().map(|(history, ranges)| (history, Covered::of(ranges))).collect();
-    let mut gone: BTreeMap<ReplId, Vec<Range<u64>>> = BTreeMap::new();
-    let copied: BTreeMap<String, usize> = planner
-        .plan
-        .backups
-        .iter()
-        .enumerate()
-        .filter(|(_, backup)| backup.state != State::GivenUp)
-        .map(|(place, backup)| (backup.id.clone(), place))
-        .collect();
+
+    fn wants_history(&self, history: &ReplId) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains_key(history))
+    }
+
+    fn wants(&mut self, cluster: &str, history: &ReplId, range: &Range<u64>) -> bool {
+        let needed = self.only.as_ref().is_none_or(|only| {
+            let ways = only.get(history).map(Vec::as_slice).unwrap_or_default();
+            ways.iter().any(|way| way.start < range.end && range.start < way.end)
+        });
+        let pruned = self.pruned;
+        let gone = self.gone.entry(history.clone()).or_insert_with(|| pruned.log_of(cluster, history));
+        needed && !gone.iter().any(|gone| gone.start <= range.start && range.end <= gone.end)
+    }
+
+    fn holds(&self, history: &ReplId, range: &Range<u64>) -> bool {
+        self.held.get(history).is_some_and(|held| held.holds(range))
+    }
+}
+
+/// Everything but bases and manifests.
+fn others(planner: &mut Planner<'_>, here: &[StoredObject], log: &mut Log<'_>) {
+    let cluster = planner.plan.cluster.clone();
     for object in here {
         match Part::of(&cluster, &object.path) {
-            Some(part @ Part::History(_)) => {
-                let Part::History(history) = &part else { continue };
-                if only.is_none_or(|only| only.contains_key(history)) {
-                    let work = planner.file(Kind::History, object, part);
-                    planner.plan.files.extend(work);
-                }
+            Some(Part::History(history)) if log.wants_history(&history) => {
+                let work = planner.file(Kind::History, object, Part::History(history));
+                planner.plan.files.extend(work);
             }
-            Some(Part::Segment(history, range)) => {
-                let wanted = only.is_none_or(|only| {
-                    let ways = only.get(&history).map(Vec::as_slice).unwrap_or_default();
-                    ways.iter().any(|way| way.start < range.end && range.start < way.end)
-                });
-                let gone = gone.entry(history.clone()).or_insert_with(|| pruned.log_of(&cluster, &history));
-                let pruned = gone.iter().any(|gone| gone.start <= range.start && range.end <= gone.end);
-                if !wanted || pruned {
-                    continue;
-                }
-                let same_name = planner.there.contains_key(object.path.as_str());
-                if !same_name && held.get(&history).is_some_and(|held| held.holds(&range)) {
-                    // The target has compacted its log.
-                    planner.plan.there.entry(Kind::Log).or_default().add(object.bytes);
-                } else if planner.is_missing(Kind::Log, &object.path, object.bytes)
-                    && let Some(entry) = SegmentEntry::of(&history, object)
-                {
-                    planner.plan.data.push(Work {
-                        kind: Kind::Log,
-                        path: object.path.clone(),
-                        bytes: object.bytes,
-                        item: Item::Segment(entry),
-                    });
-                }
+            Some(Part::Segment(history, range)) if log.wants(&cluster, &history, &range) => {
+                let held = log.holds(&history, &range);
+                planner.segment(object, &history, held);
             }
-            Some(Part::Topology(id)) if pruned.gave_up_topology(&cluster, &id) => {}
-            Some(part @ Part::Topology(_)) => {
-                let work = planner.file(Kind::Topology, object, part);
+            Some(Part::Topology(id)) if !log.pruned.gave_up_topology(&cluster, &id) => {
+                let work = planner.file(Kind::Topology, object, Part::Topology(id));
                 planner.plan.files.extend(work);
             }
             Some(part @ Part::Fence(_)) => {
@@ -314,15 +345,8 @@ fn others(
                 let work = planner.file(Kind::Verification, object, part);
                 planner.plan.records.extend(work);
             }
-            Some(Part::Pin(backup)) => {
-                if let Some(place) = copied.get(&backup) {
-                    let work = planner.file(Kind::Pin, object, Part::Pin(backup));
-                    if let (Some(backup), Some(work)) = (planner.plan.backups.get_mut(*place), work) {
-                        backup.pins.push(work);
-                    }
-                }
-            }
-            Some(Part::Manifest(_)) | None => {}
+            Some(Part::Pin(backup)) => planner.pin(object, backup),
+            _ => {}
         }
     }
 }
