@@ -418,7 +418,7 @@ mod tests {
             jiff::Timestamp::UNIX_EPOCH,
         );
         let history: ReplId = "a".repeat(40).parse().unwrap();
-        record.add_log(&history, &[1..9]);
+        record.add_log(&history, std::slice::from_ref(&(1..9)));
         record.topologies.insert("old".to_owned());
         let pruned = Pruned { records: vec![record] };
         let here = [
