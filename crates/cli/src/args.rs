@@ -35,6 +35,7 @@ pub(crate) enum Command {
     Fence(commands::fence::FenceArgs),
     Prune(commands::prune::PruneArgs),
     Compact(commands::compact::CompactArgs),
+    Copy(commands::copy::CopyArgs),
     Repair(commands::repair::RepairArgs),
     Recover(Box<commands::recover::RecoverArgs>),
     List(commands::list::ListArgs),

@@ -58,6 +58,7 @@ async fn dispatch(command: Command, session: &Session, output: &Output) -> slotk
         Command::Fence(command) => commands::fence::run(session, output, &command).await,
         Command::Prune(command) => commands::prune::run(session, output, &command).await,
         Command::Compact(command) => commands::compact::run(session, output, &command).await,
+        Command::Copy(command) => commands::copy::run(session, output, &command).await,
         Command::Repair(command) => commands::repair::run(session, output, &command).await,
         Command::Recover(command) => commands::recover::run(session, output, &command).await,
         Command::Log(command) => commands::log::run(session, output, &command).await,

@@ -8,6 +8,7 @@ pub mod backup;
 mod base;
 pub mod check;
 pub mod compact;
+pub mod copy;
 pub mod cut;
 pub mod dataset;
 pub mod diff;

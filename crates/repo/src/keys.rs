@@ -12,7 +12,7 @@ use crate::repository::{OpenOptions, Repository};
 use crate::store::{Creating, create_new};
 
 /// The key files of a repository, oldest first, with their numbers.
-async fn key_files(store: &dyn ObjectStore) -> Result<Vec<(u32, Path)>, RepoError> {
+pub(crate) async fn key_files(store: &dyn ObjectStore) -> Result<Vec<(u32, Path)>, RepoError> {
     let listed = store.list_with_delimiter(None).await;
     let listed = listed.map_err(|error| RepoError::new("list", "the repository's keys", error))?;
     let mut files: Vec<(u32, Path)> = listed

@@ -4,6 +4,7 @@
 //! create that fails if it exists, so nothing is listed before it is whole.
 
 mod catalog;
+mod copy;
 mod crypt;
 mod error;
 mod keys;
@@ -12,6 +13,7 @@ pub mod layout;
 mod lease;
 mod lineage;
 mod location;
+mod mirror;
 mod probe;
 mod prune;
 mod read;
@@ -22,6 +24,7 @@ mod verify;
 mod write;
 
 pub use catalog::{BackupSelector, Listing, UnreadableBackup};
+pub use copy::{CopyError, Part};
 pub use crypt::{Recipients, SigningKey, Unlock, fingerprint};
 pub use error::{Problem, RepoError};
 pub use known::StateFolder;

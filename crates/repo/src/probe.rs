@@ -10,6 +10,8 @@ use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use crate::error::{Problem, RepoError};
 use crate::location::{Location, io_problem};
 
+/// What the name of a probe begins with.
+pub(crate) const PROBE_PREFIX: &str = "slotkeep-probe-";
 /// What a probe writes.
 const PROBE_BYTES: &[u8] = b"slotkeep probe: may be deleted";
 
@@ -55,7 +57,7 @@ pub(crate) async fn probe(
     nonce: &str,
     place: &Location,
 ) -> Result<Probe, RepoError> {
-    let path = ObjectPath::from(format!("slotkeep-probe-{nonce}"));
+    let path = ObjectPath::from(format!("{PROBE_PREFIX}{nonce}"));
     let on = format!("{place}/{path}");
     let probed = write_twice(store, &path, &on).await;
     let deleted = store.delete(&path).await.map_err(|error| RepoError::new("delete", &on, error));

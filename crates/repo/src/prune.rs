@@ -203,7 +203,11 @@ impl Repository {
     }
 
     /// The bytes that lead from the base of a shard to its cut, as far as it is known where histories come from.
-    async fn way(&self, cluster: &str, shard: &ShardRecord) -> Result<Vec<(ReplId, Range<u64>)>, RepoError> {
+    pub async fn way(
+        &self,
+        cluster: &str,
+        shard: &ShardRecord,
+    ) -> Result<Vec<(ReplId, Range<u64>)>, RepoError> {
         let cut = shard.cut();
         let (mut history, mut end) = (cut.history, cut.offset.saturating_add(1));
         let (mut way, mut seen) = (Vec::new(), BTreeSet::new());

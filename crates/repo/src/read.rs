@@ -27,7 +27,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 const PIECES_IN_FLIGHT: usize = 2;
 
 /// The stored bytes of an object, in order.
-type Pieces = BoxStream<'static, Result<Bytes, object_store::Error>>;
+pub(crate) type Pieces = BoxStream<'static, Result<Bytes, object_store::Error>>;
 
 /// The bytes of one object in order, decrypted, and checked against its record when they end.
 pub struct ObjectStream {
@@ -86,7 +86,7 @@ impl Repository {
     }
 
     /// The same, not decrypted.
-    async fn stored_stream(&self, record: &ObjectRecord) -> Result<ObjectStream, RepoError> {
+    pub(crate) async fn stored_stream(&self, record: &ObjectRecord) -> Result<ObjectStream, RepoError> {
         let path = object_path(&record.path)?;
         let failed = |problem| RepoError::new("read", &record.path, problem);
         let (bytes, pieces) = self.pieces(path).await.map_err(|error| failed(error.into()))?;
@@ -108,7 +108,7 @@ impl Repository {
 
     /// The length of an object and its stored bytes. A local file is read in large pieces, one ahead; the library's own stream takes
     /// 8 KiB at a time, each on another thread.
-    async fn pieces(&self, path: Path) -> Result<(u64, Pieces), object_store::Error> {
+    pub(crate) async fn pieces(&self, path: Path) -> Result<(u64, Pieces), object_store::Error> {
         if let Location::Url(_) = self.location() {
             let found = self.store.get(&path).await?;
             return Ok((found.meta.size, found.into_stream()));

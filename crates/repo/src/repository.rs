@@ -185,7 +185,7 @@ impl Repository {
         Self::open_with(location, options).await
     }
 
-    fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
+    pub(crate) fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
         let (location, file, keyring) = (location.clone(), Arc::new(file), Arc::default());
         Self { location, store, file, keyring, known: None, folder: None, bytes_read: Arc::default() }
     }
@@ -224,7 +224,7 @@ impl Repository {
     }
 
     /// The same, knowing the local folder that it is in.
-    fn in_folder(mut self) -> Self {
+    pub(crate) fn in_folder(mut self) -> Self {
         if let Location::Folder(folder) = &self.location {
             self.folder = Some(Arc::from(folder.as_path()));
         }
@@ -323,7 +323,7 @@ impl Repository {
     }
 }
 
-async fn read_repository_file(
+pub(crate) async fn read_repository_file(
     location: &Location,
     store: &Arc<dyn ObjectStore>,
 ) -> Result<Option<RepositoryFile>, RepoError> {
@@ -337,7 +337,7 @@ async fn read_repository_file(
 }
 
 /// How the repository's store creates, as `init` found it. Earlier versions did not look, and relied on the condition.
-const fn creating(file: &RepositoryFile) -> Creating {
+pub(crate) const fn creating(file: &RepositoryFile) -> Creating {
     match file.conditional_create {
         Some(false) => Creating::LookingFirst,
         Some(true) | None => Creating::Conditional,

@@ -93,7 +93,10 @@ impl Repository {
     }
 
     /// The record, how the object is layered, and what has been read of it: all if it is small.
-    async fn segment_tail(&self, entry: &SegmentEntry) -> Result<(SegmentRecord, Layer, Fetched), RepoError> {
+    pub(crate) async fn segment_tail(
+        &self,
+        entry: &SegmentEntry,
+    ) -> Result<(SegmentRecord, Layer, Fetched), RepoError> {
         let failed = |problem: Problem| RepoError::new("read", &entry.path, problem);
         let layer = self.layer(&entry.path, entry.object_bytes, None).await.map_err(failed)?;
         let object_bytes = layer.bytes();
@@ -108,15 +111,25 @@ impl Repository {
             self.fetch(entry, &layer, whole, &mut fetched).await?;
         }
         let tail = fetched.tail(tail_bytes).unwrap_or_default();
-        let record = SegmentRecord::parse(tail, object_bytes).map_err(|error| failed(error.into()))?;
-        let json = SegmentRecord::json(tail).map_err(|error| failed(error.into()))?;
-        self.check_signature(&entry.path, json).map_err(failed)?;
+        let record = self.check_tail(entry, tail, object_bytes).map_err(failed)?;
+        Ok((record, layer, fetched))
+    }
+
+    /// The record in the last bytes of a segment that holds `object_bytes`, found to be signed and of this segment.
+    pub(crate) fn check_tail(
+        &self,
+        entry: &SegmentEntry,
+        tail: &[u8],
+        object_bytes: u64,
+    ) -> Result<SegmentRecord, Problem> {
+        let record = SegmentRecord::parse(tail, object_bytes)?;
+        self.check_signature(&entry.path, SegmentRecord::json(tail)?)?;
         if (record.start, record.end) != (entry.start, entry.end) || record.history != entry.history {
             let what =
                 format!("its record says it holds {}..{} of {}", record.start, record.end, record.history);
-            return Err(failed(Problem::Damaged(what)));
+            return Err(Problem::Damaged(what));
         }
-        Ok((record, layer, fetched))
+        Ok(record)
     }
 
     async fn fetch(
@@ -176,7 +189,7 @@ impl Repository {
         })
     }
 
-    async fn must_not_exist(&self, path: &Path) -> Result<(), RepoError> {
+    pub(crate) async fn must_not_exist(&self, path: &Path) -> Result<(), RepoError> {
         match self.store.head(path).await {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(RepoError::new("write", path, error)),
@@ -212,13 +225,13 @@ impl Repository {
 }
 
 /// A part of an object that has been read.
-struct Fetched {
+pub(crate) struct Fetched {
     start: u64,
     bytes: Bytes,
 }
 
 impl Fetched {
-    fn tail(&self, bytes: u64) -> Option<&[u8]> {
+    pub(crate) fn tail(&self, bytes: u64) -> Option<&[u8]> {
         let from = self.bytes.len().checked_sub(usize::try_from(bytes).ok()?)?;
         self.bytes.get(from..)
     }

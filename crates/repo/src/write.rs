@@ -32,19 +32,7 @@ pub struct ObjectWriter {
 impl Repository {
     /// Begins an object.
     pub async fn create_object(&self, path: String) -> Result<ObjectWriter, RepoError> {
-        let object = object_path(&path)?;
-        self.must_be_there().await?;
-        let upload =
-            self.store.put_multipart(&object).await.map_err(|error| RepoError::new("write", &path, error))?;
-        let upload = WriteMultipart::new_with_chunk_size(upload, self.part_bytes());
-        let mut writer = ObjectWriter {
-            repository: self.clone(),
-            path,
-            upload,
-            hasher: Box::new(Hasher::new()),
-            stored_bytes: 0,
-            sealed: None,
-        };
+        let mut writer = self.create_stored_object(path).await?;
         if let Some(recipient) = &self.keyring.recipient {
             let started = Sealer::start(recipient);
             let (sealer, header) =
@@ -55,6 +43,23 @@ impl Repository {
             writer.sealed = Some((Box::new(sealer), record));
         }
         Ok(writer)
+    }
+
+    /// Begins an object whose bytes are stored as they are given: they are encrypted already, or not to be.
+    pub(crate) async fn create_stored_object(&self, path: String) -> Result<ObjectWriter, RepoError> {
+        let object = object_path(&path)?;
+        self.must_be_there().await?;
+        let upload =
+            self.store.put_multipart(&object).await.map_err(|error| RepoError::new("write", &path, error))?;
+        let upload = WriteMultipart::new_with_chunk_size(upload, self.part_bytes());
+        Ok(ObjectWriter {
+            repository: self.clone(),
+            path,
+            upload,
+            hasher: Box::new(Hasher::new()),
+            stored_bytes: 0,
+            sealed: None,
+        })
     }
 }
 

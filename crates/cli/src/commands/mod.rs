@@ -4,6 +4,7 @@ pub(crate) mod archive;
 pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod compact;
+pub(crate) mod copy;
 pub(crate) mod demo;
 pub(crate) mod diff;
 pub(crate) mod export;

@@ -1,0 +1,434 @@
+//! What is to be copied, from what both sides hold. Pure: reads nothing.
+//!
+//! Invariants: what lies in the target under the same path with the same length is not copied again, since objects are written whole or not at
+//! all and never changed; with another length it is never overwritten, and what needs it is refused; what the target has pruned stays away.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+
+use slotkeep_format::Manifest;
+use slotkeep_format::manifest::ObjectRecord;
+use slotkeep_model::ReplId;
+use slotkeep_repo::layout::manifest_file;
+use slotkeep_repo::{Part, Pruned, SegmentEntry, StoredObject};
+
+use super::report::{Kind, Refused, State};
+use crate::ErrorKind;
+
+/// A backup of the source, and the bytes of the log from its bases to its cuts.
+pub(super) struct Wanted {
+    pub(super) manifest: Manifest,
+    pub(super) ways: Vec<(ReplId, Range<u64>)>,
+}
+
+/// What is known of one cluster on both sides.
+pub(super) struct Sight<'a> {
+    pub(super) cluster: &'a str,
+    pub(super) here: &'a [StoredObject],
+    pub(super) there: &'a [StoredObject],
+    /// The backups to copy, oldest first.
+    pub(super) wanted: Vec<Wanted>,
+    /// Whether only what these need is wanted, and not all log.
+    pub(super) only: bool,
+    /// What the target has pruned.
+    pub(super) pruned: &'a Pruned,
+}
+
+/// What an object is, as far as copying goes.
+pub(super) enum Item {
+    Object(ObjectRecord),
+    Segment(SegmentEntry),
+    File(Part),
+}
+
+/// An object to copy.
+pub(super) struct Work {
+    pub(super) kind: Kind,
+    pub(super) path: String,
+    pub(super) bytes: u64,
+    pub(super) item: Item,
+}
+
+/// A backup, what must be in the target before it is listed there, and its pins.
+pub(super) struct BackupPlan {
+    pub(super) id: String,
+    pub(super) state: State,
+    pub(super) objects: BTreeSet<String>,
+    pub(super) ways: Vec<(ReplId, Range<u64>)>,
+    pub(super) manifest_bytes: u64,
+    pub(super) pins: Vec<Work>,
+}
+
+impl BackupPlan {
+    /// Whether it needs the object at that path.
+    pub(super) fn needs(&self, path: &str) -> bool {
+        let crosses = |history: &ReplId, range: &Range<u64>| {
+            self.ways.iter().any(|(of, way)| of == history && way.start < range.end && range.start < way.end)
+        };
+        self.objects.contains(path)
+            || slotkeep_repo::layout::segment_of(path)
+                .is_some_and(|(history, range)| crosses(&history, &range))
+    }
+}
+
+/// How many objects, and their length as stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sum {
+    pub(super) objects: u64,
+    pub(super) bytes: u64,
+}
+
+impl Sum {
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.objects = self.objects.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
+/// What is to be copied of one cluster, in this order.
+pub(super) struct ClusterPlan {
+    pub(super) cluster: String,
+    /// Where histories come from, how the cluster looked, fences.
+    pub(super) files: Vec<Work>,
+    /// Bases and log.
+    pub(super) data: Vec<Work>,
+    pub(super) backups: Vec<BackupPlan>,
+    /// Records of verifications.
+    pub(super) records: Vec<Work>,
+    pub(super) there: BTreeMap<Kind, Sum>,
+    pub(super) refused: Vec<Refused>,
+    pub(super) remarks: Vec<String>,
+}
+
+/// The segments of a history in the target, to tell what they cover.
+#[derive(Default)]
+struct Covered {
+    /// Starts in order, each with the farthest end of those up to it.
+    until: Vec<(u64, u64)>,
+}
+
+impl Covered {
+    fn of(mut ranges: Vec<Range<u64>>) -> Self {
+        ranges.sort_by_key(|range| range.start);
+        let mut farthest = 0;
+        let until = ranges.into_iter().map(|range| {
+            farthest = range.end.max(farthest);
+            (range.start, farthest)
+        });
+        Self { until: until.collect() }
+    }
+
+    fn holds(&self, range: &Range<u64>) -> bool {
+        let behind = self.until.partition_point(|(start, _)| *start <= range.start);
+        let before = behind.checked_sub(1).and_then(|last| self.until.get(last));
+        before.is_some_and(|(_, end)| *end >= range.end)
+    }
+}
+
+struct Planner<'a> {
+    there: HashMap<&'a str, u64>,
+    plan: ClusterPlan,
+}
+
+impl Planner<'_> {
+    /// Whether the object is to be copied; notes it if the target has it, or something else in its place.
+    fn is_missing(&mut self, kind: Kind, path: &str, bytes: u64) -> bool {
+        match self.there.get(path) {
+            None => true,
+            Some(there) if *there == bytes => {
+                self.plan.there.entry(kind).or_default().add(bytes);
+                false
+            }
+            Some(_) if kind == Kind::History => {
+                self.plan.there.entry(kind).or_default().add(bytes);
+                self.plan.remarks.push(format!(
+                    "the target's {path} was written there and is another: it stays, as what is known first of a history does"
+                ));
+                false
+            }
+            Some(there) => {
+                let why = format!(
+                    "the target holds {there} bytes under this name, the source {bytes}: nothing is ever overwritten"
+                );
+                self.refuse(path, why, ErrorKind::Conflict);
+                false
+            }
+        }
+    }
+
+    fn refuse(&mut self, path: &str, why: String, kind: ErrorKind) {
+        self.plan.refused.push(Refused { path: path.to_owned(), why, kind });
+    }
+
+    /// An object of a base, and whether the source has it.
+    fn base(&mut self, record: &ObjectRecord, here: bool) {
+        if !here && !self.there.contains_key(record.path.as_str()) {
+            self.refuse(&record.path, "the source does not have it".to_owned(), ErrorKind::Corrupt);
+        } else if self.is_missing(Kind::Base, &record.path, record.stored_bytes) {
+            self.plan.data.push(Work {
+                kind: Kind::Base,
+                path: record.path.clone(),
+                bytes: record.stored_bytes,
+                item: Item::Object(record.clone()),
+            });
+        }
+    }
+
+    fn segment(&mut self, object: &StoredObject, history: &ReplId, held: bool) {
+        if held && !self.there.contains_key(object.path.as_str()) {
+            // The target has compacted its log.
+            self.plan.there.entry(Kind::Log).or_default().add(object.bytes);
+        } else if self.is_missing(Kind::Log, &object.path, object.bytes)
+            && let Some(entry) = SegmentEntry::of(history, object)
+        {
+            self.plan.data.push(Work {
+                kind: Kind::Log,
+                path: object.path.clone(),
+                bytes: object.bytes,
+                item: Item::Segment(entry),
+            });
+        }
+    }
+
+    /// A pin of a backup that the target has or gets.
+    fn pin(&mut self, object: &StoredObject, backup: String) {
+        let of = |plan: &BackupPlan| plan.id == backup && plan.state != State::GivenUp;
+        let Some(place) = self.plan.backups.iter().position(of) else { return };
+        let work = self.file(Kind::Pin, object, Part::Pin(backup));
+        if let Some(backup) = self.plan.backups.get_mut(place) {
+            backup.pins.extend(work);
+        }
+    }
+
+    fn file(&mut self, kind: Kind, object: &StoredObject, part: Part) -> Option<Work> {
+        let missing = self.is_missing(kind, &object.path, object.bytes);
+        missing.then(|| Work { kind, path: object.path.clone(), bytes: object.bytes, item: Item::File(part) })
+    }
+}
+
+/// Makes the plan for one cluster.
+pub(super) fn plan(sight: Sight<'_>) -> ClusterPlan {
+    let cluster = sight.cluster;
+    let here: HashMap<&str, u64> =
+        sight.here.iter().map(|object| (object.path.as_str(), object.bytes)).collect();
+    let mut planner = Planner {
+        there: sight.there.iter().map(|object| (object.path.as_str(), object.bytes)).collect(),
+        plan: ClusterPlan {
+            cluster: cluster.to_owned(),
+            files: vec![],
+            data: vec![],
+            backups: vec![],
+            records: vec![],
+            there: BTreeMap::new(),
+            refused: vec![],
+            remarks: vec![],
+        },
+    };
+    let only = sight.only.then(|| ways(&sight.wanted));
+    let mut log = Log::new(cluster, sight.there, sight.pruned, only);
+    let mut bases = BTreeSet::new();
+    for wanted in sight.wanted {
+        let id = wanted.manifest.id.clone();
+        if sight.pruned.gave_up_backup(cluster, &id) {
+            planner.plan.backups.push(BackupPlan::new(wanted, State::GivenUp, 0));
+            continue;
+        }
+        for record in wanted.manifest.objects().filter(|record| bases.insert(record.path.clone())) {
+            planner.base(record, here.contains_key(record.path.as_str()));
+        }
+        let path = manifest_file(cluster, &id);
+        let bytes = here.get(path.as_str()).copied().unwrap_or_default();
+        let there = planner.there.get(path.as_str()) == Some(&bytes);
+        let state = if planner.is_missing(Kind::Backup, &path, bytes) {
+            State::ToCopy
+        } else if there {
+            State::There
+        } else {
+            State::Refused
+        };
+        planner.plan.backups.push(BackupPlan::new(wanted, state, bytes));
+    }
+    others(&mut planner, sight.here, &mut log);
+    let plan = &mut planner.plan;
+    for backup in &mut plan.backups {
+        let refused = plan.refused.iter().any(|refused| backup.needs(&refused.path));
+        if refused && backup.state == State::ToCopy {
+            backup.state = State::Refused;
+        }
+    }
+    planner.plan
+}
+
+/// The bytes of each history that these backups need.
+fn ways(wanted: &[Wanted]) -> BTreeMap<ReplId, Vec<Range<u64>>> {
+    let mut ways: BTreeMap<ReplId, Vec<Range<u64>>> = BTreeMap::new();
+    for one in wanted {
+        for shard in &one.manifest.shards {
+            ways.entry(shard.history.clone()).or_default();
+        }
+        for (history, way) in &one.ways {
+            ways.entry(history.clone()).or_default().push(way.clone());
+        }
+    }
+    ways
+}
+
+/// Which log is copied.
+struct Log<'a> {
+    /// What only some backups need; all if not given.
+    only: Option<BTreeMap<ReplId, Vec<Range<u64>>>>,
+    /// What the target holds.
+    held: BTreeMap<ReplId, Covered>,
+    pruned: &'a Pruned,
+    /// What the target has pruned, by history, as far as it was asked for.
+    gone: BTreeMap<ReplId, Vec<Range<u64>>>,
+}
+
+impl<'a> Log<'a> {
+    fn new(
+        cluster: &str,
+        there: &[StoredObject],
+        pruned: &'a Pruned,
+        only: Option<BTreeMap<ReplId, Vec<Range<u64>>>>,
+    ) -> Self {
+        let mut held: BTreeMap<ReplId, Vec<Range<u64>>> = BTreeMap::new();
+        for object in there {
+            if let Some(Part::Segment(history, range)) = Part::of(cluster, &object.path) {
+                held.entry(history).or_default().push(range);
+            }
+        }
+        let held = held.into_iter().map(|(history, ranges)| (history, Covered::of(ranges))).collect();
+        Self { only, held, pruned, gone: BTreeMap::new() }
+    }
+
+    fn wants_history(&self, history: &ReplId) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains_key(history))
+    }
+
+    fn wants(&mut self, cluster: &str, history: &ReplId, range: &Range<u64>) -> bool {
+        let needed = self.only.as_ref().is_none_or(|only| {
+            let ways = only.get(history).map(Vec::as_slice).unwrap_or_default();
+            ways.iter().any(|way| way.start < range.end && range.start < way.end)
+        });
+        let pruned = self.pruned;
+        let gone = self.gone.entry(history.clone()).or_insert_with(|| pruned.log_of(cluster, history));
+        needed && !gone.iter().any(|gone| gone.start <= range.start && range.end <= gone.end)
+    }
+
+    fn holds(&self, history: &ReplId, range: &Range<u64>) -> bool {
+        self.held.get(history).is_some_and(|held| held.holds(range))
+    }
+}
+
+/// Everything but bases and manifests.
+fn others(planner: &mut Planner<'_>, here: &[StoredObject], log: &mut Log<'_>) {
+    let cluster = planner.plan.cluster.clone();
+    for object in here {
+        match Part::of(&cluster, &object.path) {
+            Some(Part::History(history)) if log.wants_history(&history) => {
+                let work = planner.file(Kind::History, object, Part::History(history));
+                planner.plan.files.extend(work);
+            }
+            Some(Part::Segment(history, range)) if log.wants(&cluster, &history, &range) => {
+                let held = log.holds(&history, &range);
+                planner.segment(object, &history, held);
+            }
+            Some(Part::Topology(id)) if !log.pruned.gave_up_topology(&cluster, &id) => {
+                let work = planner.file(Kind::Topology, object, Part::Topology(id));
+                planner.plan.files.extend(work);
+            }
+            Some(part @ Part::Fence(_)) => {
+                let work = planner.file(Kind::Fence, object, part);
+                planner.plan.files.extend(work);
+            }
+            Some(part @ Part::Verification(_)) => {
+                let work = planner.file(Kind::Verification, object, part);
+                planner.plan.records.extend(work);
+            }
+            Some(Part::Pin(backup)) => planner.pin(object, backup),
+            _ => {}
+        }
+    }
+}
+
+impl BackupPlan {
+    fn new(wanted: Wanted, state: State, manifest_bytes: u64) -> Self {
+        let Wanted { manifest, ways } = wanted;
+        let objects = manifest.objects().map(|object| object.path.clone()).collect();
+        Self { id: manifest.id, state, objects, ways, manifest_bytes, pins: vec![] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(path: &str, bytes: u64) -> StoredObject {
+        StoredObject { path: path.to_owned(), bytes, modified_ms: 0 }
+    }
+
+    fn segment(range: Range<u64>) -> String {
+        format!("main/history/{}/log/{:020}-{:020}.zst", "a".repeat(40), range.start, range.end)
+    }
+
+    fn planned(here: &[StoredObject], there: &[StoredObject], pruned: &Pruned) -> ClusterPlan {
+        plan(Sight { cluster: "main", here, there, wanted: vec![], only: false, pruned })
+    }
+
+    fn paths(work: &[Work]) -> Vec<&str> {
+        work.iter().map(|work| work.path.as_str()).collect()
+    }
+
+    #[test]
+    fn what_is_there_whole_or_inside_of_a_larger_segment_is_not_copied_again() {
+        let here = [
+            object(&segment(1..5), 10),
+            object(&segment(5..9), 10),
+            object(&segment(9..20), 10),
+            object(&segment(20..30), 10),
+        ];
+        let there = [object(&segment(1..5), 10), object(&segment(4..12), 30), object(&segment(15..30), 30)];
+        let plan = planned(&here, &there, &Pruned::default());
+        assert_eq!(paths(&plan.data), [segment(9..20)]);
+        assert_eq!(plan.there[&Kind::Log], Sum { objects: 3, bytes: 30 });
+        assert!(plan.refused.is_empty());
+    }
+
+    #[test]
+    fn another_object_of_that_name_is_refused_and_another_history_file_stays() {
+        let history = format!("main/history/{}/history.json", "a".repeat(40));
+        let here = [object(&history, 10), object(&segment(1..5), 10), object("main/topology/t.json", 7)];
+        let there = [object(&history, 11), object(&segment(1..5), 9)];
+        let plan = planned(&here, &there, &Pruned::default());
+        assert!(plan.data.is_empty());
+        assert_eq!(paths(&plan.files), ["main/topology/t.json"]);
+        assert_eq!(plan.refused.len(), 1);
+        assert_eq!(
+            (plan.refused[0].path.as_str(), plan.refused[0].kind),
+            (&*segment(1..5), ErrorKind::Conflict)
+        );
+        assert_eq!(plan.remarks.len(), 1);
+    }
+
+    #[test]
+    fn what_the_target_has_pruned_stays_away() {
+        let mut record = slotkeep_format::PrunedRecord::new(
+            "id".to_owned(),
+            "main".to_owned(),
+            jiff::Timestamp::UNIX_EPOCH,
+        );
+        let history: ReplId = "a".repeat(40).parse().unwrap();
+        record.add_log(&history, std::slice::from_ref(&(1..9)));
+        record.topologies.insert("old".to_owned());
+        let pruned = Pruned { records: vec![record] };
+        let here = [
+            object(&segment(1..5), 10),
+            object(&segment(5..12), 10),
+            object("main/topology/old.json", 7),
+            object("main/topology/new.json", 7),
+        ];
+        let plan = planned(&here, &[], &pruned);
+        assert_eq!(paths(&plan.data), [segment(5..12)]);
+        assert_eq!(paths(&plan.files), ["main/topology/new.json"]);
+    }
+}
