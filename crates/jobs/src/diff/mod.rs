@@ -29,7 +29,7 @@ pub struct DiffOptions {
     /// The most keys to name; no more slots are opened once there are so many.
     pub limit: usize,
     /// By how much expiry times may be apart without counting as a difference, in ms. 0 but where a log is compared that tells only for
-    /// how long keys shall live ([`expiry_slack_ms`]).
+    /// how long keys shall live (Redis 6.2).
     pub expiry_slack_ms: i64,
 }
 

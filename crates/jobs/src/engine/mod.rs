@@ -1,7 +1,7 @@
 //! A stock server that runs privately: it follows a link of ours and is asked over its socket file.
 //!
 //! Invariants: nobody but us reaches it (no port, a socket file in a folder of its own, a configuration file that only its owner
-//! reads); it dies with us, however we end ([`guard`](crate::guard)); it never writes its dataset to a disk, evicts nothing, and expires nothing
+//! reads); it dies with us, however we end (`guard`); it never writes its dataset to a disk, evicts nothing, and expires nothing
 //! while it follows.
 
 mod choose;

@@ -1,7 +1,7 @@
 //! The worst day: a damaged cluster, looked at from every node that can still be reached and from the repository, and for each shard the
 //! way that loses least.
 //!
-//! [`survey`] asks and changes nothing; [`judge`] is pure: from what was found to a [`Plan`]; [`apply::Recovery`] puts both together and does
+//! [`survey()`] asks and changes nothing; [`judge()`] is pure: from what was found to a [`Plan`]; [`apply::Recovery`] puts both together and does
 //! what the plan says.
 //!
 //! Invariants: a node that answers and calls slots its own keeps them; slots that two reachable nodes call their own are left alone until a
