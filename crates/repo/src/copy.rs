@@ -343,7 +343,7 @@ impl<'a> Incoming<'a> {
     async fn finish(self) -> Result<(), CopyError> {
         let path = object_path(self.path).map_err(CopyError::Source)?;
         let Some(large) = self.large else {
-            return self.target.create(&path, self.small.into()).await.map_err(CopyError::Target);
+            return self.target.create(&path, self.small).await.map_err(CopyError::Target);
         };
         // Uploads in parts know no condition: so it is looked at as late as can be.
         if let Err(error) = self.target.must_not_exist(&path).await {

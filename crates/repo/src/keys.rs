@@ -1,6 +1,5 @@
 //! Opening and changing the keys of a repository, as far as that touches the store.
 
-use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use slotkeep_format::RepositoryFile;
@@ -36,7 +35,7 @@ pub(crate) async fn write_key_files(
     let failed = |problem| RepoError::new("encrypt", "the repository's keys", problem);
     for (kind, sealed) in wrap_keys(keys, repository_id, recipients).map_err(failed)? {
         let path = layout::key_file(number, kind);
-        create_new(store, &path, Bytes::from(sealed), how)
+        create_new(store, &path, sealed.into(), how)
             .await
             .map_err(|problem| RepoError::new("write", &path, problem))?;
     }

@@ -78,7 +78,7 @@ impl Repository {
         let keyring =
             Keyring::public(&file).map_err(|problem| RepoError::new("use", self.location(), problem))?;
         let write = async |path: &Path, bytes: bytes::Bytes| {
-            create_new(&*store, path, bytes, creating(&file))
+            create_new(&*store, path, bytes.into(), creating(&file))
                 .await
                 .map_err(|problem| RepoError::new("write", format!("{location}/{path}"), problem))
         };

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use jiff::Timestamp;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use slotkeep_format::RepositoryFile;
 use slotkeep_format::manifest::{REPOSITORY_VERSION, REPOSITORY_VERSION_WITHOUT_KEYS};
 
@@ -220,7 +220,7 @@ impl Repository {
 
     /// Writes a small object that must not exist yet. If it exists with the same bytes it has been written: the answer to an earlier try was lost.
     pub async fn put_new(&self, path: &str, bytes: Vec<u8>) -> Result<(), RepoError> {
-        self.create(&object_path(path)?, bytes.into()).await
+        self.create(&object_path(path)?, bytes).await
     }
 
     /// The same, knowing the local folder that it is in.
@@ -257,9 +257,9 @@ impl Repository {
     }
 
     /// Writes an object in one piece. It must not exist yet, unless it holds the same bytes.
-    pub(crate) async fn create(&self, path: &Path, bytes: Bytes) -> Result<(), RepoError> {
+    pub(crate) async fn create(&self, path: &Path, stored: impl Into<PutPayload>) -> Result<(), RepoError> {
         self.must_be_there().await?;
-        let created = create_new(&*self.store, path, bytes, creating(&self.file)).await;
+        let created = create_new(&*self.store, path, stored.into(), creating(&self.file)).await;
         created.map_err(|problem| RepoError::new("write", path, problem))?;
         self.must_hold(path.as_ref()).await
     }
@@ -267,7 +267,7 @@ impl Repository {
     /// Writes a JSON file that must not exist yet; signs it if this repository's files are signed.
     pub(crate) async fn put_json(&self, path: &Path, json: Vec<u8>) -> Result<(), RepoError> {
         let signed = self.sign(path, json).map_err(|problem| RepoError::new("write", path, problem))?;
-        self.create(path, signed.into()).await
+        self.create(path, signed).await
     }
 
     /// A JSON file's bytes, with its signature if this repository's files are signed.

@@ -8,8 +8,8 @@ use std::ops::Range;
 use blake3::Hasher;
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::ObjectStoreExt;
 use object_store::path::Path;
+use object_store::{ObjectStoreExt, PutPayload};
 use slotkeep_format::frames::{FRAME_RAW_BYTES, SEEK_FOOTER_BYTES};
 use slotkeep_format::manifest::ServerRecord;
 use slotkeep_format::segment::{SEGMENT_FOOTER_BYTES, SEGMENT_VERSION};
@@ -219,6 +219,7 @@ impl Repository {
             hasher: Box::new(Hasher::new()),
             stored_bytes: 0,
             small: Vec::new(),
+            small_bytes: 0,
             large: None,
         })
     }
@@ -304,7 +305,8 @@ pub struct SegmentWriter {
     hasher: Box<Hasher>,
     stored_bytes: u64,
     /// What has been compressed, as long as it fits into one request.
-    small: Vec<u8>,
+    small: Vec<Bytes>,
+    small_bytes: usize,
     large: Option<ObjectWriter>,
 }
 
@@ -341,12 +343,15 @@ impl SegmentWriter {
         if let Some(large) = &mut self.large {
             return large.write(stored.into()).await;
         }
-        self.small.extend_from_slice(&stored);
-        if self.small.len() > ONE_PUT_BYTES {
-            let mut large = self.repository.create_object(self.path.to_string()).await?;
-            let begun = large.write(std::mem::take(&mut self.small).into()).await;
-            self.large = Some(large);
-            return begun;
+        // Piece by piece: one buffer that grew would take twice as much.
+        self.small_bytes = self.small_bytes.saturating_add(stored.len());
+        self.small.push(stored.into());
+        if self.small_bytes <= ONE_PUT_BYTES {
+            return Ok(());
+        }
+        let large = self.large.insert(self.repository.create_object(self.path.to_string()).await?);
+        for piece in std::mem::take(&mut self.small) {
+            large.write(piece).await?;
         }
         Ok(())
     }
@@ -366,8 +371,8 @@ impl SegmentWriter {
                 Ok(record)
             }
             (Ok(record), None) => {
-                let bytes = self.sealed_whole()?;
-                self.repository.create(&self.path, bytes.into()).await?;
+                let stored = self.sealed_whole()?;
+                self.repository.create(&self.path, stored).await?;
                 Ok(record)
             }
             (Err(error), large) => {
@@ -381,14 +386,19 @@ impl SegmentWriter {
     }
 
     /// What is stored for a segment that is written in one request.
-    fn sealed_whole(&mut self) -> Result<Vec<u8>, RepoError> {
-        let bytes = std::mem::take(&mut self.small);
-        let Some(recipient) = &self.repository.keyring.recipient else { return Ok(bytes) };
+    fn sealed_whole(&mut self) -> Result<PutPayload, RepoError> {
+        let pieces = std::mem::take(&mut self.small);
+        let Some(recipient) = &self.repository.keyring.recipient else {
+            return Ok(pieces.into_iter().collect());
+        };
         let seal = || {
-            let (mut sealer, mut stored) = Sealer::start(recipient)?;
-            stored.extend(sealer.seal(&bytes)?);
-            stored.extend(sealer.finish()?);
-            Ok(stored)
+            let (mut sealer, header) = Sealer::start(recipient)?;
+            let mut stored = vec![Bytes::from(header)];
+            for piece in pieces {
+                stored.push(sealer.seal(&piece)?.into());
+            }
+            stored.push(sealer.finish()?.into());
+            Ok(stored.into_iter().collect())
         };
         seal().map_err(|problem: Problem| RepoError::new("encrypt", &self.path, problem))
     }

@@ -3,9 +3,8 @@
 //! Invariants: success means that the object holds exactly these bytes; "exists" means that it holds others. So a create whose
 //! answer was lost, and that finds its own bytes at the next try, has succeeded.
 
-use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use super::pause;
 use crate::error::Problem;
@@ -27,14 +26,16 @@ pub(crate) enum Creating {
 pub(crate) async fn create_new(
     store: &dyn ObjectStore,
     path: &Path,
-    bytes: Bytes,
+    stored: PutPayload,
     how: Creating,
 ) -> Result<(), Problem> {
     let mut failures = 0;
     loop {
-        let outcome = match try_once(store, path, &bytes, how).await {
+        let outcome = match try_once(store, path, &stored, how).await {
             Ok(()) => Ok(()),
-            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => holds(store, path, &bytes).await,
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
+                holds(store, path, &stored).await
+            }
             Err(error) => Err(error.into()),
         };
         let problem = match outcome {
@@ -44,17 +45,22 @@ pub(crate) async fn create_new(
         failures += 1;
         if failures == TRIES {
             // The last answer may have been lost too.
-            return holds(store, path, &bytes).await.map_err(|_| problem);
+            return holds(store, path, &stored).await.map_err(|_| problem);
         }
         pause::before_try(failures).await;
     }
 }
 
-async fn try_once(store: &dyn ObjectStore, path: &Path, bytes: &Bytes, how: Creating) -> Result<(), Error> {
+async fn try_once(
+    store: &dyn ObjectStore,
+    path: &Path,
+    stored: &PutPayload,
+    how: Creating,
+) -> Result<(), Error> {
     match how {
         Creating::Conditional => {
             let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-            store.put_opts(path, bytes.clone().into(), create).await.map(drop)
+            store.put_opts(path, stored.clone(), create).await.map(drop)
         }
         Creating::LookingFirst => {
             let exists =
@@ -64,7 +70,7 @@ async fn try_once(store: &dyn ObjectStore, path: &Path, bytes: &Bytes, how: Crea
                 Err(error) => return Err(error),
                 Ok(_) => return Err(exists("found before writing")),
             }
-            store.put(path, bytes.clone().into()).await?;
+            store.put(path, stored.clone()).await?;
             // What is there now decides.
             Err(exists("written, to be read back"))
         }
@@ -72,10 +78,18 @@ async fn try_once(store: &dyn ObjectStore, path: &Path, bytes: &Bytes, how: Crea
 }
 
 /// Whether the object that exists is the one that was to be created.
-async fn holds(store: &dyn ObjectStore, path: &Path, bytes: &Bytes) -> Result<(), Problem> {
+async fn holds(store: &dyn ObjectStore, path: &Path, stored: &PutPayload) -> Result<(), Problem> {
     let found = store.get(path).await?;
-    if found.meta.size != bytes.len() as u64 {
+    if found.meta.size != stored.content_length() as u64 {
         return Err(Problem::Exists);
     }
-    if found.bytes().await? == *bytes { Ok(()) } else { Err(Problem::Exists) }
+    let bytes = found.bytes().await?;
+    let mut rest = bytes.as_ref();
+    for piece in stored {
+        match rest.split_at_checked(piece.len()) {
+            Some((same, later)) if same == piece.as_ref() => rest = later,
+            _ => return Err(Problem::Exists),
+        }
+    }
+    Ok(())
 }
