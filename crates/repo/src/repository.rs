@@ -367,4 +367,23 @@ mod tests {
         let error = repository.must_hold("main/other").await.unwrap_err();
         assert!(matches!(error.problem, Problem::NoRepository));
     }
+
+    #[tokio::test]
+    async fn every_write_is_looked_for_where_the_repository_is() {
+        let place = tempfile::tempdir().unwrap();
+        let location = Location::Folder(place.path().join("made-anew"));
+        let mut repository =
+            Repository::init(&location, "id".to_owned(), Timestamp::UNIX_EPOCH).await.unwrap();
+        // What the store writes goes elsewhere than to the folder that the repository is in.
+        let mounted = place.path().join("mounted");
+        std::fs::create_dir(&mounted).unwrap();
+        std::fs::copy(place.path().join("made-anew").join(REPOSITORY_FILE), mounted.join(REPOSITORY_FILE))
+            .unwrap();
+        repository.folder = Some(Arc::from(mounted.as_path()));
+        let small = repository.put_new("main/small", b"lost".to_vec()).await;
+        assert!(matches!(small.unwrap_err().problem, Problem::NoRepository));
+        let mut large = repository.create_object("main/large".to_owned()).await.unwrap();
+        large.write(Bytes::from_static(b"lost")).await.unwrap();
+        assert!(matches!(large.finish(4).await.unwrap_err().problem, Problem::NoRepository));
+    }
 }
