@@ -345,13 +345,3 @@ async fn undo(
     state.writes = if asked.role == Role::Primary { Writes::Taken } else { Writes::IfPromoted };
     Ok(())
 }
-
-/// Which of those nodes could take writes, now or later: what must be empty before another cluster takes their place. A node that can't be
-/// asked is among them: it may be cut off together with clients.
-pub async fn writable_nodes(context: &Context, nodes: &[NodeAddr]) -> Result<Vec<NodeState>> {
-    let member = |addr: &NodeAddr| Member { addr: addr.clone(), id: None, slots: SlotSet::default() };
-    let members = nodes.iter().map(member).collect();
-    let plan = Plan::make(context, Action::Status, members, None).await?;
-    let outcome = plan.preview();
-    Ok(outcome.open().cloned().collect())
-}
