@@ -50,6 +50,8 @@ pub enum ErrorKind {
     NotFenced,
     /// Another agent does the same work, and the two can't be kept apart.
     Contended,
+    /// This machine's clock is not to be relied on.
+    ClockOff,
     /// The user stopped it.
     Interrupted,
 }

@@ -20,6 +20,7 @@ mod read;
 mod repository;
 mod segments;
 mod store;
+mod unfinished;
 mod verify;
 mod write;
 

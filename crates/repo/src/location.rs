@@ -11,7 +11,9 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, parse_url_opts};
 
 use crate::error::{Problem, RepoError};
+use crate::probe::PROBE_PREFIX;
 use crate::store::{CONNECT_LIMIT, REQUEST_LIMIT, SILENCE_LIMIT};
+use crate::unfinished::is_beside_its_place;
 
 /// A folder, or a URL such as `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
 ///
@@ -96,17 +98,23 @@ impl Location {
         tokio::fs::create_dir_all(path).await.map_err(failed)
     }
 
-    /// Whether this is a local folder that does not exist or is empty.
+    /// Whether this is a local folder that does not exist, or is empty but for what making a repository left that was killed.
     pub(crate) async fn is_new_folder(&self) -> Result<bool, RepoError> {
         let Self::Folder(path) = self else { return Ok(false) };
-        match tokio::fs::read_dir(path).await {
-            Ok(mut entries) => match entries.next_entry().await {
-                Ok(entry) => Ok(entry.is_none()),
-                Err(error) => Err(RepoError::new("read", self, io_problem(&error))),
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-            Err(error) => Err(RepoError::new("read", self, io_problem(&error))),
+        let failed = |error: std::io::Error| RepoError::new("read", self, io_problem(&error));
+        let mut entries = match tokio::fs::read_dir(path).await {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+            Err(error) => return Err(failed(error)),
+        };
+        while let Some(entry) = entries.next_entry().await.map_err(failed)? {
+            let name = entry.file_name();
+            let left = |name: &str| name.starts_with(PROBE_PREFIX) || is_beside_its_place(name);
+            if !name.to_str().is_some_and(left) {
+                return Ok(false);
+            }
         }
+        Ok(true)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::keys::key_files;
 use crate::known::Known;
 use crate::layout::{REPOSITORY_FILE, key_file_number};
 use crate::location::Location;
-use crate::probe::{PROBE_PREFIX, probe};
+use crate::probe::{PROBE_PREFIX, probe, remove_probes};
 use crate::repository::{OpenOptions, Repository, creating, read_repository_file};
 use crate::store::{create_new, stack};
 
@@ -66,13 +66,7 @@ impl Repository {
         location.create_folder().await?;
         let store = stack(location.store()?, options.limit.clone(), options.stop.clone());
         let probed = probe(&*store, nonce, location).await?;
-        // What an earlier one left that was killed while it probed.
-        let left = store.list_with_delimiter(None).await;
-        let left = left.map_err(|error| RepoError::new("list", location, error))?.objects;
-        for object in left.iter().filter(|object| object.location.as_ref().starts_with(PROBE_PREFIX)) {
-            let deleted = store.delete(&object.location).await;
-            deleted.map_err(|error| RepoError::new("delete", &object.location, error))?;
-        }
+        remove_probes(&*store, location).await?;
         let file =
             RepositoryFile { conditional_create: Some(probed.refuses_overwrite), ..self.file().clone() };
         let keyring =

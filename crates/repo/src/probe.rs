@@ -68,6 +68,19 @@ pub(crate) async fn probe(
     }
 }
 
+/// Removes what earlier probes left that were killed.
+pub(crate) async fn remove_probes(store: &dyn ObjectStore, place: &Location) -> Result<(), RepoError> {
+    let left = store.list_with_delimiter(None).await;
+    let left = left.map_err(|error| RepoError::new("list", place, error))?.objects;
+    for object in left.iter().filter(|object| object.location.as_ref().starts_with(PROBE_PREFIX)) {
+        match store.delete(&object.location).await {
+            Ok(()) | Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(RepoError::new("delete", &object.location, error)),
+        }
+    }
+    Ok(())
+}
+
 async fn write_twice(store: &dyn ObjectStore, path: &ObjectPath, on: &str) -> Result<Probe, RepoError> {
     let create = || PutOptions { mode: PutMode::Create, ..PutOptions::default() };
     let failed = |error| RepoError::new("write", on, error);

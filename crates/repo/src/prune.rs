@@ -10,7 +10,7 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use slotkeep_format::manifest::ShardRecord;
+use slotkeep_format::manifest::{BaseRecord, ShardRecord};
 use slotkeep_format::{Manifest, MarkRecord, PinRecord, PrunedRecord, Unneeded};
 use slotkeep_model::ReplId;
 
@@ -177,6 +177,34 @@ impl Repository {
             }
         }
         Ok(())
+    }
+
+    /// Whether a base that no backup names yet can be gone on from: it is there, and no prune is about to delete it. Asked after something was
+    /// written by which a prune knows that the base is needed, so that one of the two sees the other.
+    pub async fn base_stands(&self, cluster: &str, base: &BaseRecord) -> Result<bool, RepoError> {
+        let pruned = self.pruned(cluster).await?;
+        let is_going = |path: &String| pruned.records.iter().any(|record| record.going.contains_key(path));
+        for object in base.objects() {
+            if is_going(&object.path) {
+                return Ok(false);
+            }
+            match self.store.head(&object_path(&object.path)?).await {
+                Ok(_) => {}
+                Err(object_store::Error::NotFound { .. }) => return Ok(false),
+                Err(error) => return Err(RepoError::new("look at", &object.path, error)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// When a record of marks was written, by the store's clock.
+    pub async fn marked_at(&self, marks: &MarkRecord) -> Result<Timestamp, RepoError> {
+        self.written_at(record(&layout::marks(&marks.cluster), &marks.id).as_ref()).await
+    }
+
+    /// When a record of what is given up was written, by the store's clock.
+    pub async fn announced_at(&self, pruned: &PrunedRecord) -> Result<Timestamp, RepoError> {
+        self.written_at(record(&layout::gone(&pruned.cluster), &pruned.id).as_ref()).await
     }
 
     /// Refuses a backup that needs what a prune has given up, or is about to delete.

@@ -17,7 +17,7 @@ use crate::keys::{keyring, write_key_files};
 use crate::known::{Known, StateFolder};
 use crate::layout::REPOSITORY_FILE;
 use crate::location::{Location, io_problem, object_path};
-use crate::probe::probe;
+use crate::probe::{PROBE_PREFIX, probe, remove_probes};
 use crate::store::{Creating, RateLimit, StopPoint, create_new, stack};
 
 /// How to use a repository.
@@ -83,12 +83,16 @@ impl Repository {
         if read_repository_file(location, &store).await?.is_some() {
             return Err(RepoError::new("make a repository in", location, Problem::AlreadyRepository));
         }
-        let occupied =
-            store.list(None).try_next().await.map_err(|error| RepoError::new("list", location, error))?;
-        if occupied.is_some() {
-            return Err(RepoError::new("make a repository in", location, Problem::NotEmpty));
+        let mut listed = store.list(None);
+        while let Some(object) =
+            listed.try_next().await.map_err(|error| RepoError::new("list", location, error))?
+        {
+            if !object.location.as_ref().starts_with(PROBE_PREFIX) {
+                return Err(RepoError::new("make a repository in", location, Problem::NotEmpty));
+            }
         }
         let probed = probe(&*store, &repository_id, location).await?;
+        remove_probes(&*store, location).await?;
         let mut file = RepositoryFile {
             format_version: REPOSITORY_VERSION_WITHOUT_KEYS,
             repository_id,
@@ -229,6 +233,19 @@ impl Repository {
             self.folder = Some(Arc::from(folder.as_path()));
         }
         self
+    }
+
+    /// The local folder that it is in, if it is in one.
+    pub(crate) fn folder(&self) -> Option<&std::path::Path> {
+        self.folder.as_deref()
+    }
+
+    /// When an object was written, by the store's clock.
+    pub async fn written_at(&self, path: &str) -> Result<Timestamp, RepoError> {
+        let failed = |problem: Problem| RepoError::new("look at", path, problem);
+        let about = self.store.head(&object_path(path)?).await.map_err(|error| failed(error.into()))?;
+        Timestamp::from_millisecond(about.last_modified.timestamp_millis())
+            .map_err(|error| failed(Problem::Store(error.to_string())))
     }
 
     /// Fails if the folder of a local repository is gone, as when what is mounted there is not: the library would make the folder anew,

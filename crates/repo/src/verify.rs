@@ -23,6 +23,8 @@ pub enum Area<'a> {
     History(&'a ReplId),
     /// Records of verifications and their proofs.
     Verifications,
+    /// What agents say of themselves and of their lines.
+    Leases,
 }
 
 /// An object as a listing shows it.
@@ -65,6 +67,7 @@ impl Repository {
             Area::Topologies => layout::topologies(cluster),
             Area::History(history) => layout::histories(cluster).join(history.as_str()),
             Area::Verifications => layout::verifications(cluster),
+            Area::Leases => layout::leases(cluster),
         };
         let listed = self.store.list(Some(&folder)).map_ok(|object| StoredObject {
             path: object.location.to_string(),

@@ -1,7 +1,7 @@
 //! A real S3 server for tests.
 
 use std::ffi::OsStr;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -45,13 +45,21 @@ impl S3Server {
 
     /// Its address.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port.port())
+        format!("http://{}", self.addr())
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port.port()).into()
     }
 
     /// The environment with which an S3 client reaches it.
     pub fn environment(&self) -> [(&'static str, String); 5] {
+        Self::environment_of(&self.endpoint())
+    }
+
+    pub(crate) fn environment_of(endpoint: &str) -> [(&'static str, String); 5] {
         [
-            ("AWS_ENDPOINT", self.endpoint()),
+            ("AWS_ENDPOINT", endpoint.to_owned()),
             ("AWS_ALLOW_HTTP", "true".to_owned()),
             ("AWS_REGION", "us-east-1".to_owned()),
             ("AWS_ACCESS_KEY_ID", "test".to_owned()),

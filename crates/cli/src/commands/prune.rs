@@ -10,7 +10,7 @@ use slotkeep_format::manifest::BackupKind;
 use slotkeep_format::{KeptFor, RetentionPolicy, Unneeded};
 use slotkeep_jobs::compact::{CompactOptions, CompactPlan};
 use slotkeep_jobs::prune::{
-    BackupRow, Kind, Pinned, PruneOptions, PrunePlan, PruneReport, Step, TotalRow, pin, unpin,
+    BackupRow, CLOCK_TOLERANCE, Kind, Pinned, PruneOptions, PrunePlan, PruneReport, Step, TotalRow, pin, unpin,
 };
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::{BackupSelector, Repository};
@@ -103,7 +103,7 @@ impl KeepArgs {
         };
         let in_file = file.grace.as_deref().unwrap_or(DEFAULT_GRACE);
         let grace = signed(self.grace, "grace", Some(in_file))?.unwrap_or(SignedDuration::MAX);
-        Ok(PruneOptions { cluster, policy, grace })
+        Ok(PruneOptions { cluster, policy, grace, clock_tolerance: Some(CLOCK_TOLERANCE) })
     }
 }
 
@@ -193,6 +193,12 @@ fn render(report: &PruneReport) -> String {
             ]);
         }
         parts.push(table_text(&rows));
+    }
+    if !report.unfinished.is_empty() {
+        let left = report.unfinished.iter().map(|file| format!("  {} ({})", file.path, bytes(file.bytes)));
+        let verb = if report.dry_run { "would be" } else { "are" };
+        let lines: Vec<String> = left.collect();
+        parts.push(format!("What killed writes left, which {verb} deleted:\n{}", lines.join("\n")));
     }
     parts.push(stays(report));
     if !report.refused.is_empty() {

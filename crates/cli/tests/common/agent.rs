@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -81,6 +81,39 @@ impl Agent {
                 last.join("\n")
             );
         }
+    }
+
+    /// Waits until what was said so far is as wanted, or the agent has ended; whether it has not.
+    #[track_caller]
+    pub fn wait_while_it_lives(&mut self, what: &str, wanted: impl Fn(&[Value]) -> bool) -> bool {
+        let (child, lines) = (&mut self.child, &self.lines);
+        let outcome = wait_for(LIMIT, what, || match child.try_wait().unwrap() {
+            Some(_) => Ok(false),
+            None if wanted(&lines.lock().unwrap()) => Ok(true),
+            None => Err(NotYet::because("not said yet")),
+        });
+        outcome.unwrap_or_else(|error| {
+            let notices = notices(&lines.lock().unwrap(), None);
+            panic!("{error}\nsaid: {}\nnotices: {notices:#?}", self.err.lock().unwrap())
+        })
+    }
+
+    /// Asks it to end, if it has not ended; gives how it did.
+    pub fn finish(&mut self) -> ExitStatus {
+        if self.child.try_wait().unwrap().is_none() {
+            // It may end just now.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        }
+        let status = self.child.wait().unwrap();
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        status
+    }
+
+    /// What it has said to people.
+    pub fn said(&self) -> String {
+        self.err.lock().unwrap().clone()
     }
 
     /// Waits until the last status is as wanted.

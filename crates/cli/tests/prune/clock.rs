@@ -35,7 +35,13 @@ pub(crate) fn context(hours: i64) -> Context {
 }
 
 pub(crate) fn options(policy: &RetentionPolicy) -> PruneOptions {
-    PruneOptions { cluster: "main".to_owned(), policy: policy.clone(), grace: SignedDuration::from_hours(24) }
+    PruneOptions {
+        cluster: "main".to_owned(),
+        policy: policy.clone(),
+        grace: SignedDuration::from_hours(24),
+        // Here the days pass by the one clock alone.
+        clock_tolerance: None,
+    }
 }
 
 pub(crate) fn last(last: usize) -> RetentionPolicy {

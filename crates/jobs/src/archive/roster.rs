@@ -174,7 +174,9 @@ impl Supervisor<'_> {
         let mut holdings = Holdings::read(&self.shared.repository, &self.options.cluster).await?;
         self.listed.extend(holdings.listed().cloned());
         for (_, _, (name, _)) in &taken {
-            if let Some(base) = self.share.told_base(name) {
+            let Some(base) = self.share.told_base(name) else { continue };
+            // A prune may have given it up while no agent lived.
+            if self.shared.repository.base_stands(&self.options.cluster, &base.record.base).await? {
                 holdings.add_base(Arc::new(TakenBase::told(base)));
             }
         }

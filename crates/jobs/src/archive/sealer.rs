@@ -1,10 +1,11 @@
 //! From spool files to segments.
 //!
 //! Invariants: a file is deleted only when the repository holds what it held; a file is sealed up to its last safe cut, and what
-//! lies behind that is asked for again from the server; a segment that is there already is as good as one that was written. Where a line has a
+//! lies behind that is asked for again from the server; a segment that is there already and whole is as good as one that was written. Where a line has a
 //! lease, nothing counts as sealed before the lease was confirmed afterwards, and once it is lost nothing more is written for the line.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use slotkeep_format::lineage::HISTORY_VERSION;
 use slotkeep_format::{HistoryRecord, SpoolHeader, SpoolReader, SpoolRecord, Timeline};
 use slotkeep_model::{ReplId, ReplOffset};
-use slotkeep_repo::{Problem, RepoError, Repository, SegmentMeta};
+use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry, SegmentMeta};
 use slotkeep_wire::stream::{Splitter, StreamStart};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
@@ -290,9 +291,45 @@ pub(crate) async fn settle_file(
 }
 
 async fn is_held(repository: &Repository, header: &SpoolHeader, end: u64) -> Result<bool> {
-    let segments = repository.segments(&header.cluster, &header.history).await?;
+    let mut segments = repository.segments(&header.cluster, &header.history).await?;
+    segments.retain(|segment| segment.end > header.start && segment.start <= end);
     let ranges = segments.iter().map(|segment| (segment.start, segment.end));
-    Ok(contiguous(ranges, header.start.saturating_sub(1)) >= end)
+    if contiguous(ranges, header.start.saturating_sub(1)) < end {
+        return Ok(false);
+    }
+    for segment in &segments {
+        match read_whole(repository, segment).await {
+            Ok(()) => {}
+            Err(RepoError { problem: Problem::Damaged(_) | Problem::Missing, .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
+}
+
+/// Reads a segment that is there already, as what is in the spool may be the only copy else: some stores keep half of a write that broke. A machine
+/// that only writes takes the store's word.
+async fn read_whole(repository: &Repository, segment: &SegmentEntry) -> Result<(), RepoError> {
+    if !repository.is_readable() {
+        return Ok(());
+    }
+    let mut reader = repository.read_segment(segment).await?;
+    while reader.next().await?.is_some() {}
+    Ok(())
+}
+
+/// A segment that another wrote, or this agent before it was killed, is as good as ours if it is whole.
+async fn must_be_whole(repository: &Repository, header: &SpoolHeader, range: Range<u64>) -> Result<()> {
+    let segments = repository.segments(&header.cluster, &header.history).await?;
+    let there = segments.iter().find(|segment| (segment.start, segment.end) == (range.start, range.end));
+    // A listing that lags: the next try looks again.
+    let missing = || Error::new(ErrorKind::Repository, "a segment that exists is not listed yet");
+    let there = there.ok_or_else(missing)?;
+    read_whole(repository, there).await.map_err(|error| match &error.problem {
+        Problem::Damaged(_) => Error::new(ErrorKind::Corrupt, format!("{error}; what it is to hold stays in the spool"))
+            .hint("delete that object by hand: it is written anew then, as nothing is ever overwritten"),
+        _ => error.into(),
+    })
 }
 
 /// Waits about that long (between half of it and all of it), or until the job is stopped.
@@ -363,11 +400,16 @@ async fn store_file(
                 times: scanned.times.clone(),
             };
             match segment.finish(meta).await {
-                Ok(_) | Err(RepoError { problem: Problem::Exists, .. }) => {}
+                Ok(_) => {}
+                Err(RepoError { problem: Problem::Exists, .. }) => {
+                    must_be_whole(repository, header, header.start..behind).await?;
+                }
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(RepoError { problem: Problem::Exists, .. }) => {}
+        Err(RepoError { problem: Problem::Exists, .. }) => {
+            must_be_whole(repository, header, header.start..behind).await?;
+        }
         Err(error) => return Err(error.into()),
     }
     Ok(Some((header.history.clone(), end)))

@@ -13,6 +13,9 @@ use slotkeep_repo::StoredObject;
 use super::report::Kind;
 use super::stock::{BaseStock, HistoryStock, Stock};
 
+/// For how long after an agent's last word what agents have told each other of is kept, though no backup names it.
+const TOLD_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
+
 /// How to judge.
 pub(super) struct Rules<'a> {
     pub(super) policy: &'a RetentionPolicy,
@@ -96,7 +99,13 @@ fn young_bases(stock: &Stock, named: &BTreeSet<&str>, rules: &Rules<'_>) -> Youn
         let shards = stock.manifests.iter().flat_map(|manifest| &manifest.shards);
         shards.filter(|shard| shard.history == *id).map(|shard| shard.offset).max()
     };
-    let is_told = |base: &BaseStock| base.objects.iter().any(|object| stock.told.contains(&object.path));
+    // Any agent may go on from what another has told. When all have been silent for so long, none comes back that could not begin anew.
+    let silent_ms = stock.last_word_ms.map(|word_ms| rules.now.as_millisecond().saturating_sub(word_ms));
+    let tells = silent_ms.is_some_and(|silent_ms| {
+        i128::from(silent_ms) < SignedDuration::max(TOLD_FOR, rules.grace).as_millis()
+    });
+    let is_told =
+        |base: &BaseStock| tells && base.objects.iter().any(|object| stock.told.contains(&object.path));
     let is_followed = |id: &ReplId, base: &BaseStock| {
         let segments = stock.histories.get(id).map(|history| history.segments.as_slice()).unwrap_or_default();
         let mut behind = segments.iter().filter(|(range, _)| range.end > base.offset);

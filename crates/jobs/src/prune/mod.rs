@@ -18,17 +18,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use slotkeep_format::{MarkedObject, RetentionPolicy};
-use slotkeep_repo::{Marks, Repository};
+use slotkeep_repo::{Marks, Repository, StoredObject};
 
 use crate::{Context, Error, ErrorKind, Result};
 use judge::{Candidate, Judgement, Rules, judge};
 use stock::Stock;
 
 pub use pin::{Pinned, pin, unpin};
-pub use report::{BackupRow, Kind, ObjectRow, PruneReport, Refusal, Step, TotalRow};
+pub use report::{BackupRow, Kind, ObjectRow, PruneReport, Refusal, Step, TotalRow, UnfinishedRow};
 
 /// The shortest grace. Whoever lists an object has to have finished reading it by then, and whoever writes one, to have named it.
 pub const SHORTEST_GRACE: SignedDuration = SignedDuration::from_hours(1);
+
+/// By how much clocks may differ that are set at all, well below [`SHORTEST_GRACE`].
+pub const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
 /// What to prune, and how.
 #[derive(Clone, Debug)]
@@ -39,6 +42,8 @@ pub struct PruneOptions {
     pub policy: RetentionPolicy,
     /// How long an object stays marked before it is deleted.
     pub grace: SignedDuration,
+    /// By how much this machine's clock and the store's may differ; without it they are not compared. Ages are told by both.
+    pub clock_tolerance: Option<SignedDuration>,
 }
 
 /// What a run would do.
@@ -50,6 +55,8 @@ pub struct PrunePlan {
     marks: Marks,
     /// Of what is not needed: since when it is marked.
     marked: BTreeMap<String, Timestamp>,
+    /// What writes have left that were killed.
+    unfinished: Vec<StoredObject>,
 }
 
 impl PrunePlan {
@@ -86,7 +93,10 @@ impl PrunePlan {
                 marked.insert(path.clone(), mark.marked_at);
             }
         }
-        Ok(Self { options: options.clone(), now, stock, judgement, marks, marked })
+        let age_ms = |file: &StoredObject| now.as_millisecond().saturating_sub(file.modified_ms);
+        let mut unfinished = repository.unfinished_writes(cluster).await?;
+        unfinished.retain(|file| i128::from(age_ms(file)) >= options.grace.as_millis());
+        Ok(Self { options: options.clone(), now, stock, judgement, marks, marked, unfinished })
     }
 
     /// What would be done with an object that is not needed.

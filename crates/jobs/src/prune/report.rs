@@ -76,6 +76,17 @@ pub struct ObjectRow {
     pub not_before: Timestamp,
 }
 
+/// A file that a write has left which was killed.
+#[derive(Clone, Debug, Serialize)]
+pub struct UnfinishedRow {
+    /// Its path.
+    pub path: String,
+    /// Its length.
+    pub bytes: u64,
+    /// What becomes of it. It needs no mark: nothing can name it.
+    pub step: Step,
+}
+
 /// Objects together.
 #[derive(Clone, Debug, Serialize)]
 pub struct TotalRow {
@@ -123,6 +134,8 @@ pub struct PruneReport {
     pub goes: Vec<TotalRow>,
     /// What goes, one by one.
     pub objects: Vec<ObjectRow>,
+    /// What writes have left that were killed, as old as the grace.
+    pub unfinished: Vec<UnfinishedRow>,
     /// How many objects were marked before and are needed now.
     pub released: u64,
     /// Bytes deleted; in a plan: to be deleted.
@@ -164,9 +177,20 @@ impl PrunePlan {
                 not_before: self.not_before(path),
             })
             .collect();
+        let unfinished: Vec<UnfinishedRow> = self
+            .unfinished
+            .iter()
+            .map(|file| UnfinishedRow {
+                path: file.path.clone(),
+                bytes: file.bytes,
+                step: done.get(&file.path).map_or(Step::Delete, |(step, _)| *step),
+            })
+            .collect();
         let bytes_of = |wanted: &[Step]| {
-            let fitting = objects.iter().filter(|object| wanted.contains(&object.step));
-            fitting.fold(0_u64, |sum, object| sum.saturating_add(object.bytes))
+            let objects = objects.iter().map(|object| (object.step, object.bytes));
+            let files = unfinished.iter().map(|file| (file.step, file.bytes));
+            let fitting = objects.chain(files).filter(|(step, _)| wanted.contains(step));
+            fitting.fold(0_u64, |sum, (_, bytes)| sum.saturating_add(bytes))
         };
         let refused = done.iter().filter_map(|(path, (_, said))| {
             said.as_ref().map(|error| Refusal { path: path.clone(), error: error.clone() })
@@ -183,6 +207,7 @@ impl PrunePlan {
             released: self.released(),
             freed_bytes: bytes_of(&[Step::Delete, Step::Deleted]),
             marked_bytes: bytes_of(&[Step::Mark, Step::Wait, Step::Refused]),
+            unfinished,
             refused: refused.collect(),
             remarks: self.stock.remarks.clone(),
             objects,

@@ -57,6 +57,8 @@ pub(super) struct Stock {
     pub(super) pinned: BTreeSet<String>,
     /// The RDBs of bases that agents tell each other of: a backup is to name them, however old they are.
     pub(super) told: BTreeSet<String>,
+    /// When an agent said anything last, in ms since 1970.
+    pub(super) last_word_ms: Option<i64>,
     /// What could not be read, for people.
     pub(super) remarks: Vec<String>,
 }
@@ -96,6 +98,8 @@ impl Stock {
     }
 
     async fn told(&mut self, repository: &Repository, cluster: &str) -> Result<()> {
+        let words = repository.stored_objects(cluster, Area::Leases).await?;
+        self.last_word_ms = words.iter().map(|word| word.modified_ms).max();
         for (name, number) in repository.leases(cluster).await? {
             match repository.lease_record(cluster, &name, number).await {
                 Ok(record) => {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt;
+use jiff::{SignedDuration, Timestamp};
 use slotkeep_format::prune::PRUNE_VERSION;
 use slotkeep_format::{MarkRecord, MarkedObject, PrunedRecord, Unneeded};
 use slotkeep_repo::{Repository, layout};
@@ -16,13 +17,30 @@ use super::report::{Kind, PruneReport, Step};
 use super::stock::Stock;
 use super::{PrunePlan, SHORTEST_GRACE};
 use crate::backup::new_backup_id;
-use crate::{Context, Error, Result};
+use crate::{Context, Error, ErrorKind, Result};
 
 /// How many objects are deleted at a time.
 const DELETES_IN_FLIGHT: usize = 8;
 
 /// What goes in which order: each row when the one before is gone.
 const ORDER: [&[Kind]; 3] = [&[Kind::Backup], &[Kind::Base, Kind::Log], &[Kind::History, Kind::Topology]];
+
+/// Fails if this machine's clock is not the store's: `told` is when something was written just now. What is young by the one would be old by the
+/// other, and what was marked a moment ago be due.
+fn compare_clocks(context: &Context, told: Timestamp, tolerance: Option<SignedDuration>) -> Result<()> {
+    let apart = context.clock.now().duration_since(told);
+    if tolerance.is_none_or(|tolerance| apart.abs() <= tolerance) {
+        return Ok(());
+    }
+    let apart = SignedDuration::from_secs(apart.as_secs());
+    let way = if apart.is_negative() { "behind" } else { "ahead of" };
+    let words = format!(
+        "this machine's clock is {:#} {way} the store's: how old things are can't be told, and nothing is deleted",
+        apart.abs()
+    );
+    Err(Error::new(ErrorKind::ClockOff, words)
+        .hint("synchronise this machine's clock (NTP), or the store's, and run it again"))
+}
 
 /// What is to be deleted, by path.
 type Announced = BTreeMap<String, Candidate>;
@@ -35,6 +53,7 @@ impl PrunePlan {
         repository.check_signs()?;
         let marked = self.mark(context, repository).await?;
         let mut done = Done::new();
+        self.remove_unfinished(repository, &mut done).await;
         let announced: Announced =
             self.due().map(|(path, candidate)| (path.clone(), candidate.clone())).collect();
         let mut records = Records::open(context, repository, &self.options.cluster).await?;
@@ -42,7 +61,7 @@ impl PrunePlan {
             records.settle_dead_runs(&self.stock).await?;
             return Ok(self.report(false, &done));
         }
-        records.announce(&announced).await?;
+        records.announce(&announced, self.options.clock_tolerance).await?;
         let stock = Stock::take(repository, &self.options.cluster).await?;
         let swept = self.sweep(context, repository, (&stock, &announced), &mut done).await;
         let deleted = |path: &str| matches!(done.get(path), Some((Step::Deleted, _)));
@@ -83,12 +102,30 @@ impl PrunePlan {
         let record = MarkRecord { format_version: PRUNE_VERSION, id, cluster: cluster.clone(), objects };
         if !record.objects.is_empty() {
             repository.put_marks(&record).await?;
+            let told = repository.marked_at(&record).await?;
+            if let Err(error) = compare_clocks(context, told, self.options.clock_tolerance) {
+                repository.delete_marks(cluster, &record.id).await?;
+                return Err(error);
+            }
         }
         // The oldest first: as long as one is there, the newest of them must not be an old one that names what is needed now.
         for id in others {
             repository.delete_marks(cluster, &id).await?;
         }
         Ok(record)
+    }
+
+    /// Deletes what writes have left that were killed.
+    async fn remove_unfinished(&self, repository: &Repository, done: &mut Done) {
+        for file in &self.unfinished {
+            let became = match repository.remove_unfinished(file).await {
+                Ok(true) => (Step::Deleted, None),
+                // Somebody writes there.
+                Ok(false) => (Step::Needed, None),
+                Err(error) => (Step::Refused, Some(error.problem.to_string())),
+            };
+            done.insert(file.path.clone(), became);
+        }
     }
 
     async fn sweep(
@@ -193,10 +230,19 @@ impl<'a> Records<'a> {
     }
 
     /// Writes down what is about to be deleted, with all that was given up before.
-    async fn announce(&mut self, going: &Announced) -> Result<()> {
+    async fn announce(&mut self, going: &Announced, tolerance: Option<SignedDuration>) -> Result<()> {
         let mut record = self.fresh()?;
         record.going = going.iter().map(|(path, candidate)| (path.clone(), candidate.why)).collect();
-        self.replace(record).await
+        let id = record.id.clone();
+        self.repository.put_pruned(&record).await?;
+        let told = self.repository.announced_at(&record).await?;
+        if let Err(error) = compare_clocks(self.context, told, tolerance) {
+            self.repository.delete_pruned(self.cluster, &id).await?;
+            return Err(error);
+        }
+        self.newest = Some(id);
+        self.own = Some(record);
+        Ok(())
     }
 
     /// Writes down what is gone of what was announced: by this run, and by those that were killed.
