@@ -22,9 +22,9 @@ use harness::{Bench, cluster_client, free_addrs};
 use serde_json::Value;
 use slotkeep_testkit::deadline::{NotYet, wait_for};
 use slotkeep_testkit::ledger::{Bounds, Ledger, LedgerOptions};
+use slotkeep_testkit::stores::S3Server;
 use slotkeep_testkit::{Cluster, ClusterBuilder};
 
-const SHARDS: usize = 12;
 const LIMIT: Duration = Duration::from_secs(40);
 const LEASE: [&str; 2] = ["--lease-time", "5s"];
 
@@ -109,20 +109,53 @@ fn spool_files(spool: &Path) -> usize {
     files.iter().filter(|(path, _)| Path::new(path).extension().is_some_and(|name| name == "spool")).count()
 }
 
-/// Four agents and twelve shards, under writers that keep a ledger. The one that writes the backups and another are killed, one of those that are
-/// left is frozen until all it had is taken over, and woken; one that was killed comes back.
+/// How many shards each of so many agents has, the fewest first.
+fn fair(shards: usize, agents: usize) -> Vec<usize> {
+    (0..agents).map(|agent| (shards + agent) / agents).collect()
+}
+
 #[test]
 fn agents_that_die_or_freeze_leave_no_gap_and_no_doubt() {
-    let cluster = cluster(SHARDS);
+    die_and_freeze(12, None);
+}
+
+/// The same with fewer shards and a bucket of a server that honours conditions.
+#[test]
+fn agents_that_die_or_freeze_leave_no_gap_and_no_doubt_in_a_bucket() {
+    let server = S3Server::start().unwrap();
+    server.make_bucket("agents").unwrap();
+    die_and_freeze(4, Some(&server));
+}
+
+/// Four agents and so many shards, under writers that keep a ledger. The one that writes the backups and another are killed, one of those that are
+/// left is frozen until all it had is taken over, and woken; one that was killed comes back.
+fn die_and_freeze(shards: usize, bucket: Option<&S3Server>) {
+    let cluster = cluster(shards);
     let bench = Bench::new();
     let folder = bench.repo().parent().unwrap().to_owned();
+    let environment = bucket.map(|server| server.environment().to_vec()).unwrap_or_default();
+    let repo = match bucket {
+        Some(_) => "s3://agents/redis".to_owned(),
+        None => bench.repo().to_str().unwrap().to_owned(),
+    };
+    let outside = |arguments: &[&str]| {
+        let mut command = common::command();
+        let output = command.args(arguments).args(["--repo", &repo]).envs(environment.clone()).output();
+        common::Run::of(&output.unwrap()).expect_code(0);
+    };
+    if bucket.is_some() {
+        outside(&["init"]);
+    }
     let ledger = Ledger::start(&cluster, LedgerOptions { seed: 7, lists: 60, accounts: 12 }).unwrap();
-    let start = |number: usize| Agent::start_as(&format!("spool-{number}"), &cluster, &folder, &LEASE);
+    let start = |number: usize| {
+        let spool = folder.join(format!("spool-{number}"));
+        Agent::start_in(&repo, &environment, &spool, &cluster, &LEASE)
+    };
     let mut agents: Vec<(usize, Agent)> = vec![(0, start(0))];
     // The first one makes the repository.
     agents[0].1.wait("a line", |lines| !lines.is_empty());
     agents.extend((1..4).map(|number| (number, start(number))));
-    wait_divided(&agents.iter().map(|(_, agent)| agent).collect::<Vec<_>>(), &[3, 3, 3, 3]);
+    wait_divided(&agents.iter().map(|(_, agent)| agent).collect::<Vec<_>>(), &fair(shards, 4));
     wait_for(LIMIT, "the first backup", || {
         let written = agents.iter().any(|(_, agent)| !agent.notices("backup").is_empty());
         if written { Ok(()) } else { Err(NotYet::because("none yet")) }
@@ -133,7 +166,7 @@ fn agents_that_die_or_freeze_leave_no_gap_and_no_doubt() {
         panic!("{error}\n{said:#?}")
     });
     let bases: Vec<String> = agents.iter().flat_map(|(_, agent)| agent.notices("base")).collect();
-    assert_eq!(bases.len(), SHARDS, "{:#?}", agents.iter().map(|(_, agent)| agent.all()).collect::<Vec<_>>());
+    assert_eq!(bases.len(), shards, "{:#?}", agents.iter().map(|(_, agent)| agent.all()).collect::<Vec<_>>());
     ledger.wait_for_more(500).unwrap();
 
     // Death.
@@ -142,7 +175,7 @@ fn agents_that_die_or_freeze_leave_no_gap_and_no_doubt() {
     let (_, other) = agents.remove(0);
     leading.kill();
     other.kill();
-    wait_divided(&agents.iter().map(|(_, agent)| agent).collect::<Vec<_>>(), &[6, 6]);
+    wait_divided(&agents.iter().map(|(_, agent)| agent).collect::<Vec<_>>(), &fair(shards, 2));
     wait_for(LIMIT, "somebody to lead", || {
         let leads = agents.iter().any(|(_, agent)| agent.status()["leads"] == true);
         if leads { Ok(()) } else { Err(NotYet::because("nobody does")) }
@@ -153,20 +186,20 @@ fn agents_that_die_or_freeze_leave_no_gap_and_no_doubt() {
     // Sleep.
     let (_, sleeper) = agents.remove(0);
     sleeper.freeze();
-    wait_divided(&[&agents[0].1], &[SHARDS]);
+    wait_divided(&[&agents[0].1], &fair(shards, 1));
     ledger.wait_for_more(500).unwrap();
     sleeper.wake();
     sleeper.wait("what was taken over to be left", |lines| {
         let left = |line: &&Value| {
             line["notice"]["what"].as_str().is_some_and(|what| what.contains("has taken this line over"))
         };
-        lines.iter().filter(left).count() == 6
+        lines.iter().filter(left).count() == shards / 2
     });
-    wait_divided(&[&agents[0].1, &sleeper], &[6, 6]);
+    wait_divided(&[&agents[0].1, &sleeper], &fair(shards, 2));
 
     // Return.
     let back = start(dead);
-    wait_divided(&[&agents[0].1, &sleeper, &back], &[4, 4, 4]);
+    wait_divided(&[&agents[0].1, &sleeper, &back], &fair(shards, 3));
     ledger.wait_for_more(500).unwrap();
     let account = ledger.stop(&cluster).unwrap();
     let living = [&agents[0].1, &sleeper, &back];
@@ -181,6 +214,9 @@ fn agents_that_die_or_freeze_leave_no_gap_and_no_doubt() {
     }
     assert_eq!(spool_files(&folder.join(format!("spool-{dead}"))), 0);
 
+    if bucket.is_some() {
+        outside(&["copy", "--to", bench.repo().to_str().unwrap()]);
+    }
     // One backup was enough, with a base of each shard; behind it the log is what the servers sent, to the byte.
     let listing = bench.slotkeep(&["list"]).json();
     assert_eq!(listing["backups"].as_array().unwrap().len(), 1, "{listing}");
@@ -193,7 +229,7 @@ fn agents_that_die_or_freeze_leave_no_gap_and_no_doubt() {
     assert_eq!(verified.code, 0, "{}", verified.stdout);
 
     // What comes back is what is there.
-    let nodes = free_addrs(SHARDS);
+    let nodes = free_addrs(shards);
     bench.restore_and_start("restored", &nodes, &server("valkey-9.1"), &["--at", "latest"]);
     let mut client = cluster_client(&nodes, None);
     let bounds = Bounds { nothing_after_ms: i64::MAX, nothing_missing_before_ms: i64::MAX, consistent: true };

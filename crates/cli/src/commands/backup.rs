@@ -151,6 +151,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
         },
     };
     warn_of_gaps(output, &manifest);
+    warn_of_order(output, &repository, &manifest).await;
     output.data(&manifest, summary)?;
     Ok(exit::OK)
 }
@@ -215,6 +216,19 @@ fn announce(plan: &BackupPlan, location: &str) -> String {
         if replicas == 1 { "replica" } else { "replicas" },
         count(keys),
     )
+}
+
+/// Backups are named, and sorted, by the clocks of the machines that made them.
+async fn warn_of_order(output: &Output, repository: &Repository, manifest: &Manifest) {
+    // The backup is made; that its place among the others can't be seen does not matter.
+    let Ok(ids) = repository.backup_ids(&manifest.cluster).await else { return };
+    if let Some(later) = ids.iter().max().filter(|later| **later > manifest.id) {
+        output.warn(&format!(
+            "backup {later} bears a later time than this one, {}, so `latest` is that one: the clock of this machine or of the one that made it is \
+             off, unless it was made meanwhile",
+            manifest.id
+        ));
+    }
 }
 
 fn warn_of_gaps(output: &Output, manifest: &Manifest) {

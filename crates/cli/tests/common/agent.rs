@@ -32,14 +32,27 @@ impl Agent {
 
     /// The same, with a spool of that name.
     pub fn start_as(spool: &str, cluster: &Cluster, folder: &Path, more: &[&str]) -> Self {
+        let repo = folder.join("repo");
+        Self::start_in(repo.to_str().unwrap(), &[], &folder.join(spool), cluster, more)
+    }
+
+    /// The same, for a repository at any address, with that environment and spool.
+    pub fn start_in(
+        repo: &str,
+        environment: &[(&str, String)],
+        spool: &Path,
+        cluster: &Cluster,
+        more: &[&str],
+    ) -> Self {
         let mut archive = command();
+        archive.envs(environment.iter().map(|(name, value)| (name, value)));
         let seeds: Vec<String> = cluster.nodes().iter().map(|node| node.addr().to_string()).collect();
         archive.args(["archive", "--json", "--status-every", "200ms"]);
         if !more.contains(&"--seal-after") {
             archive.args(["--seal-after", "500ms"]);
         }
         archive.args(["--jobs-per-host", "9", "--cluster", &seeds.join(",")]);
-        archive.arg("--repo").arg(folder.join("repo")).arg("--spool").arg(folder.join(spool)).args(more);
+        archive.args(["--repo", repo, "--spool"]).arg(spool).args(more);
         Self::spawn(archive)
     }
 

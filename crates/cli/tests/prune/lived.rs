@@ -44,11 +44,16 @@ impl Lived {
         }
     }
 
+    /// The address of the server.
+    pub(crate) fn addr(&self) -> String {
+        self.cluster.nodes()[0].addr().to_string()
+    }
+
     /// A backup of the server into a repository.
     pub(crate) fn backup(&self, repo: &Path, kind: &str) -> std::process::Command {
         let mut backup = command();
         backup.args(["backup", "--json", "--type", kind, "--cluster"]);
-        backup.arg(self.cluster.nodes()[0].addr().to_string()).arg("--repo").arg(repo);
+        backup.arg(self.addr()).arg("--repo").arg(repo);
         backup.arg("--spool").arg(self.folder.path().join("spool"));
         backup
     }
