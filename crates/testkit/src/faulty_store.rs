@@ -77,7 +77,8 @@ pub struct FaultyStore {
 impl FaultyStore {
     /// Listens on a free port of 127.0.0.1.
     pub fn start(server: &S3Server, seed: u64) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::io("listen for a store"))?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::io("listen for a store"))?;
         let addr = listener.local_addr().map_err(Error::io("listen for a store"))?;
         let shared = Arc::new(Shared {
             target: server.addr(),
@@ -279,7 +280,12 @@ fn serve(shared: &Shared, client: &TcpStream) -> io::Result<()> {
         match fate {
             Some(Fault::LosesAnswer) => return Ok(()),
             Some(Fault::BreaksAnswer) if answer.body.len() > 1 => {
-                write!(client, "{}\r\ncontent-length: {}\r\n\r\n", answer.head.join("\r\n"), answer.body.len())?;
+                write!(
+                    client,
+                    "{}\r\ncontent-length: {}\r\n\r\n",
+                    answer.head.join("\r\n"),
+                    answer.body.len()
+                )?;
                 return client.write_all(answer.body.get(..answer.body.len() / 2).unwrap_or_default());
             }
             _ => give(client, &request, &answer)?,

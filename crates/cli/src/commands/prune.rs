@@ -10,7 +10,8 @@ use slotkeep_format::manifest::BackupKind;
 use slotkeep_format::{KeptFor, RetentionPolicy, Unneeded};
 use slotkeep_jobs::compact::{CompactOptions, CompactPlan};
 use slotkeep_jobs::prune::{
-    BackupRow, CLOCK_TOLERANCE, Kind, Pinned, PruneOptions, PrunePlan, PruneReport, Step, TotalRow, pin, unpin,
+    BackupRow, CLOCK_TOLERANCE, Kind, Pinned, PruneOptions, PrunePlan, PruneReport, Step, TotalRow, pin,
+    unpin,
 };
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::{BackupSelector, Repository};
@@ -28,7 +29,7 @@ const DEFAULT_GRACE: &str = "24h";
 /// In two steps: what is not needed is marked, and a later run deletes what has been marked for --grace and is not needed still. Whatever a
 /// kept backup, a pinned one or the window needs stays. Until something is deleted it can be restored as before. Without --yes nothing is
 /// done, and what would be done is shown. Exits with 48 if the store refused to delete something, as object lock does: it stays marked, and
-/// is tried again.
+/// is tried again; with 51, and nothing deleted, if this machine's clock is not the store's.
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
     #[command(flatten)]

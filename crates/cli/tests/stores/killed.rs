@@ -123,9 +123,9 @@ fn an_archive_that_is_killed_in_every_life_loses_nothing_that_was_acknowledged()
     let cluster = cluster();
     let bench = Bench::new();
     let folder = bench.repo().parent().unwrap().to_owned();
+    let ledger = Ledger::start(&cluster, LedgerOptions { seed: 11, lists: 20, accounts: 6 }).unwrap();
     let mut first = archive(&cluster, &folder, None);
     assert!(!live(&mut first, &folder));
-    let ledger = Ledger::start(&cluster, LedgerOptions { seed: 11, lists: 20, accounts: 6 }).unwrap();
     let mut killed = 0;
     for number in 1..MOST {
         let mut agent = archive(&cluster, &folder, Some(number));

@@ -45,7 +45,10 @@ fn a_copy_beside_a_prune_in_its_source_lists_only_what_is_whole() {
         let refused = report["refused"].as_array().unwrap();
         assert_eq!(run.code == 23, !refused.is_empty(), "{held}: {report:#}");
         if held.ends_with("rdb.zst") {
-            assert!(refused.iter().any(|one| one["path"].as_str().unwrap().ends_with("rdb.zst")), "{report:#}");
+            assert!(
+                refused.iter().any(|one| one["path"].as_str().unwrap().ends_with("rdb.zst")),
+                "{report:#}"
+            );
         }
         let there = slotkeep(&["list", "--json", "--repo", text(&target)]).expect_code(0).json();
         let there = there["backups"].as_array().unwrap().iter();

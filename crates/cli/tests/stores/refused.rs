@@ -217,7 +217,9 @@ fn nothing_is_pruned_by_a_clock_that_is_an_hour_off() {
     };
     let run = |minutes: i64| {
         let context = off(minutes);
-        RUNTIME.block_on(async { PrunePlan::make(&context, &repository, &options).await?.run(&context, &repository).await })
+        RUNTIME.block_on(async {
+            PrunePlan::make(&context, &repository, &options).await?.run(&context, &repository).await
+        })
     };
     let before = files(&repo);
     for minutes in [61, -61] {

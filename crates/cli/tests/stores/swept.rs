@@ -32,12 +32,7 @@ fn what_killed_writes_left_is_swept_once_it_is_old() {
             u64::try_from(crate::harness::context().clock.now().as_second()).unwrap() - 2 * 86_400,
         );
     for file in &files {
-        std::fs::File::options()
-            .write(true)
-            .open(repo.join(file))
-            .unwrap()
-            .set_modified(days_ago)
-            .unwrap();
+        std::fs::File::options().write(true).open(repo.join(file)).unwrap().set_modified(days_ago).unwrap();
     }
     let run = |how: &str| {
         slotkeep(&["prune", "--json", "--keep-last", "9", how, "--repo", text(&repo)]).expect_code(0).json()
@@ -54,7 +49,11 @@ fn what_killed_writes_left_is_swept_once_it_is_old() {
     assert_eq!(named(&planned, "delete"), wanted);
     assert!(files.iter().all(|file| repo.join(file).exists()));
     let shown = slotkeep(&["prune", "--keep-last", "9", "--dry-run", "--repo", text(&repo)]).expect_code(0);
-    assert!(shown.stdout.contains("killed writes left") && shown.stdout.contains("json#2"), "{}", shown.stdout);
+    assert!(
+        shown.stdout.contains("killed writes left") && shown.stdout.contains("json#2"),
+        "{}",
+        shown.stdout
+    );
     let done = run("--yes");
     assert_eq!(named(&done, "deleted"), wanted);
     assert_eq!(done["freed_bytes"], 20);

@@ -326,8 +326,10 @@ async fn must_be_whole(repository: &Repository, header: &SpoolHeader, range: Ran
     let missing = || Error::new(ErrorKind::Repository, "a segment that exists is not listed yet");
     let there = there.ok_or_else(missing)?;
     read_whole(repository, there).await.map_err(|error| match &error.problem {
-        Problem::Damaged(_) => Error::new(ErrorKind::Corrupt, format!("{error}; what it is to hold stays in the spool"))
-            .hint("delete that object by hand: it is written anew then, as nothing is ever overwritten"),
+        Problem::Damaged(_) => {
+            Error::new(ErrorKind::Corrupt, format!("{error}; what it is to hold stays in the spool"))
+                .hint("delete that object by hand: it is written anew then, as nothing is ever overwritten")
+        }
         _ => error.into(),
     })
 }

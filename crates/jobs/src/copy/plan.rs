@@ -100,7 +100,7 @@ pub(super) struct ClusterPlan {
     pub(super) remarks: Vec<String>,
 }
 
-/// The segments of a history in the target, to tell what they cover.
+/// The segments of a history, to tell what they cover.
 #[derive(Default)]
 struct Covered {
     /// Starts in order, each with the farthest end of those up to it.
@@ -122,6 +122,15 @@ impl Covered {
         let behind = self.until.partition_point(|(start, _)| *start <= range.start);
         let before = behind.checked_sub(1).and_then(|last| self.until.get(last));
         before.is_some_and(|(_, end)| *end >= range.end)
+    }
+
+    /// Whether several together hold all of it.
+    fn leads_through(&self, way: &Range<u64>) -> bool {
+        let reached = self
+            .until
+            .iter()
+            .try_fold(way.start, |at, (start, end)| if *start <= at { Ok(at.max(*end)) } else { Err(at) });
+        reached.unwrap_or_else(|before_a_gap| before_a_gap) >= way.end
     }
 }
 
@@ -226,6 +235,7 @@ pub(super) fn plan(sight: Sight<'_>) -> ClusterPlan {
     };
     let only = sight.only.then(|| ways(&sight.wanted));
     let mut log = Log::new(cluster, sight.there, sight.pruned, only);
+    let here_and_there = coverage(cluster, sight.here.iter().chain(sight.there));
     let mut bases = BTreeSet::new();
     for wanted in sight.wanted {
         let id = wanted.manifest.id.clone();
@@ -236,7 +246,22 @@ pub(super) fn plan(sight: Sight<'_>) -> ClusterPlan {
         for record in wanted.manifest.objects().filter(|record| bases.insert(record.path.clone())) {
             planner.base(record, here.contains_key(record.path.as_str()));
         }
+        let lacking = wanted.ways.iter().find(|(history, way)| {
+            !way.is_empty() && !here_and_there.get(history).is_some_and(|held| held.leads_through(way))
+        });
         let path = manifest_file(cluster, &id);
+        if let Some((history, way)) = lacking
+            && !planner.there.contains_key(path.as_str())
+        {
+            let why = format!(
+                "its log is not whole in the source: some of the bytes {} to {} of history {history} are missing",
+                way.start,
+                way.end.saturating_sub(1)
+            );
+            planner.refuse(&path, why, ErrorKind::Corrupt);
+            planner.plan.backups.push(BackupPlan::new(wanted, State::Refused, 0));
+            continue;
+        }
         let bytes = here.get(path.as_str()).copied().unwrap_or_default();
         let there = planner.there.get(path.as_str()) == Some(&bytes);
         let state = if planner.is_missing(Kind::Backup, &path, bytes) {
@@ -273,6 +298,17 @@ fn ways(wanted: &[Wanted]) -> BTreeMap<ReplId, Vec<Range<u64>>> {
     ways
 }
 
+/// What these segments hold, by history.
+fn coverage<'a>(cluster: &str, objects: impl Iterator<Item = &'a StoredObject>) -> BTreeMap<ReplId, Covered> {
+    let mut held: BTreeMap<ReplId, Vec<Range<u64>>> = BTreeMap::new();
+    for object in objects {
+        if let Some(Part::Segment(history, range)) = Part::of(cluster, &object.path) {
+            held.entry(history).or_default().push(range);
+        }
+    }
+    held.into_iter().map(|(history, ranges)| (history, Covered::of(ranges))).collect()
+}
+
 /// Which log is copied.
 struct Log<'a> {
     /// What only some backups need; all if not given.
@@ -291,13 +327,7 @@ impl<'a> Log<'a> {
         pruned: &'a Pruned,
         only: Option<BTreeMap<ReplId, Vec<Range<u64>>>>,
     ) -> Self {
-        let mut held: BTreeMap<ReplId, Vec<Range<u64>>> = BTreeMap::new();
-        for object in there {
-            if let Some(Part::Segment(history, range)) = Part::of(cluster, &object.path) {
-                held.entry(history).or_default().push(range);
-            }
-        }
-        let held = held.into_iter().map(|(history, ranges)| (history, Covered::of(ranges))).collect();
+        let held = coverage(cluster, there.iter());
         Self { only, held, pruned, gone: BTreeMap::new() }
     }
 
@@ -373,6 +403,16 @@ mod tests {
 
     fn planned(here: &[StoredObject], there: &[StoredObject], pruned: &Pruned) -> ClusterPlan {
         plan(Sight { cluster: "main", here, there, wanted: vec![], only: false, pruned })
+    }
+
+    #[test]
+    fn a_log_leads_through_where_segments_touch() {
+        let covered = Covered::of(vec![20..30, 1..5, 5..12, 8..10]);
+        assert!(covered.leads_through(&(1..12)) && covered.leads_through(&(3..11)));
+        assert!(covered.leads_through(&(20..30)) && covered.leads_through(&(7..7)));
+        assert!(!covered.leads_through(&(1..13)) && !covered.leads_through(&(11..25)));
+        assert!(!covered.leads_through(&(0..5)) && !covered.leads_through(&(29..31)));
+        assert!(!covered.holds(&(1..12)) && covered.holds(&(8..10)));
     }
 
     fn paths(work: &[Work]) -> Vec<&str> {

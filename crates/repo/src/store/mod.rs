@@ -2,7 +2,7 @@
 //!
 //! What the library does by itself over HTTP: a request that fails with 5xx, 429 or at connecting is tried again up to ten times
 //! within three minutes, with exponential back-off (100 ms to 15 s) and jitter. What it does not do is here: a download that breaks after
-//! those three minutes is read on from where it stood ([`resume`]); a create whose answer was lost is looked at instead of being
+//! those three minutes is read on from where it stood, and a listing that breaks is asked for again ([`resume`]); a create whose answer was lost is looked at instead of being
 //! taken for someone else's ([`create`]).
 
 mod create;

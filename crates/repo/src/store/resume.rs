@@ -1,8 +1,10 @@
-//! Reading on where a download broke.
+//! Reading on where a download or a listing broke.
 //!
-//! The library tries a broken download again too, but only within three minutes of its beginning, and large objects take longer.
-//! Invariant: the bytes come in order, each once, and all of one version of the object where the store names versions.
+//! The library tries a broken download again too, but only within three minutes of its beginning, and large objects take longer; a listing whose answer
+//! breaks it does not try again. Invariants: the bytes come in order, each once, and all of one version of the object where the store names
+//! versions; a listing shows each object once, and ends without an error only if one answer came to its end.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -96,6 +98,40 @@ impl Download {
     }
 }
 
+/// A listing and what it has given. When its answer breaks, it is asked for again from its beginning: not every store lists in an order.
+struct Listing {
+    inner: Arc<dyn ObjectStore>,
+    prefix: Option<Path>,
+    given: HashSet<Path>,
+    failures: u32,
+    stream: BoxStream<'static, Result<ObjectMeta>>,
+}
+
+impl Listing {
+    async fn next(mut self) -> Option<(Result<ObjectMeta>, Self)> {
+        loop {
+            match self.stream.next().await? {
+                Ok(object) if self.given.contains(&object.location) => {}
+                Ok(object) => {
+                    self.given.insert(object.location.clone());
+                    return Some((Ok(object), self));
+                }
+                Err(error) if is_broken(&error) && self.failures + 1 < TRIES => {
+                    self.failures += 1;
+                    pause::before_try(self.failures).await;
+                    self.stream = self.inner.list(self.prefix.as_ref());
+                }
+                Err(error) => return Some((Err(error), self)),
+            }
+        }
+    }
+}
+
+/// Whether an answer did not come to its end; everything else is the store's word.
+const fn is_broken(error: &Error) -> bool {
+    matches!(error, Error::Generic { .. })
+}
+
 #[async_trait]
 impl ObjectStore for Resuming {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
@@ -134,11 +170,25 @@ impl ObjectStore for Resuming {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        let listing = Listing {
+            inner: Arc::clone(&self.inner),
+            prefix: prefix.cloned(),
+            given: HashSet::new(),
+            failures: 0,
+            stream: self.inner.list(prefix),
+        };
+        futures::stream::unfold(listing, Listing::next).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
+        let mut failures = 0;
+        loop {
+            match self.inner.list_with_delimiter(prefix).await {
+                Err(error) if is_broken(&error) && failures + 1 < TRIES => failures += 1,
+                outcome => return outcome,
+            }
+            pause::before_try(failures).await;
+        }
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
