@@ -146,6 +146,7 @@ async fn open(context: &Context, candidate: &Candidate, dir: &Path) -> Result<Op
     };
     let folder = dir.join(named("appenddirname", "appendonlydir").await?);
     let manifest = folder.join(format!("{}.manifest", named("appendfilename", "appendonly.aof").await?));
+    let is_its_own = named("dir", "").await?.as_str() == dir.as_os_str();
     let held_back = match named("appendfsync", "everysec").await?.as_str() {
         "always" | "no" => SignedDuration::ZERO,
         _ => HELD_BACK,
@@ -167,7 +168,9 @@ async fn open(context: &Context, candidate: &Candidate, dir: &Path) -> Result<Op
             (Some(files), Some(after)) => {
                 let (all, increments) = files.bytes();
                 // Redis 7.0 does not count the empty base that it began with.
-                if [all, increments].iter().any(|bytes| (before..=after).contains(bytes)) {
+                let as_told = [all, increments].iter().any(|bytes| (before..=after).contains(bytes));
+                // A server that cut off the end of its file when it started goes on counting it (seen with Redis 7.0).
+                if as_told || (is_its_own && all < before) {
                     let from = from.checked_sub(held_back).unwrap_or(from);
                     return Ok(Opened { files, folder, from, until });
                 }

@@ -5,7 +5,7 @@
 //! base nor the commands say where they stand in the server's replication stream. What was read up to where stands in the manifest, with marks
 //! by which the files are known again.
 //!
-//! Invariants: a log is gone on with only if the base and every byte before the place where it ended are what they were, as far as the marks tell;
+//! Invariants: a log is gone on with only if it is of the same node, and the base and every byte before the place where it ended are what they were, as far as the marks tell;
 //! a segment is written of whole commands outside transactions; a moment is told only where the server's clock was asked, or where the file
 //! itself tells it (`#TS`).
 
@@ -62,9 +62,30 @@ impl KnownLines {
         Ok(Self { shards: shards.collect() })
     }
 
+    /// The backups that this node's file was read for.
+    fn all_of<'a>(
+        &'a self,
+        shard: &'a Shard,
+        candidate: &'a Candidate,
+    ) -> impl Iterator<Item = (&'a str, &'a ShardRecord)> {
+        let id = shard.nodes().find(|node| node.addr == candidate.addr).and_then(|node| node.id.as_ref());
+        let is_the_same = move |record: &ShardRecord| {
+            let mut nodes = std::iter::once(&record.primary).chain(&record.replicas);
+            let was = nodes.find(|node| node.addr == record.source).and_then(|node| node.id.as_ref());
+            // Nodes keep their ids where their addresses change.
+            if id.is_some() && was.is_some() { id == was } else { record.source == candidate.addr }
+        };
+        let own = self.shards.iter().filter(move |(_, record)| is_the_same(record));
+        own.map(|(backup, record)| (backup.as_str(), record))
+    }
+
     /// The newest backup that this node's file was read for.
-    pub(super) fn last_of(&self, candidate: &Candidate) -> Option<&(String, ShardRecord)> {
-        self.shards.iter().find(|(_, shard)| shard.source == candidate.addr)
+    pub(super) fn last_of<'a>(
+        &'a self,
+        shard: &'a Shard,
+        candidate: &'a Candidate,
+    ) -> Option<(&'a str, &'a ShardRecord)> {
+        self.all_of(shard, candidate).next()
     }
 }
 
@@ -117,11 +138,12 @@ pub(super) async fn go_on(
 ) -> Result<Taken> {
     let base_bytes = set.base.bytes;
     let base_mark = mark(&mut set.base, &set.folder, base_bytes).await?;
-    let same = known.shards.iter().find(|(_, record)| record.aof().is_some_and(|aof| aof.base == base_mark));
-    let Some((backup, record)) = same else {
-        return Err(not_known(job, known, candidate, &base_mark));
+    // Empty bases of two nodes may be the same to the byte.
+    let mut own = known.all_of(shard, candidate).filter_map(|(id, record)| Some((id, record, record.aof()?)));
+    let Some((backup, record, aof)) = own.find(|(.., aof)| aof.base == base_mark) else {
+        let last = known.last_of(shard, candidate).and_then(|(id, record)| Some((id, record.aof()?)));
+        return Err(not_known(&job.options.cluster, last, candidate, &base_mark));
     };
-    let Some(aof) = record.aof() else { return Err(not_known(job, known, candidate, &base_mark)) };
     let place = end_of(&mut set, &aof.end, backup).await?;
     let cut = record.cut();
     let from = AofCut { offset: cut.offset, place, database: aof.database };
@@ -131,11 +153,16 @@ pub(super) async fn go_on(
 }
 
 /// Why nothing leads to these files.
-fn not_known(job: &Job, known: &KnownLines, candidate: &Candidate, base: &AofMark) -> Error {
-    let what = match known.last_of(candidate).and_then(|(id, shard)| Some((id, shard.aof()?))) {
+fn not_known(
+    cluster: &str,
+    last: Option<(&str, &AofRecord)>,
+    candidate: &Candidate,
+    base: &AofMark,
+) -> Error {
+    let what = match last {
         None => format!(
-            "no backup of `{}` was read from the append-only file of {}: there is nothing to continue",
-            job.options.cluster, candidate.addr
+            "no backup of `{cluster}` was read from the append-only file of {}: there is nothing to continue",
+            candidate.addr
         ),
         Some((id, before)) if before.base.file == base.file => format!(
             "{} has another append-only file than when backup {id} was read: {} is not what it was",

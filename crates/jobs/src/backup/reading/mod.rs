@@ -229,7 +229,7 @@ impl Job {
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
                 // Another node of the shard may be the one whose file was read before.
                 Err(error) if error.kind() == ErrorKind::Gap => {
-                    let known = self.known.as_ref().and_then(|known| known.last_of(candidate));
+                    let known = self.known.as_ref().and_then(|known| known.last_of(&shard.shard, candidate));
                     if known.is_some() || last.is_none() {
                         last = Some(error);
                     }
