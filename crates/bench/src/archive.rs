@@ -64,9 +64,9 @@ pub(crate) fn run(arguments: &ArchiveArgs) -> Result<(), Box<dyn std::error::Err
 }
 
 /// What the servers did while clients wrote.
-struct Written {
+pub(crate) struct Written {
     wall_s: f64,
-    stream_mb: f64,
+    pub(crate) stream_mb: f64,
     commands: f64,
     server_cpu_s: f64,
 }
@@ -105,7 +105,7 @@ fn sums(cluster: &Cluster) -> Result<(f64, f64, f64), Box<dyn std::error::Error>
 }
 
 /// Lets clients write for a time, and `look` at something meanwhile.
-fn write_for(
+pub(crate) fn write_for(
     cluster: &Cluster,
     loads: &[Load],
     during: Duration,
@@ -171,13 +171,17 @@ fn wait_online(cluster: &Cluster) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// An archive that runs, and the last thing it said of how it stands.
-struct Archive {
+pub(crate) struct Archive {
     child: Child,
     status: Arc<Mutex<Value>>,
 }
 
 impl Archive {
-    fn start(slotkeep: &Path, cluster: &Cluster, scratch: &Path) -> Result<Self, Box<dyn std::error::Error>> {
+    pub(crate) fn start(
+        slotkeep: &Path,
+        cluster: &Cluster,
+        scratch: &Path,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let seed = cluster.node(0)?.addr().to_string();
         let shards = cluster.shards().to_string();
         let mut command = Command::new(slotkeep);
@@ -200,13 +204,17 @@ impl Archive {
     }
 
     /// That figure of every shard.
-    fn figures(&self, name: &str) -> Vec<u64> {
+    pub(crate) fn figures(&self, name: &str) -> Vec<u64> {
         let Ok(status) = self.status.lock() else { return Vec::new() };
         let shards = status.get("shards").and_then(Value::as_array);
         shards.into_iter().flatten().filter_map(|shard| shard.get(name)?.as_u64()).collect()
     }
 
-    fn wait(&self, what: &str, wanted: impl Fn(&Self) -> bool) -> Result<(), Box<dyn std::error::Error>> {
+    pub(crate) fn wait(
+        &self,
+        what: &str,
+        wanted: impl Fn(&Self) -> bool,
+    ) -> Result<(), Box<dyn std::error::Error>> {
         wait_for(
             PATIENCE,
             what,
@@ -215,7 +223,7 @@ impl Archive {
         Ok(())
     }
 
-    fn has_backup(&self) -> bool {
+    pub(crate) fn has_backup(&self) -> bool {
         self.status.lock().is_ok_and(|status| status.get("backup").is_some_and(Value::is_string))
     }
 
@@ -227,7 +235,7 @@ impl Archive {
         Ok(kib / 1024.0)
     }
 
-    fn stop(mut self) -> Result<(), Box<dyn std::error::Error>> {
+    pub(crate) fn stop(mut self) -> Result<(), Box<dyn std::error::Error>> {
         Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
         let status = self.child.wait()?;
         if status.success() { Ok(()) } else { Err(format!("the archive ended with {status}").into()) }
@@ -255,14 +263,7 @@ fn with_archive(
     let (base, mut lags) = (archive.figures("received"), Vec::new());
     let written = write_for(cluster, loads, during, || lags.push(archive.figures("lag_bytes").iter().sum()))?;
     let clock = Stopwatch::start();
-    let mut ends = Vec::new();
-    for shard in 0..cluster.shards() {
-        let told = cluster.primary(shard)?.client()?.info_field("replication", "master_repl_offset")?;
-        ends.push(told.ok_or("no offset")?.parse::<u64>()?);
-    }
-    let end: u64 = ends.iter().sum();
-    archive
-        .wait("everything to be stored", |archive| archive.figures("sealed").iter().sum::<u64>() >= end)?;
+    let end = wait_stored(&archive, cluster)?;
     let drained_s = clock.elapsed().as_secs_f64();
     let peak_mib = archive.peak_mib()?;
     archive.stop()?;
@@ -271,6 +272,18 @@ fn with_archive(
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
     let stored_ratio = segment_bytes(&scratch.join("repo"))? as f64 / stream_bytes as f64;
     Ok(Archived { written, cpu_s, peak_mib, lags, drained_s, stored_ratio })
+}
+
+/// Waits until everything that the primaries have produced by now is in the repository; gives the sum of their offsets.
+pub(crate) fn wait_stored(archive: &Archive, cluster: &Cluster) -> Result<u64, Box<dyn std::error::Error>> {
+    let mut end = 0_u64;
+    for shard in 0..cluster.shards() {
+        let told = cluster.primary(shard)?.client()?.info_field("replication", "master_repl_offset")?;
+        end += told.ok_or("no offset")?.parse::<u64>()?;
+    }
+    archive
+        .wait("everything to be stored", |archive| archive.figures("sealed").iter().sum::<u64>() >= end)?;
+    Ok(end)
 }
 
 fn children_cpu_s() -> Result<f64, Box<dyn std::error::Error>> {

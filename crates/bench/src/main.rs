@@ -7,6 +7,7 @@
 //! cargo run --release -p slotkeep-bench -- archive
 //! cargo run --release -p slotkeep-bench -- list
 //! cargo run --release -p slotkeep-bench -- verify
+//! cargo run --release -p slotkeep-bench -- moment
 //! ```
 //!
 //! Ratios hold from machine to machine; absolute figures do not.
@@ -25,6 +26,7 @@ mod fold;
 mod list;
 mod load;
 mod measure;
+mod moment;
 mod rdb;
 mod verify;
 
@@ -58,6 +60,8 @@ enum Command {
     List(list::ListArgs),
     /// A verification against what only reads the same files, and a drill in its steps
     Verify(verify::VerifyArgs),
+    /// A moment brought back, in its steps, against the servers' own start with RDBs of that data
+    Moment(moment::MomentArgs),
     /// Run a command and print what it used, as JSON; for this program's own use
     #[command(hide = true, trailing_var_arg = true)]
     Measure {
@@ -81,6 +85,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Command::List(arguments) => list::run(&arguments),
         Command::Archive(arguments) => archive::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Moment(arguments) => moment::run(&arguments),
         Command::Measure { command } => measure::child(&command),
         Command::Discard { nodes } => discard::run(&nodes),
     }

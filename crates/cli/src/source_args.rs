@@ -52,9 +52,12 @@ enum SourceArg {
 enum FilesArg {
     /// The file of a BGSAVE, which the server is asked for
     Snapshot,
-    /// The append-only file, which a private server applies: the node itself does not fork
+    /// The append-only file as it is, base and commands; --type incremental goes on where it was left. The node does not fork
     Aof,
 }
+
+/// What append-only files give, too.
+pub(crate) const INCREMENTAL: &str = "--type incremental";
 
 fn data_dir(text: &str) -> std::result::Result<(NodeAddr, PathBuf), String> {
     let wrong = || format!("`{text}` is not HOST:PORT=DIR");
@@ -72,7 +75,10 @@ impl SourceArgs {
         if self.source != SourceArg::Files && !self.data_dir.is_empty() {
             return refuse("--data-dir goes with --source files".to_owned(), "add --source files");
         }
-        match asked.filter(|_| self.source != SourceArg::Replication) {
+        let goes_on = self.source == SourceArg::Files && self.files_from == FilesArg::Aof;
+        match asked
+            .filter(|asked| self.source != SourceArg::Replication && !(goes_on && *asked == INCREMENTAL))
+        {
             None => Ok(()),
             Some(asked) => refuse(
                 format!("{asked} needs replication, and --source says to do without"),

@@ -15,7 +15,7 @@ use crate::json::{optional_text, parse_versioned, render, text};
 
 mod read;
 
-pub use read::{ReadRecord, ReadSource};
+pub use read::{AofMark, AofRecord, ReadRecord, ReadSource};
 
 /// The newest format of manifests that this code writes and reads. Version 2 added cuts behind the bases.
 pub const FORMAT_VERSION: u32 = 2;
@@ -108,7 +108,7 @@ pub struct Manifest {
     pub shards: Vec<ShardRecord>,
     /// Settings of the nodes, nodes that agree in one row.
     pub settings: Vec<SettingsRecord>,
-    /// How the shards' cuts belong together; absent if they do not, as each shard ends at its own base.
+    /// How the shards' cuts belong together; absent if they do not, as each shard ends at its own base, or where its own file ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<ClusterCut>,
     /// Number of keys and digest over all bases; absent if a base was not interpreted.

@@ -183,9 +183,12 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
     for newest in newest_first.first().into_iter().chain(whole.first().copied()) {
         keep(newest, KeptFor::Newest);
     }
-    // The log goes on behind this one; none can behind a backup that was read key by key.
-    if let Some(newest) = whole.iter().find(|manifest| manifest.is_anchored()) {
-        keep(newest, KeptFor::Newest);
+    // The log goes on behind this one, and another one behind the newest of append-only files; none can behind a backup that was read key by key.
+    for of_files in [false, true] {
+        let goes_on = |manifest: &&&&Manifest| manifest.is_anchored() && manifest.is_of_aof() == of_files;
+        if let Some(newest) = whole.iter().find(goes_on) {
+            keep(newest, KeptFor::Newest);
+        }
     }
     for manifest in whole.iter().take(policy.last) {
         keep(manifest, KeptFor::Last);
@@ -212,15 +215,13 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
         }
     }
     if let Some(begins) = begins(policy.window) {
+        // A moment at the beginning of the window needs a base from before it: one for each kind of log.
+        let mut begun = BTreeSet::new();
         for manifest in newest_first {
             let inside = manifest.finished_at >= begins;
-            let begins_it = !inside && !manifest.partial && manifest.is_anchored();
-            if inside || begins_it {
+            let begins_it = || !manifest.partial && manifest.is_anchored();
+            if inside || (begins_it() && begun.insert(manifest.is_of_aof())) {
                 keep(manifest, KeptFor::Window);
-            }
-            // A moment at the beginning of the window needs a base from before it.
-            if begins_it {
-                break;
             }
         }
     }

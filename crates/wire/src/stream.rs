@@ -17,7 +17,7 @@ pub(crate) mod lexer;
 use slotkeep_model::ReplOffset;
 use thiserror::Error;
 
-pub use annotations::Annotations;
+pub use annotations::{Annotations, AofPart};
 pub use expiry::{AbsoluteExpiry, ExpiryError};
 pub use filter::{Account, Filter, FilterError, Gap, Reader};
 use lexer::{Lexer, Token, number};

@@ -9,7 +9,7 @@ use slotkeep_format::manifest::{
 };
 use slotkeep_jobs::archive::SealPolicy;
 use slotkeep_jobs::backup::{
-    BackupOptions, BackupPlan, Prefer, Reading, backup, incremental, plan, read_backup,
+    BackupOptions, BackupPlan, Prefer, Reading, backup, incremental, plan, read_backup, read_incremental,
 };
 use slotkeep_jobs::discover::discover;
 use slotkeep_jobs::progress::ShardProgress;
@@ -22,7 +22,7 @@ use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
 use crate::progress::Display;
 use crate::session::Session;
-use crate::source_args::SourceArgs;
+use crate::source_args::{INCREMENTAL, SourceArgs};
 
 /// Back up a running cluster, whole or what was written since the last backup
 ///
@@ -160,7 +160,7 @@ impl BackupArgs {
     /// What was asked for that only a replication link gives.
     fn needs_replication(&self) -> Option<&'static str> {
         match self.kind {
-            TypeArg::Incremental => Some("--type incremental"),
+            TypeArg::Incremental => Some(INCREMENTAL),
             TypeArg::Full if self.cut.barrier => Some("--barrier"),
             TypeArg::Full => None,
         }
@@ -194,7 +194,11 @@ impl Work<'_> {
     }
 
     async fn incremental(&self) -> Result<Manifest> {
-        incremental(self.context, self.repository, self.plan, self.options, &self.progress()).await
+        let progress = self.progress();
+        let Some(reading) = self.reading else {
+            return incremental(self.context, self.repository, self.plan, self.options, &progress).await;
+        };
+        read_incremental(self.context, self.repository, self.plan, self.options, reading, &progress).await
     }
 
     fn progress(&self) -> Vec<Arc<ShardProgress>> {
@@ -286,7 +290,7 @@ pub(crate) fn summary(manifest: &Manifest) -> String {
     cut.push_str(&interval_text(manifest));
     let (all, log, took) = (bytes(all), bytes(log), seconds(took));
     let what = match manifest.kind {
-        BackupKind::Full if manifest.read_source().is_some() => {
+        BackupKind::Full if manifest.read_source().is_some() && !manifest.is_of_aof() => {
             format!(": {keys} keys, {} in, {all} stored, {took}", bytes(raw))
         }
         BackupKind::Full => {
@@ -311,7 +315,8 @@ pub(crate) fn cut_text(cut: &ClusterCut) -> String {
 
 /// Where a base stands in its history.
 fn offset_text(shard: &ShardRecord) -> String {
-    if shard.is_anchored() { shard.offset.to_string() } else { "none".to_owned() }
+    let is_the_servers = shard.is_anchored() && shard.aof().is_none();
+    if is_the_servers { shard.offset.to_string() } else { "none".to_owned() }
 }
 
 /// How a base was read that did not come over a replication link, in words.
@@ -319,7 +324,9 @@ pub(crate) fn read_text(read: &ReadRecord) -> String {
     let how = match read.source {
         ReadSource::Scan => "key by key (SCAN and DUMP)",
         ReadSource::Snapshot => "from the file of a BGSAVE",
-        ReadSource::Aof => "from the append-only file, applied by a private server",
+        ReadSource::Aof if read.aof.is_none() => "from the append-only file, applied by a private server",
+        ReadSource::Aof => "from the append-only file",
+        ReadSource::Backup => "from the files of the server's own BACKUP",
     };
     match read.source {
         ReadSource::Scan => format!("{how} from {} to {}: not one point in time", read.from, read.until),
@@ -354,6 +361,7 @@ pub(crate) const fn source_text(source: ReadSource) -> &'static str {
         ReadSource::Scan => "scan",
         ReadSource::Snapshot => "snapshot file",
         ReadSource::Aof => "append-only file",
+        ReadSource::Backup => "BACKUP files",
     }
 }
 

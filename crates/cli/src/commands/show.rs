@@ -72,12 +72,16 @@ fn render(manifest: &Manifest) -> String {
                 line("NOTE", "function libraries were left out".to_owned());
             }
         }
-        if shard.is_anchored() {
+        if let Some(aof) = shard.aof() {
+            let cut = shard.cut();
+            line("history", format!("{}, of this append-only file alone: {}", cut.history, aof.base.file));
+            line("log", format!("{} bytes, up to byte {} of {}", cut.offset, aof.end.bytes, aof.end.file));
+        } else if shard.is_anchored() {
             line("history", format!("{} up to offset {}", shard.history, shard.offset));
         } else {
             line("history", "none: it stands at no offset, and no log can go on behind it".to_owned());
         }
-        if let Some(cut) = &shard.cut {
+        if let Some(cut) = shard.cut.as_ref().filter(|_| shard.aof().is_none()) {
             line("log", format!("{} up to offset {}", cut.history, cut.offset));
         }
         if let Some(time) = shard.server_time {

@@ -22,4 +22,5 @@ mod exact;
 mod failover;
 mod moves;
 mod recorder;
+mod shards;
 mod takeover;

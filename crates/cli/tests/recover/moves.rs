@@ -67,17 +67,17 @@ fn a_slot_on_its_way_comes_back_with_all_its_keys() {
     assert!(moving(nodes[from], "->-") && moving(nodes[1 - from], "-<-"));
 }
 
-/// Restores to a moment and compares: with the ledger, and that no node holds a key of a slot that it doesn't serve.
-fn check_moved(
+/// Restores so many shards to a moment and compares: with the ledger, and that no node holds a key of a slot that it doesn't serve.
+pub(crate) fn check_moved(
     bench: &Bench,
     server: &Server,
     account: &Account,
     name: &str,
-    moment_ms: i64,
+    (moment_ms, shards): (i64, usize),
     least_keys: u64,
 ) {
     let at = jiff::Timestamp::from_millisecond(moment_ms).unwrap().to_string();
-    let nodes = free_addrs(3);
+    let nodes = free_addrs(shards);
     let report = bench.restore_and_start(name, &nodes, server, &["--at", &at, "--no-replicas"]);
     let shards = report["recovery"]["shards"].as_array().unwrap();
     let lack = shards.iter().map(|shard| shard["may_lack_ms"].as_i64().unwrap()).max().unwrap();
@@ -170,11 +170,11 @@ fn slots_that_move_at_once_come_back_with_all_their_keys() {
     pause(1500);
     agent.stop();
     drop(cluster);
-    check_moved(&bench, &server, &account, "before", before, FILLING);
-    check_moved(&bench, &server, &account, "after", after, FILLING);
+    check_moved(&bench, &server, &account, "before", (before, 3), FILLING);
+    check_moved(&bench, &server, &account, "after", (after, 3), FILLING);
     // While keys were on their way, and already with the target, the source served them.
     // A moment close to the end of the move is refused: when the slots changed hands was seen afterwards only.
     if during.len() > 7 {
-        check_moved(&bench, &server, &account, "during", during[1], FILLING);
+        check_moved(&bench, &server, &account, "during", (during[1], 3), FILLING);
     }
 }

@@ -10,6 +10,7 @@ mod harness;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod aof;
 mod broken;
 mod busy;
 mod files;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::manifest::{
-    BackupKind, BaseRecord, CrcRecord, FORMAT_VERSION, NodeRecord, ProductRecord, ReadRecord, ReadSource,
-    RoleRecord, ServerRecord, ShardCut, ShardRecord,
+    AofMark, AofRecord, BackupKind, BaseRecord, CrcRecord, FORMAT_VERSION, NodeRecord, ProductRecord,
+    ReadRecord, ReadSource, RoleRecord, ServerRecord, ShardCut, ShardRecord,
 };
 use slotkeep_model::SlotSet;
 
@@ -147,6 +147,7 @@ fn a_backup_that_no_log_goes_on_behind_begins_no_window() {
             anchored: false,
             database: None,
             without_functions: false,
+            aof: None,
         });
     }
     // It begins at half past three, behind the scan of three o'clock: the backup of two is where that moment is restored from.
@@ -156,6 +157,36 @@ fn a_backup_that_no_log_goes_on_behind_begins_no_window() {
     // The newest one is a scan; the newest that the log goes on behind stays too.
     let plan = plan(&manifests, &RetentionPolicy::default());
     assert_eq!(plan.keep.keys().collect::<Vec<_>>(), [&manifests[3].id, &manifests[4].id]);
+}
+
+/// Neither a log of replication nor one of files goes on behind a base of the other kind: the newest of each stays, and each kind has its own
+/// beginning of the window.
+#[test]
+fn a_log_of_files_and_one_of_replication_keep_their_own_bases() {
+    let at = |hour: u32| format!("2026-01-01T{hour:02}:00:00Z");
+    let mut manifests: Vec<Manifest> =
+        (1..7).map(|hour| backup(&at(hour), &format!("base-{hour}"), u64::from(hour) * 10)).collect();
+    for of_files in [2, 4, 5] {
+        let moment = manifests[of_files].finished_at;
+        let mark = AofMark { file: "f".to_owned(), bytes: 1, blake3: "0".repeat(64) };
+        manifests[of_files].shards[0].read = Some(ReadRecord {
+            source: ReadSource::Aof,
+            from: moment,
+            until: moment,
+            anchored: true,
+            database: None,
+            without_functions: false,
+            aof: Some(AofRecord { base: mark.clone(), end: mark, database: None }),
+        });
+    }
+    let ids = |kept: &[usize]| kept.iter().map(|number| manifests[*number].id.clone()).collect::<Vec<_>>();
+    let newest = plan(&manifests, &RetentionPolicy::default());
+    assert_eq!(newest.keep.into_keys().collect::<Vec<_>>(), ids(&[3, 5]));
+    // It begins at half past four.
+    let policy =
+        RetentionPolicy { window: Some(SignedDuration::from_mins(90)), ..RetentionPolicy::default() };
+    let window = plan(&manifests, &policy);
+    assert_eq!(window.keep.into_keys().collect::<Vec<_>>(), ids(&[2, 3, 4, 5]));
 }
 
 #[test]

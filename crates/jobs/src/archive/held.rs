@@ -13,7 +13,6 @@ use slotkeep_wire::stream::{Splitter, StreamStart};
 use super::decide::Position;
 use crate::Result;
 use crate::backup::base::TakenBase;
-use crate::backup::how_read;
 
 /// A base and the end of the log behind it.
 pub(crate) type Held = (Position, Arc<TakenBase>);
@@ -91,13 +90,14 @@ impl Holdings {
         Ok(None)
     }
 
-    /// The newest backup with a base of those slots that no log can go on behind, and how that base was read.
-    pub(crate) fn unanchored(&self, slots: &SlotSet) -> Option<(&str, String)> {
+    /// The newest backup with a base of those slots that no log of replication can go on behind, and that shard of it.
+    pub(crate) fn not_of_replication(&self, slots: &SlotSet) -> Option<(&str, &ShardRecord)> {
         self.manifests.iter().find_map(|manifest| {
-            let own =
-                |shard: &&ShardRecord| !shard.is_anchored() && !shard.slots.intersection(slots).is_empty();
-            let shard = manifest.shards.iter().find(own)?;
-            Some((manifest.id.as_str(), how_read(shard)))
+            let own = |shard: &&ShardRecord| {
+                let stands_apart = !shard.is_anchored() || shard.aof().is_some();
+                stands_apart && !shard.slots.intersection(slots).is_empty()
+            };
+            Some((manifest.id.as_str(), manifest.shards.iter().find(own)?))
         })
     }
 

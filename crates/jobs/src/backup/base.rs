@@ -206,6 +206,11 @@ impl TakenBase {
         }
     }
 
+    /// The same base, read in that way.
+    pub(crate) fn as_read(self, read: ReadRecord) -> Self {
+        Self { read: Some(read), ..self }
+    }
+
     /// A base that an engine made, of what was read from a node.
     pub(crate) fn folded(folded: Folded, candidate: &Candidate, read: ReadRecord) -> Self {
         Self {

@@ -29,7 +29,7 @@ use plan::look_again;
 pub(crate) use plan::plan_shard;
 pub use plan::{BackupPlan, Candidate, Prefer, ShardPlan, plan};
 pub(crate) use reading::how_read;
-pub use reading::{DataDirs, Reading, ScanOptions, find_data_dirs, read_backup};
+pub use reading::{DataDirs, Reading, ScanOptions, find_data_dirs, read_backup, read_incremental};
 
 use crate::archive::fleet::{Fleet, match_lines};
 use crate::archive::gates::Gates;
@@ -121,9 +121,16 @@ async fn find_held(
         let replication = replication_at(context, &shard.shard.primary.addr).await?;
         let held = holdings.leading_to(&replication).await?;
         let Some(held) = held else {
-            let unanchored = holdings.unanchored(&shard.shard.slots);
-            let why = unanchored.map(|(id, how)| {
-                format!(" (backup {id} was {how}: it stands at no offset, and no log can go on behind it)")
+            let unanchored = holdings.not_of_replication(&shard.shard.slots);
+            let why = unanchored.map(|(id, shard)| match shard.aof() {
+                None => format!(
+                    " (backup {id} was {}: it stands at no offset, and no log can go on behind it)",
+                    how_read(shard)
+                ),
+                Some(_) => format!(
+                    " (backup {id} was {}: --source files --files-from aof goes on behind it)",
+                    how_read(shard)
+                ),
             });
             return Err(Error::new(
                 ErrorKind::Gap,

@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod chain;
 mod commands;
+mod files;
 mod past;
 pub mod pattern;
 pub mod point;

@@ -11,6 +11,7 @@ use slotkeep_model::{ReplId, SlotSet};
 use slotkeep_repo::{Listing, Repository, SegmentEntry, UnreadableBackup};
 
 use super::chain::{BasePlace, Chain, Path, Piece, Place};
+use super::files::{self, FileLines};
 use crate::backup::how_read;
 use crate::{Error, ErrorKind, Result};
 
@@ -30,12 +31,14 @@ pub struct Past {
     pub backups: Vec<Manifest>,
     /// Those whose manifests can't be read.
     pub unreadable: Vec<UnreadableBackup>,
-    /// How the cluster looked, oldest first.
+    /// How the cluster looked, oldest first: as it was written down or, where it never was, as backups of append-only files show it.
     pub topologies: Vec<TopologyRecord>,
     /// Where histories come from, as far as it was written down.
     pub histories: BTreeMap<ReplId, HistoryRecord>,
     /// How all of it belongs together.
     pub chain: Chain,
+    /// What backups of append-only files tell.
+    pub(super) files: FileLines,
     segments: BTreeMap<ReplId, Vec<SegmentEntry>>,
     /// Of each base of the chain, by number: which backup names it, and as which shard.
     bases: Vec<(usize, usize)>,
@@ -66,6 +69,9 @@ impl Past {
     pub async fn load(repository: &Repository, cluster: &str) -> Result<Self> {
         let Listing { backups, unreadable } = repository.backups(cluster).await?;
         let mut topologies = repository.topologies(cluster).await?;
+        if topologies.is_empty() {
+            topologies = files::topologies(&backups);
+        }
         topologies.sort_by(|a, b| (a.seen_at, &a.id).cmp(&(b.seen_at, &b.id)));
         let mut known = repository.histories(cluster).await?;
         // A name that was made up for a base that stands at no offset is no history of the cluster.
@@ -85,6 +91,7 @@ impl Past {
         let mut past = Self {
             repository: repository.clone(),
             cluster: cluster.to_owned(),
+            files: FileLines::of(&backups),
             backups,
             unreadable,
             topologies,
@@ -140,7 +147,7 @@ impl Past {
 
     /// Whether there is a log at all.
     pub fn has_log(&self) -> bool {
-        self.segments.values().any(|segments| !segments.is_empty())
+        self.segments.values().any(|segments| !segments.is_empty()) || !self.files.is_empty()
     }
 
     /// Fails if there is no log.

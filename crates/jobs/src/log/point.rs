@@ -17,6 +17,7 @@ use slotkeep_format::Manifest;
 use slotkeep_model::{Product, ServerVersion, SlotSet};
 
 use super::chain::{Path, Piece, Place, Unreachable, as_text};
+use super::files::line_at;
 use super::past::Past;
 use super::read::bytes_of;
 use super::times::{Times, Written};
@@ -228,7 +229,7 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
     let mut used = BTreeSet::new();
     let mut planned = Vec::new();
     for state in &view.shards {
-        let history = View::history_of(past, state)?;
+        let history = line_at(past, View::history_of(past, state)?, moment_ms).await?;
         let own = places.iter().enumerate().find(|(_, place)| belongs(past, place, &history));
         used.extend(own.map(|(number, _)| number));
         let (path, cut) = match own {

@@ -6,6 +6,7 @@ use slotkeep_format::TimeSample;
 use slotkeep_repo::SegmentEntry;
 
 use super::chain::Path;
+use super::files::narrowed;
 use super::past::Past;
 use crate::Result;
 
@@ -13,6 +14,8 @@ use crate::Result;
 pub(super) struct Times<'a> {
     past: &'a Past,
     segments: Vec<(SegmentEntry, Range<u64>)>,
+    /// What is known beside them.
+    ends: Vec<TimeSample>,
 }
 
 /// What is known of a moment: the samples on both sides of it.
@@ -36,16 +39,31 @@ pub(super) struct Written {
 impl<'a> Times<'a> {
     /// The samples along a path.
     pub(super) fn on(past: &'a Past, path: &Path) -> Self {
-        Self { past, segments: past.segments_on(path) }
+        let stretches = path.stretches().iter();
+        let ends = stretches.flat_map(|stretch| past.files.ends(&stretch.history)).copied();
+        Self { past, segments: past.segments_on(path), ends: narrowed(ends.collect()) }
     }
 
     /// The samples of one segment that tell of the bytes that lie on the path.
     async fn samples(&self, number: usize) -> Result<Vec<TimeSample>> {
-        let Some((entry, part)) = self.segments.get(number) else { return Ok(vec![]) };
+        let Some((entry, part)) = self.segments.get(number) else {
+            // A log that is empty has a time all the same.
+            let alone = self.segments.is_empty() && number == 0;
+            return Ok(if alone { self.ends.clone() } else { vec![] });
+        };
         let record = self.past.record(entry).await?;
         let fits =
             |sample: &&TimeSample| sample.offset.saturating_add(1) >= part.start && sample.offset < part.end;
-        Ok(record.times.samples().iter().filter(fits).copied().collect())
+        let own = record.times.samples().iter();
+        if self.ends.is_empty() {
+            return Ok(own.filter(fits).copied().collect());
+        }
+        Ok(narrowed(own.chain(&self.ends).filter(fits).copied().collect()))
+    }
+
+    /// How many times [`Self::samples`] may be asked.
+    fn parts(&self) -> usize {
+        self.segments.len().max(usize::from(!self.ends.is_empty()))
     }
 
     /// The samples around a moment.
@@ -80,7 +98,7 @@ impl<'a> Times<'a> {
     /// The last sample of which `early` holds, and the next one. `early` must hold of all samples up to one and of none behind it.
     async fn split(&self, early: impl Fn(&TimeSample) -> bool) -> Result<Around> {
         // The first segment whose last sample is not early; segments without samples are passed over.
-        let (mut low, mut high) = (0, self.segments.len());
+        let (mut low, mut high) = (0, self.parts());
         while low < high {
             let middle = low.midpoint(high);
             let mut probe = middle;

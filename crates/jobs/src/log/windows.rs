@@ -56,7 +56,7 @@ pub async fn restorable(past: &Past) -> Result<Restorable> {
     let mut lines: BTreeMap<ReplId, Vec<ShardWindow>> = BTreeMap::new();
     for tip in past.chain.tips() {
         let path = past.chain.path(tip);
-        if !past.segments_on(&path).is_empty() {
+        if !past.segments_on(&path).is_empty() || !past.files.ends(tip).is_empty() {
             lines.insert(tip.clone(), line_windows(past, tip, &path).await?);
         }
     }
@@ -113,13 +113,13 @@ fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Vec<Moment
     for (view, valid) in View::all(past) {
         let mut spans = vec![valid];
         for state in &view.shards {
-            let own = match View::history_of(past, state) {
-                Ok(history) => {
-                    lines.get(&past.chain.main_tip(&history)).map(Vec::as_slice).unwrap_or_default()
-                }
-                Err(_) => &[],
-            };
-            let own: Vec<Moments> = own.iter().filter_map(|window| window.moments).collect();
+            let mut tips: Vec<ReplId> = Vec::new();
+            if let Ok(history) = View::history_of(past, state) {
+                tips.extend(past.files.like(&history).into_iter().cloned());
+                tips.push(past.chain.main_tip(&history));
+            }
+            let own = tips.iter().filter_map(|tip| lines.get(tip)).flatten();
+            let own: Vec<Moments> = own.filter_map(|window| window.moments).collect();
             spans = intersect(&spans, &own);
         }
         for span in spans {

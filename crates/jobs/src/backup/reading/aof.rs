@@ -1,31 +1,31 @@
-//! A base from an append-only file, for an agent beside the data where no fork is wanted: base and increments, applied by an engine.
+//! A shard from its append-only file, for an agent beside the data where no fork is wanted.
 //!
-//! The commands of the file are those of the replication stream, so the engine follows our link as it does for a log (`fold`). What the
-//! server was just writing is cut off at the last whole command outside a transaction.
+//! Where the file's base is an RDB, base and commands are stored as they stand there ([`super::aof_line`]). Where it is commands itself
+//! (`aof-use-rdb-preamble no`), an engine follows our link as it does for a log (`fold`) and gives the base; the commands of the file are those of
+//! the replication stream. What the server was just writing is cut off at the last whole command outside a transaction.
 //!
-//! Invariants: the files are opened as they belong together, and their sum is what the server says that it has written; the base is made of
-//! exactly the bytes up to the cut. An append-only file names no offset of the server's stream, so no log goes on behind the base.
+//! Invariants: the files are opened as they belong together, and their sum is what the server says that it has written; what is stored is
+//! made of exactly the bytes up to the cut.
 
-use std::collections::VecDeque;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use slotkeep_format::manifest::{ReadRecord, ReadSource};
-use slotkeep_model::{Product, RdbVersion, ReplOffset, ServerVersion};
+use slotkeep_model::{Product, RdbVersion, ReplOffset, ServerVersion, Shard};
 use slotkeep_rdb::RdbWriter;
 use slotkeep_wire::info::Info;
-use slotkeep_wire::stream::{Annotations, Splitter, StreamStart};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::aof_files::{AofFile, AofFiles};
+use super::aof_line::{self, AofSet, KnownLines};
+use super::aof_log::{AofCut, AofLog, READ_BYTES, scan, unreadable};
 use super::data_dirs::{DataDirs, setting};
-use super::{Job, server_time};
+use super::{Job, Taken, server_time};
 use crate::backup::base::TakenBase;
 use crate::backup::plan::Candidate;
 use crate::discover::read_info;
@@ -37,10 +37,12 @@ use crate::progress::{Phase, ShardProgress};
 use crate::source::ByteSource;
 use crate::{Context, Error, ErrorKind, Result};
 
-const READ_BYTES: usize = 1 << 20;
 /// How often the files are looked for before they are taken for another server's.
 const TRIES: usize = 50;
 const LOOK: Duration = Duration::from_millis(100);
+/// With `appendfsync everysec`, while an fsync lasts, a server holds commands back for up to two seconds, by a clock of whole seconds
+/// (`flushAppendOnlyFile` in `src/aof.c`).
+const HELD_BACK: SignedDuration = SignedDuration::from_secs(3);
 
 /// The files, and between which moments their end was.
 struct Opened {
@@ -50,13 +52,15 @@ struct Opened {
     until: Timestamp,
 }
 
-/// Takes the base of a shard from that node, whose folder is known.
+/// Takes a shard from that node, whose folder is known: whole, or behind one of the backups that are `known`.
 pub(super) async fn take(
     job: &Job,
     (dirs, options): (&DataDirs, &EngineOptions),
+    known: Option<&KnownLines>,
+    shard: &Shard,
     candidate: &Candidate,
     progress: &Arc<ShardProgress>,
-) -> Result<TakenBase> {
+) -> Result<Taken> {
     let server = candidate.server;
     if server.product == Product::Redis && server.major < 7 {
         let what = format!(
@@ -70,17 +74,53 @@ pub(super) async fn take(
         Error::new(ErrorKind::Usage, format!("it is not known where the data of {} lies", candidate.addr))
     })?;
     progress.enter(Phase::Waiting);
-    let context = &job.context;
-    let Opened { mut files, folder, from, until } =
-        context.unless_stopped(open(context, candidate, dir)).await?;
-    let base = BaseFile::split_off(&mut files, server, &folder).await?;
+    let mut opened = job.context.unless_stopped(open(&job.context, candidate, dir)).await?;
+    let base = rdb_version(&mut opened.files, &opened.folder).await?;
+    let has_commands = opened.files.files.len() > 1;
+    match known {
+        _ if base.is_some() && has_commands => {
+            let Opened { mut files, folder, from, until } = opened;
+            let base = files.files.remove(0);
+            let source = ReadSource::Aof;
+            let set = AofSet { source, base, increments: files.files, folder, from, until };
+            match known {
+                None => aof_line::take(job, shard, candidate, set, progress).await,
+                Some(known) => aof_line::go_on(job, known, shard, candidate, set).await,
+            }
+        }
+        None => folded(job, options, candidate, opened, base, progress).await,
+        Some(_) => {
+            let what = format!(
+                "the base of the append-only file of {} is no RDB (aof-use-rdb-preamble no): no log is kept behind it",
+                candidate.addr
+            );
+            Err(Error::new(ErrorKind::Gap, what)
+                .hint("take a full backup (--type full), or set aof-use-rdb-preamble yes and have the file rewritten"))
+        }
+    }
+}
+
+/// Has an engine apply all of it.
+async fn folded(
+    job: &Job,
+    options: &EngineOptions,
+    candidate: &Candidate,
+    opened: Opened,
+    base: Option<RdbVersion>,
+    progress: &Arc<ShardProgress>,
+) -> Result<Taken> {
+    let (context, server) = (&job.context, candidate.server);
+    let Opened { mut files, folder, from, until } = opened;
+    let base = BaseFile::split_off(&mut files, base, server, &folder)?;
     let needs = EngineNeeds { rdb: base.version(), source: Some(server) };
     let engine = choose_engine(options, &needs).await?;
-    let log = AofLog::new(files.files, folder);
-    let (log, cut) = context.unless_stopped(log.up_to_a_safe_cut()).await?;
+    let scanned = scan(&mut files.files, &folder, AofCut::START, u64::MAX);
+    let cut = context.unless_stopped(scanned).await?.end;
+    let log = AofLog::new(files.files, folder, AofCut::START, cut);
     let history = job.made_up_history()?;
     let snapshot = Snapshot { len_bytes: base.bytes(), source: base, history, offset: ReplOffset(0) };
-    let input = FoldInput { feed: Feed { base: snapshot, log, cut }, needs, time_of: None };
+    let feed = Feed { base: snapshot, log, cut: ReplOffset(cut.offset) };
+    let input = FoldInput { feed, needs, time_of: None };
     let destination =
         FoldDestination { repository: &job.repository, cluster: &job.options.cluster, backup_id: &job.id };
     let progress = FoldProgress { fed_bytes: AtomicU64::new(0), capture: Arc::clone(progress) };
@@ -92,8 +132,9 @@ pub(super) async fn take(
         anchored: false,
         database: None,
         without_functions: false,
+        aof: None,
     };
-    Ok(TakenBase::folded(folded, candidate, read))
+    Ok(Taken { base: TakenBase::folded(folded, candidate, read), cut: None })
 }
 
 /// Opens the files that the server writes to.
@@ -105,6 +146,11 @@ async fn open(context: &Context, candidate: &Candidate, dir: &Path) -> Result<Op
     };
     let folder = dir.join(named("appenddirname", "appendonlydir").await?);
     let manifest = folder.join(format!("{}.manifest", named("appendfilename", "appendonly.aof").await?));
+    let is_its_own = named("dir", "").await?.as_str() == dir.as_os_str();
+    let held_back = match named("appendfsync", "everysec").await?.as_str() {
+        "always" | "no" => SignedDuration::ZERO,
+        _ => HELD_BACK,
+    };
     let mut why = String::new();
     for _ in 0..TRIES {
         let from = server_time(context, &mut connection).await?;
@@ -122,7 +168,10 @@ async fn open(context: &Context, candidate: &Candidate, dir: &Path) -> Result<Op
             (Some(files), Some(after)) => {
                 let (all, increments) = files.bytes();
                 // Redis 7.0 does not count the empty base that it began with.
-                if [all, increments].iter().any(|bytes| (before..=after).contains(bytes)) {
+                let as_told = [all, increments].iter().any(|bytes| (before..=after).contains(bytes));
+                // A server that cut off the end of its file when it started goes on counting it (seen with Redis 7.0).
+                if as_told || (is_its_own && all < before) {
+                    let from = from.checked_sub(held_back).unwrap_or(from);
                     return Ok(Opened { files, folder, from, until });
                 }
                 why = format!("it says that it has written {before} to {after} bytes, the files have {all}");
@@ -163,20 +212,6 @@ async fn written(connection: &mut Connection, candidate: &Candidate) -> Result<O
     Ok(info.get("aof_current_size").and_then(|bytes| bytes.parse().ok()).filter(|_| settled))
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> Error {
-    let what = format!("can't read {}: {error}", path.display());
-    match error.kind() {
-        io::ErrorKind::NotFound => Error::new(ErrorKind::Failed, what)
-            .hint("name the folder of that server as this machine sees it: --data-dir HOST:PORT=DIR"),
-        io::ErrorKind::PermissionDenied => Error::new(ErrorKind::Failed, what)
-            .hint("run as the user that the server runs as, or let this user read the folder"),
-        io::ErrorKind::InvalidData => Error::new(ErrorKind::Corrupt, what).hint(
-            "`redis-check-aof` looks at it more closely; read snapshots meanwhile: --files-from snapshot",
-        ),
-        _ => Error::new(ErrorKind::Failed, what),
-    }
-}
-
 /// What stands before the commands.
 enum BaseFile {
     /// An RDB of so many bytes, of which so many were given.
@@ -185,22 +220,32 @@ enum BaseFile {
     Empty { version: RdbVersion, bytes: Option<Bytes>, len: u64 },
 }
 
+/// The version of the base, if there is one and it is an RDB.
+async fn rdb_version(files: &mut AofFiles, folder: &Path) -> Result<Option<RdbVersion>> {
+    let Some(first) = files.files.first_mut().filter(|_| files.has_base) else { return Ok(None) };
+    let mut magic = Vec::new();
+    let read = async {
+        (&mut first.file).take(RdbVersion::MAGIC_LEN as u64).read_to_end(&mut magic).await?;
+        first.file.rewind().await
+    };
+    read.await.map_err(|error| unreadable(&folder.join(&first.name), &error))?;
+    let magic = <&[u8; RdbVersion::MAGIC_LEN]>::try_from(magic.as_slice()).ok();
+    Ok(magic.and_then(RdbVersion::from_magic))
+}
+
 impl BaseFile {
-    /// Takes the base off the files, if it is an RDB; one that is itself commands stays.
-    async fn split_off(files: &mut AofFiles, server: ServerVersion, folder: &Path) -> Result<Self> {
-        if let Some(first) = files.files.first_mut().filter(|_| files.has_base) {
-            let path = folder.join(&first.name);
-            let mut magic = Vec::new();
-            let read = async {
-                (&mut first.file).take(RdbVersion::MAGIC_LEN as u64).read_to_end(&mut magic).await?;
-                first.file.rewind().await
-            };
-            read.await.map_err(|error| unreadable(&path, &error))?;
-            let version = <&[u8; RdbVersion::MAGIC_LEN]>::try_from(magic.as_slice()).ok();
-            if let Some(version) = version.and_then(RdbVersion::from_magic) {
-                let AofFile { file, bytes, .. } = files.files.remove(0);
-                return Ok(Self::Rdb { version, file, bytes, given: 0, path });
-            }
+    /// Takes the base off the files, if it is an RDB of that version; one that is itself commands stays.
+    fn split_off(
+        files: &mut AofFiles,
+        rdb: Option<RdbVersion>,
+        server: ServerVersion,
+        folder: &Path,
+    ) -> Result<Self> {
+        if let Some(version) = rdb
+            && !files.files.is_empty()
+        {
+            let AofFile { file, bytes, name } = files.files.remove(0);
+            return Ok(Self::Rdb { version, file, bytes, given: 0, path: folder.join(name) });
         }
         let (version, mut bytes) = (server.newest_rdb(), Vec::new());
         let writer = RdbWriter::new(version, &mut bytes).map_err(|problem| {
@@ -244,137 +289,4 @@ async fn piece(file: &mut File, left: u64, path: &Path) -> Result<Bytes> {
     let most = left.min(READ_BYTES as u64);
     file.take(most).read_to_end(&mut piece).await.map_err(|error| unreadable(path, &error))?;
     Ok(piece.into())
-}
-
-/// The commands of the files, one file after the other, as a stream that begins behind offset 0.
-struct AofLog {
-    files: VecDeque<AofFile>,
-    folder: PathBuf,
-    /// How many bytes of the first file were read.
-    read: u64,
-    annotations: Annotations,
-    /// So many bytes are to come.
-    left: u64,
-}
-
-impl AofLog {
-    fn new(files: Vec<AofFile>, folder: PathBuf) -> Self {
-        let annotations = Annotations::new(ReplOffset(0));
-        Self { files: files.into(), folder, read: 0, annotations, left: u64::MAX }
-    }
-
-    /// Reads everything once, and gives it up to the last whole command outside transactions, with the offset of that.
-    async fn up_to_a_safe_cut(self) -> Result<(Self, ReplOffset)> {
-        let mut again = Vec::new();
-        for file in &self.files {
-            let copy = file.file.try_clone().await.map_err(|error| unreadable(&self.folder, &error))?;
-            again.push(AofFile { name: file.name.clone(), file: copy, bytes: file.bytes });
-        }
-        let folder = self.folder.clone();
-        let (mut log, mut name) = (self, String::new());
-        let start = StreamStart { offset: ReplOffset(0), db: Some(0), in_transaction: false };
-        let mut splitter = Splitter::new(start);
-        while let Some(bytes) = log.next().await? {
-            let mut rest = bytes.as_ref();
-            if let Some(file) = log.files.front() {
-                name.clone_from(&file.name);
-            }
-            loop {
-                match splitter.next(&mut rest) {
-                    Ok(Some(_)) => {}
-                    Ok(None) => break,
-                    Err(error) => return Err(damaged(&folder.join(&name), &error.to_string())),
-                }
-            }
-        }
-        let cut = splitter.safe_cut();
-        // Copies of a descriptor share its place.
-        for file in &mut again {
-            file.file.rewind().await.map_err(|error| unreadable(&folder.join(&file.name), &error))?;
-        }
-        let mut log = Self::new(again, folder);
-        log.left = cut.0;
-        Ok((log, cut))
-    }
-}
-
-impl ByteSource for AofLog {
-    async fn next(&mut self) -> Result<Option<Bytes>> {
-        let mut out = Vec::new();
-        while out.is_empty() && self.left > 0 {
-            let Some(first) = self.files.front_mut() else { break };
-            let path = self.folder.join(&first.name);
-            let bytes = piece(&mut first.file, first.bytes.saturating_sub(self.read), &path).await?;
-            if bytes.is_empty() {
-                if self.read < first.bytes {
-                    return Err(damaged(&path, "it has become shorter"));
-                }
-                self.files.pop_front();
-                self.read = 0;
-                continue;
-            }
-            self.read = self.read.saturating_add(bytes.len() as u64);
-            let stripped = self.annotations.strip(&bytes, &mut out);
-            stripped.map_err(|error| damaged(&path, &error.to_string()))?;
-        }
-        out.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
-        self.left = self.left.saturating_sub(out.len() as u64);
-        Ok(Some(Bytes::from(out)).filter(|bytes| !bytes.is_empty()))
-    }
-}
-
-fn damaged(path: &Path, what: &str) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("{} is damaged: {what}", path.display()))
-        .hint("`redis-check-aof` looks at it more closely; read snapshots meanwhile: --files-from snapshot")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn log(folder: &Path, texts: &[&[u8]]) -> Result<(Vec<u8>, u64)> {
-        let mut files = Vec::new();
-        for (number, text) in texts.iter().enumerate() {
-            let name = number.to_string();
-            std::fs::write(folder.join(&name), text).unwrap();
-            let file = File::open(folder.join(&name)).await.unwrap();
-            files.push(AofFile { name, file, bytes: text.len() as u64 });
-        }
-        let (mut log, cut) = AofLog::new(files, folder.to_owned()).up_to_a_safe_cut().await?;
-        let mut all = Vec::new();
-        while let Some(bytes) = log.next().await? {
-            all.extend_from_slice(&bytes);
-        }
-        Ok((all, cut.0))
-    }
-
-    #[tokio::test]
-    async fn a_log_ends_with_its_last_whole_command_outside_transactions() {
-        let folder = tempfile::tempdir().unwrap();
-        let (ping, multi, exec): (&[u8], &[u8], &[u8]) =
-            (b"*1\r\n$4\r\nPING\r\n", b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n");
-        let first = [b"#TS:1\r\n", ping, b"#TS:2\r\n"].concat();
-        for (tail, kept) in [
-            (vec![], 1),
-            (ping.to_vec(), 2),
-            (ping[..5].to_vec(), 1),
-            ([multi, ping].concat(), 1),
-            ([multi, ping, &exec[..13]].concat(), 1),
-            ([multi, exec, b"#TS", b""].concat(), 3),
-        ] {
-            let (bytes, cut) = log(folder.path(), &[&first, &tail]).await.unwrap();
-            let whole = match kept {
-                3 => [ping, multi, exec].concat(),
-                kept => ping.repeat(kept),
-            };
-            assert_eq!(
-                (bytes.as_slice(), cut),
-                (whole.as_slice(), whole.len() as u64),
-                "{}",
-                tail.escape_ascii()
-            );
-        }
-        assert!(log(folder.path(), &[&ping[..5], ping]).await.is_err());
-        assert_eq!(log(folder.path(), &[]).await.unwrap(), (vec![], 0));
-    }
 }

@@ -1,11 +1,13 @@
 //! Backups whose bases do not come over a replication link: for servers that refuse it, and for an agent beside the data.
 //!
-//! Invariants: as for every backup, the manifest is written last, and a backup that fails or is stopped takes back its bases; no
-//! shard has a cut behind its base; every base says how it was read and from when to when. A base that stands at no offset of a
-//! history of the server belongs to a history of its own, whose name is made up, so that nothing is ever taken for its log.
+//! Invariants: as for every backup, the manifest is written last, and a backup that fails or is stopped takes back its bases; shards share no
+//! cut, and only append-only files give any; every base says how it was read and from when to when. A base that stands at no offset of a
+//! history of the server belongs to a history of its own, whose name is made up, so that nothing of another's is ever taken for its log.
 
 mod aof;
 mod aof_files;
+mod aof_line;
+mod aof_log;
 mod data_dirs;
 mod key_link;
 mod key_list;
@@ -22,7 +24,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::{BackupKind, ReadSource, ShardRecord};
+use slotkeep_format::manifest::{BackupKind, ReadSource, ShardCut, ShardRecord};
 use slotkeep_model::ReplId;
 use slotkeep_repo::Repository;
 use slotkeep_wire::resp::{Command, Value};
@@ -41,6 +43,7 @@ use crate::progress::{Phase, ShardProgress};
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
 
+use aof_line::KnownLines;
 pub use data_dirs::{DataDirs, find_data_dirs};
 pub use scan::ScanOptions;
 
@@ -51,7 +54,7 @@ pub enum Reading {
     Scan(ScanOptions),
     /// From the files of `BGSAVE`, in these folders. At least one node of every shard of the plan needs one.
     Snapshot(DataDirs),
-    /// From the append-only files in these folders, which a private server applies.
+    /// From the append-only files in these folders. A private server applies those whose base is no RDB.
     Aof(DataDirs, EngineOptions),
 }
 
@@ -61,18 +64,48 @@ pub(crate) fn how_read(shard: &ShardRecord) -> String {
     match read.source {
         ReadSource::Scan => format!("read key by key (SCAN) from {} to {}", read.from, read.until),
         ReadSource::Snapshot => "read from the file of a BGSAVE that names no offset".to_owned(),
-        ReadSource::Aof => "made from an append-only file".to_owned(),
+        ReadSource::Aof if read.aof.is_none() => "made from an append-only file".to_owned(),
+        ReadSource::Aof => "read from an append-only file".to_owned(),
+        ReadSource::Backup => "read from the files of the server's own BACKUP".to_owned(),
     }
 }
 
-/// Takes the full backup that was planned, without replication. `progress` has a row for each shard of the plan. Of the options those do not
-/// count that are about the log: there is none.
+/// Takes the full backup that was planned, without replication. `progress` has a row for each shard of the plan. Of the options about the log
+/// the size of its pieces alone counts.
 pub async fn read_backup(
     context: &Context,
     repository: &Repository,
     plan: &BackupPlan,
     options: &BackupOptions,
     reading: &Reading,
+    progress: &[Arc<ShardProgress>],
+) -> Result<Manifest> {
+    read_as((context, repository), plan, options, (reading, None), progress).await
+}
+
+/// Takes what was appended to the servers' append-only files since the newest backup of them. Fails with [`ErrorKind::Gap`] if there is none, or if
+/// a file was rewritten since.
+pub async fn read_incremental(
+    context: &Context,
+    repository: &Repository,
+    plan: &BackupPlan,
+    options: &BackupOptions,
+    reading: &Reading,
+    progress: &[Arc<ShardProgress>],
+) -> Result<Manifest> {
+    if !matches!(reading, Reading::Aof(..)) {
+        let what = "only append-only files are gone on with where they were left";
+        return Err(Error::new(ErrorKind::Usage, what).hint("--source files --files-from aof"));
+    }
+    let known = context.unless_stopped(KnownLines::read(repository, &options.cluster)).await?;
+    read_as((context, repository), plan, options, (reading, Some(known)), progress).await
+}
+
+async fn read_as(
+    (context, repository): (&Context, &Repository),
+    plan: &BackupPlan,
+    options: &BackupOptions,
+    (reading, known): (&Reading, Option<KnownLines>),
     progress: &[Arc<ShardProgress>],
 ) -> Result<Manifest> {
     // Before hours are spent on what could not be signed.
@@ -82,6 +115,7 @@ pub async fn read_backup(
     let settings_options = SettingsOptions { include_secrets: options.include_secrets };
     let topology = plan.discovery.topology();
     let settings = context.unless_stopped(read_settings(context, topology, &settings_options)).await?;
+    let kind = if known.is_some() { BackupKind::Incremental } else { BackupKind::Full };
     let job = Arc::new(Job {
         // When one shard fails the others stop as well, in order.
         context: Context { stop: context.stop.child_token(), ..context.clone() },
@@ -90,6 +124,7 @@ pub async fn read_backup(
         id: id.clone(),
         cluster_mode: topology.cluster_mode,
         reading: reading.clone(),
+        known,
         gates: Gates::new(options.jobs, options.jobs_per_host),
     });
     let mut taken = BTreeMap::new();
@@ -97,12 +132,12 @@ pub async fn read_backup(
         read_shards(&job, plan, progress, &mut taken).await?;
         let discovery = context.unless_stopped(look_again(context, plan)).await?;
         let parts = plan.shards.iter().enumerate().filter_map(|(number, shard)| {
-            let base = taken.get(&number).map(Arc::clone)?;
-            Some(Part { shard: shard.shard.clone(), base, cut: None })
+            let (base, cut) = taken.get(&number)?;
+            Some(Part { shard: shard.shard.clone(), base: Arc::clone(base), cut: cut.clone() })
         });
         let parts: Vec<Part> = parts.collect();
         let cluster = options.cluster.clone();
-        let heading = Heading { id, cluster, kind: BackupKind::Full, started_at, settings, cut: None };
+        let heading = Heading { id, cluster, kind, started_at, settings, cut: None };
         commit(context, repository, discovery.topology(), heading, &parts).await
     };
     let outcome = outcome.await;
@@ -110,11 +145,24 @@ pub async fn read_backup(
         for row in progress.iter().filter(|row| row.phase() != Phase::Done) {
             row.enter(Phase::Failed);
         }
-        for base in taken.values() {
+        for (base, _) in taken.values() {
             base.take_back(repository).await;
         }
     }
     outcome
+}
+
+/// A shard's part of a backup.
+struct Taken {
+    base: TakenBase,
+    /// Where the log behind the base ends, if there is one.
+    cut: Option<ShardCut>,
+}
+
+impl From<TakenBase> for Taken {
+    fn from(base: TakenBase) -> Self {
+        Self { base, cut: None }
+    }
 }
 
 /// Reads every shard; what was stored stands in `taken` whatever comes of the others.
@@ -122,7 +170,7 @@ async fn read_shards(
     job: &Arc<Job>,
     plan: &BackupPlan,
     progress: &[Arc<ShardProgress>],
-    taken: &mut BTreeMap<usize, Arc<TakenBase>>,
+    taken: &mut BTreeMap<usize, (Arc<TakenBase>, Option<ShardCut>)>,
 ) -> Result<()> {
     let shards = plan.shards.iter().cloned().zip(progress).enumerate();
     let mut running: FuturesUnordered<_> = shards
@@ -135,8 +183,8 @@ async fn read_shards(
     let mut outcome = Ok(());
     while let Some(done) = running.next().await {
         let failed = match done {
-            Ok((number, Ok(base))) => {
-                taken.insert(number, Arc::new(base));
+            Ok((number, Ok(Taken { base, cut }))) => {
+                taken.insert(number, (Arc::new(base), cut));
                 continue;
             }
             Ok((_, Err(error))) => error,
@@ -159,13 +207,15 @@ struct Job {
     id: String,
     cluster_mode: bool,
     reading: Reading,
+    /// What an incremental backup may go on behind; a full one does without.
+    known: Option<KnownLines>,
     gates: Gates,
 }
 
 impl Job {
     /// Reads one shard, from its next node if one fails.
-    async fn shard(&self, shard: &ShardPlan, progress: &Arc<ShardProgress>) -> Result<TakenBase> {
-        let mut last = None;
+    async fn shard(&self, shard: &ShardPlan, progress: &Arc<ShardProgress>) -> Result<Taken> {
+        let mut last: Option<Error> = None;
         for candidate in &shard.candidates {
             let turn = async { Ok(self.gates.enter(candidate.addr.host()).await) };
             let _turn = self.context.unless_stopped(turn).await?;
@@ -177,6 +227,13 @@ impl Job {
                     return Ok(base);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                // Another node of the shard may be the one whose file was read before.
+                Err(error) if error.kind() == ErrorKind::Gap => {
+                    let known = self.known.as_ref().and_then(|known| known.last_of(&shard.shard, candidate));
+                    if known.is_some() || last.is_none() {
+                        last = Some(error);
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::Unreachable => {
                     tracing::warn!(node = %candidate.addr, %error, "the node could not be read");
                     last = Some(error);
@@ -193,13 +250,14 @@ impl Job {
         shard: &ShardPlan,
         candidate: &Candidate,
         progress: &Arc<ShardProgress>,
-    ) -> Result<TakenBase> {
+    ) -> Result<Taken> {
         catch_up(&self.context, candidate, shard.written_to).await?;
         match &self.reading {
-            Reading::Scan(options) => scan::take(self, options, shard, candidate, progress).await,
-            Reading::Snapshot(dirs) => snapshot::take(self, dirs, candidate, progress).await,
+            Reading::Scan(options) => Ok(scan::take(self, options, shard, candidate, progress).await?.into()),
+            Reading::Snapshot(dirs) => Ok(snapshot::take(self, dirs, candidate, progress).await?.into()),
             Reading::Aof(dirs, engine) => {
-                Box::pin(aof::take(self, (dirs, engine), candidate, progress)).await
+                let known = self.known.as_ref();
+                Box::pin(aof::take(self, (dirs, engine), known, &shard.shard, candidate, progress)).await
             }
         }
     }

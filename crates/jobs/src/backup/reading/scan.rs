@@ -96,6 +96,7 @@ pub(super) async fn take(
         anchored: false,
         database: None,
         without_functions: options.without_functions,
+        aof: None,
     });
     Ok(base)
 }

@@ -105,6 +105,7 @@ pub(super) async fn take(
         anchored,
         database: head.database.filter(|_| anchored),
         without_functions: false,
+        aof: None,
     });
     Ok(base)
 }
@@ -262,7 +263,12 @@ fn place(head: &Head, saved: &Saved, candidate: &Candidate) -> Result<Option<(Re
     )))
 }
 
-async fn pass_on(file: &mut File, path: &Path, pipeline: &mut Pipeline) -> Result<(), Interruption> {
+/// Gives a file to a pipeline, from where it stands to its end.
+pub(super) async fn pass_on(
+    file: &mut File,
+    path: &Path,
+    pipeline: &mut Pipeline,
+) -> Result<(), Interruption> {
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let read = file.read(&mut buffer).await.map_err(|error| unreadable(path, &error))?;

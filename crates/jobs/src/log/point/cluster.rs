@@ -171,9 +171,9 @@ impl View {
     }
 }
 
-/// The backups that name histories of the cluster: a name that was made up leads nowhere.
+/// The backups that name histories of the cluster's replication: a name that was made up leads nowhere.
 fn anchored(past: &Past) -> impl DoubleEndedIterator<Item = &Manifest> {
-    past.backups.iter().filter(|backup| backup.is_anchored())
+    past.backups.iter().filter(|backup| backup.is_anchored() && !backup.is_of_aof())
 }
 
 fn record(state: &ShardState, base: &ShardRecord) -> ShardRecord {

@@ -1,0 +1,206 @@
+//! Shards that come and go under a running archive: a fourth one joins and is given slots, at once and key by key; later they go back and it is
+//! forgotten. Moments before, between and after come back as the ledger has them; those at which slots changed hands do, or are refused by
+//! that name.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use slotkeep_model::key_slot;
+use slotkeep_testkit::deadline::{NotYet, wait_for};
+use slotkeep_testkit::ledger::{Ledger, LedgerOptions};
+use slotkeep_testkit::{Client, Cluster, ClusterBuilder, Node, servers};
+
+use crate::common::agent::Agent;
+use crate::harness::{Bench, free_addrs};
+use crate::moves::check_moved;
+use crate::recorder::{now, pause};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const LISTS: u64 = 30;
+const FILLING: u64 = 3_000;
+/// Of the first two shards, the slots that move at once.
+const RANGES: [(u16, u16); 2] = [(0, 1999), (6000, 7999)];
+
+/// A node that belongs to no cluster yet, and its id there.
+fn newcomer(server: slotkeep_testkit::Server) -> (Cluster, String) {
+    let alone = ClusterBuilder::new(server).primaries(1).config("repl-backlog-size", "64mb").start().unwrap();
+    let mut client = alone.nodes()[0].client().unwrap();
+    client.command(&["CLUSTER", "RESET", "HARD"]).unwrap();
+    let id = client.command(&["CLUSTER", "MYID"]).unwrap().text().unwrap();
+    (alone, id)
+}
+
+fn await_nodes(clients: &mut [Client], count: usize) {
+    let wanted = format!("cluster_known_nodes:{count}");
+    for client in clients {
+        wait_for(LIMIT, &wanted, || {
+            let told = client.command(&["CLUSTER", "INFO"])?.text()?;
+            let whole = told.contains("cluster_state:ok") && told.lines().any(|line| line.trim() == wanted);
+            if whole { Ok(()) } else { Err(NotYet::because(told)) }
+        })
+        .unwrap();
+    }
+}
+
+/// Waits until all of them see that node as the owner of a range.
+fn await_owner(clients: &mut [Client], id: &str, (first, last): (u16, u16)) {
+    for client in clients {
+        wait_for(LIMIT, "slots to be where they go", || {
+            let nodes = client.command(&["CLUSTER", "NODES"])?.text()?;
+            let own =
+                nodes.lines().filter(|line| line.starts_with(id)).flat_map(|line| line.split(' ').skip(8));
+            let number = |text: &str| text.parse::<u16>().ok();
+            let mut own = own.filter_map(|range| {
+                let (low, high) = range.split_once('-').unwrap_or((range, range));
+                Some((number(low)?, number(high)?))
+            });
+            let holds = own.any(|(low, high)| low <= first && high >= last);
+            if holds { Ok(()) } else { Err(NotYet::because("not there yet")) }
+        })
+        .unwrap();
+    }
+}
+
+fn move_at_once(from: &mut Client, to: &str, (first, last): (u16, u16)) {
+    let (low, high) = (first.to_string(), last.to_string());
+    from.command(&["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", &low, &high, "NODE", to]).unwrap();
+}
+
+/// Key by key, as every version can.
+fn move_key_by_key(from: (&Node, &str), to: (&Node, &str), slot: u16, others: &mut [Client]) {
+    let (mut source, mut target) = (from.0.client().unwrap(), to.0.client().unwrap());
+    let (number, port) = (slot.to_string(), to.0.port().to_string());
+    target.command(&["CLUSTER", "SETSLOT", &number, "IMPORTING", from.1]).unwrap();
+    source.command(&["CLUSTER", "SETSLOT", &number, "MIGRATING", to.1]).unwrap();
+    loop {
+        let keys = source.command(&["CLUSTER", "GETKEYSINSLOT", &number, "100"]).unwrap();
+        let keys = keys.array().unwrap();
+        if keys.is_empty() {
+            break;
+        }
+        let mut migrate: Vec<&[u8]> =
+            vec![b"MIGRATE", b"127.0.0.1", port.as_bytes(), b"", b"0", b"30000", b"KEYS"];
+        migrate.extend(keys.iter().filter_map(|key| key.bytes()));
+        source.command(&migrate).unwrap();
+    }
+    target.command(&["CLUSTER", "SETSLOT", &number, "NODE", to.1]).unwrap();
+    source.command(&["CLUSTER", "SETSLOT", &number, "NODE", to.1]).unwrap();
+    for other in others {
+        // One of them may be a node of the move itself.
+        let _ = other.command(&["CLUSTER", "SETSLOT", &number, "NODE", to.1]);
+    }
+}
+
+/// Waits until the agent follows so many shards that serve slots, and has seen them so long that a moment from then on is settled.
+fn await_shards(agent: &Agent, count: usize, has: impl Fn(&[&str]) -> bool) {
+    agent.wait_status("the shards as they are now", |status| {
+        let shards = status["shards"].as_array().unwrap();
+        let follows = |shard: &Value| shard["phase"] == "following" && shard["source"].is_string();
+        let slots: Vec<&str> = shards.iter().filter_map(|shard| shard["slots"].as_str()).collect();
+        let serving = slots.iter().filter(|slots| !slots.is_empty()).count();
+        serving == count && shards.iter().all(follows) && has(&slots)
+    });
+    pause(5000);
+}
+
+#[test]
+fn shards_come_and_go_under_an_archive() {
+    let server = servers::require("valkey-9.1").unwrap();
+    let cluster = ClusterBuilder::new(server.clone()).config("repl-backlog-size", "64mb").start().unwrap();
+    let (alone, fourth) = newcomer(server.clone());
+    let joined = &alone.nodes()[0];
+    let bench = Bench::new();
+    let agent = Agent::start(&cluster, bench.repo().parent().unwrap(), &[]);
+    agent.wait_ready();
+    let mut filler = cluster.client().unwrap();
+    for number in 0..FILLING {
+        filler.command(&["SET", &format!("filling:{number}"), "x"]).unwrap();
+    }
+    let ledger = Ledger::start(&cluster, LedgerOptions { seed: 11, lists: LISTS, accounts: 8 }).unwrap();
+    ledger.wait_for_more(100).unwrap();
+    pause(1500);
+    let before = now().as_millisecond();
+    pause(3000);
+
+    let port = joined.port().to_string();
+    let mut clients: Vec<Client> = cluster.nodes().iter().map(|node| node.client().unwrap()).collect();
+    clients[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port]).unwrap();
+    await_nodes(&mut clients, 4);
+    let mut during = Vec::new();
+    for (source, range) in RANGES.into_iter().enumerate() {
+        move_at_once(&mut clients[source], &fourth, range);
+        during.push(now().as_millisecond());
+        await_owner(&mut clients, &fourth, range);
+    }
+    // Of the third shard, single slots that are written to.
+    let third = &cluster.nodes()[2];
+    let slots = (0..LISTS).map(|list| key_slot(format!("ledger:{{{list}}}:list").as_bytes()).number());
+    let of_third: Vec<u16> = slots.filter(|slot| *slot > 10922).take(3).collect();
+    assert!(!of_third.is_empty());
+    for slot in &of_third {
+        move_key_by_key((third, third.id()), (joined, &fourth), *slot, &mut clients);
+        await_owner(&mut clients, &fourth, (*slot, *slot));
+    }
+    let slot_text = of_third[0].to_string();
+    await_shards(&agent, 4, |slots| {
+        slots.iter().any(|own| own.contains("0-1999") && own.contains(&slot_text))
+    });
+    ledger.wait_for_more(100).unwrap();
+    let between = now().as_millisecond();
+    pause(3000);
+
+    let mut from_fourth = joined.client().unwrap();
+    for (target, range) in RANGES.into_iter().enumerate() {
+        let id = cluster.nodes()[target].id();
+        move_at_once(&mut from_fourth, id, range);
+        during.push(now().as_millisecond());
+        await_owner(&mut clients, id, range);
+    }
+    for slot in &of_third {
+        move_key_by_key((joined, &fourth), (third, third.id()), *slot, &mut clients);
+    }
+    await_owner(&mut clients, third.id(), (of_third[0], of_third[0]));
+    for client in &mut clients {
+        client.command(&["CLUSTER", "FORGET", &fourth]).unwrap();
+    }
+    joined.kill().unwrap();
+    await_nodes(&mut clients, 3);
+    await_shards(&agent, 3, |slots| slots.contains(&"0-5460"));
+    ledger.wait_for_more(100).unwrap();
+    let after = now().as_millisecond();
+    pause(300);
+    let account = ledger.stop(&cluster).unwrap();
+    pause(1500);
+    let status = agent.stop();
+    assert_eq!(status["shards"].as_array().unwrap().len(), 3, "{status}");
+    drop((cluster, alone));
+
+    check_moved(&bench, &server, &account, "before", (before, 3), FILLING);
+    check_moved(&bench, &server, &account, "between", (between, 4), FILLING);
+    check_moved(&bench, &server, &account, "after", (after, 3), FILLING);
+    for (number, moment) in during.into_iter().enumerate() {
+        let at = jiff::Timestamp::from_millisecond(moment).unwrap().to_string();
+        let plan =
+            |nodes| bench.restore("plan", &free_addrs(nodes), &["--at", &at, "--no-replicas", "--dry-run"]);
+        let planned = [3, 4].map(|nodes| (nodes, plan(nodes)));
+        match planned.iter().find(|(_, run)| run.code == 0) {
+            Some((nodes, _)) => {
+                check_moved(
+                    &bench,
+                    &server,
+                    &account,
+                    &format!("during-{number}"),
+                    (moment, *nodes),
+                    FILLING,
+                );
+            }
+            None => {
+                let refused =
+                    |words: &str| planned.iter().any(|(_, run)| run.code == 24 && run.stderr.contains(words));
+                // The new shard's base may be younger than the moment.
+                let known = refused("changed hands between") || refused("their log begins at");
+                assert!(known, "{}\n{}", planned[0].1.stderr, planned[1].1.stderr);
+            }
+        }
+    }
+}
