@@ -19,3 +19,4 @@ mod disasters;
 mod moves;
 mod scene;
 mod shards;
+mod spares;

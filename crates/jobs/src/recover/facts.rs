@@ -86,11 +86,24 @@ impl Word {
     }
 }
 
+/// A server that runs, on whatever machine, and can become a node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmptyNode {
+    /// Its id.
+    pub id: NodeId,
+    /// What it runs.
+    pub server: ServerVersion,
+    /// How many bytes it may take up to its `maxmemory`; absent if it has none.
+    pub free_bytes: Option<u64>,
+}
+
 /// What stands at an address that was given for a new node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SpareState {
     /// Nothing: a node can be started there.
     Free,
+    /// A server in cluster mode that holds nothing and knows nobody.
+    Empty(EmptyNode),
     /// A node of this cluster already, as after an earlier run.
     Member(NodeId),
     /// Something that must be left alone, and why.

@@ -1,16 +1,15 @@
 //! From what was found to what is to be done. Pure.
 
 use jiff::Timestamp;
-use slotkeep_format::ShardState;
 use slotkeep_model::{NodeAddr, NodeId, Role, SlotSet};
 
 use super::archive::Held;
 use super::claims::{Holding, holdings, replicas_of};
 use super::facts::{Answer, SpareState, Survey, Word};
+use super::place::{place, replace_replicas};
 use super::plan::{Condition, How, Loss, NodeRow, Plan, Prefer, Remedy, ReplicaRow, ShardPlan, Verdict};
 use super::steps::steps;
 use crate::log::point::shards::{Lack, Reach, recorded_shard};
-use crate::restore::files::assign_nodes;
 
 /// What the user wants.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +40,10 @@ pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
         living += usize::from(matches!(&shard.remedy, Remedy::Promote { how, .. } if *how != How::Graceful));
         shards.push(shard);
     }
-    judge.place(&mut shards);
+    let mut unusable = Vec::new();
+    place((survey, held, wishes), &mut shards, &mut unusable);
+    let returned = judge.returned(&shards);
+    replace_replicas((survey, wishes), &mut shards, &returned);
     let mut open: Vec<String> = shards
         .iter()
         .filter_map(|shard| match &shard.remedy {
@@ -54,16 +56,21 @@ pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
             _ => None,
         })
         .collect();
+    open.extend(unusable);
     for (addr, state) in &survey.spares {
-        if let SpareState::Taken(why) = state {
-            open.push(format!("{addr} can't be used for a new node: {why}"));
+        match state {
+            SpareState::Taken(why) => open.push(format!("{addr} can't be used for a new node: {why}")),
+            SpareState::Free if !wishes.folder => open.push(format!(
+                "{addr} can't be used for a new node: no server answers there, and to start one a folder is needed: give --to-dir DIR"
+            )),
+            _ => {}
         }
     }
     for chosen in judge.unknown_choices() {
         open.push(format!("--choose {chosen}: no node answers there that could be the primary of a shard"));
     }
     let forget = if wishes.forget { judge.forgotten(&shards) } else { vec![] };
-    let steps = steps(survey, held, &shards, &judge.returned(&shards), forget);
+    let steps = steps(survey, held, &shards, &returned, forget);
     let waiting = shards.iter().any(|shard| matches!(shard.remedy, Remedy::Wait { .. }));
     let verdict = match (waiting || !open.is_empty(), steps.is_empty()) {
         (true, _) => Verdict::NeedsDecision,
@@ -160,6 +167,7 @@ impl Judge<'_> {
             replicas: replicas.iter().map(|id| self.replica_row(id)).collect(),
             archive: self.reach(&holding.slots).cloned(),
             remedy,
+            new_replicas: vec![],
             loss,
         }
     }
@@ -232,13 +240,17 @@ impl Judge<'_> {
         let Some(reach) = self.reach(&holding.slots) else {
             return wait("no node of it answers, and the repository holds nothing of it");
         };
-        if self.wishes.tls {
+        let runs = |state: &SpareState| matches!(state, SpareState::Empty(_));
+        if self.wishes.tls && !self.survey.spares.iter().any(|(_, state)| runs(state)) {
             return wait(
-                "no node of it answers, and new nodes can't join a cluster that speaks TLS, for want of certificates: \
-                         restore to a folder (`slotkeep restore --to-dir`), add the certificates, and start the nodes by hand",
+                "no node of it answers, and nodes that are started here can't join a cluster that speaks TLS, for want of certificates: \
+                 start empty nodes with certificates, in cluster mode, and give their addresses with --spare",
             );
         }
-        (Remedy::Restore { nodes: vec![] }, Some(loss_of_restore(reach, self.wishes.at, self.held.now)))
+        (
+            Remedy::Restore { running: false, nodes: vec![] },
+            Some(loss_of_restore(reach, self.wishes.at, self.held.now)),
+        )
     }
 
     /// The chosen one keeps the slots if its claim is the highest: then the others need only be kept from taking writes.
@@ -286,59 +298,6 @@ impl Judge<'_> {
             "{old} answers and calls them its own, but others know {new} as their newer owner, which does not answer. {old} becomes a replica \
              of it when it hears the others: see to the links between the nodes, or bring {new} back, and run this again"
         )
-    }
-
-    /// Gives shards that are to be restored their nodes: primaries first, then replicas as far as addresses go.
-    fn place(&self, shards: &mut [ShardPlan]) {
-        let free: Vec<NodeAddr> = self
-            .survey
-            .spares
-            .iter()
-            .filter(|(_, state)| *state == SpareState::Free)
-            .map(|(addr, _)| addr.clone())
-            .collect();
-        let lost: Vec<usize> = shards
-            .iter()
-            .enumerate()
-            .filter(|(_, shard)| matches!(shard.remedy, Remedy::Restore { .. }))
-            .map(|(number, _)| number)
-            .collect();
-        if lost.is_empty() {
-            return;
-        }
-        let recorded = |number: &usize| -> usize {
-            let state = shards
-                .get(*number)
-                .and_then(|shard| self.held.of(&shard.slots))
-                .and_then(|(_, state, _)| state.as_ref());
-            state.map_or(0, |state: &ShardState| state.replicas.len())
-        };
-        let wanted: Vec<usize> = lost.iter().map(recorded).collect();
-        let most: usize = lost.len() + wanted.iter().sum::<usize>();
-        let replicas = share(free.len().saturating_sub(lost.len()), &wanted);
-        let used: usize = lost.len() + replicas.iter().sum::<usize>();
-        let placed = free.get(..used).and_then(|some| assign_nodes(some, &replicas));
-        match placed.filter(|_| self.wishes.folder) {
-            Some(placed) => {
-                for (number, addrs) in lost.iter().zip(placed) {
-                    if let Some(shard) = shards.get_mut(*number) {
-                        shard.remedy = Remedy::Restore { nodes: addrs };
-                    }
-                }
-            }
-            None => {
-                for number in &lost {
-                    if let Some(shard) = shards.get_mut(*number) {
-                        shard.remedy = Remedy::Wait {
-                            on: format!(
-                                "to be restored from the repository, it needs nodes: give --to-dir DIR and --spare with {} free addresses of this machine ({most} with replicas)",
-                                lost.len()
-                            ),
-                        };
-                    }
-                }
-            }
-        }
     }
 
     /// Nodes that answer, hold neither slots nor keys, and were of a shard that another node serves: with the primary to follow.
@@ -393,23 +352,6 @@ impl Judge<'_> {
         let unknown =
             |addr: &&NodeAddr| !self.survey.nodes.iter().any(|node| node.addr == **addr && fits(&node.id));
         self.wishes.choose.iter().filter(unknown).collect()
-    }
-}
-
-/// How many of so many nodes each shard gets, none more than it wants: in turns.
-fn share(mut nodes: usize, wanted: &[usize]) -> Vec<usize> {
-    let mut given = vec![0; wanted.len()];
-    loop {
-        let before = nodes;
-        for (given, wanted) in given.iter_mut().zip(wanted) {
-            if *given < *wanted && nodes > 0 {
-                *given += 1;
-                nodes -= 1;
-            }
-        }
-        if nodes == 0 || nodes == before {
-            return given;
-        }
     }
 }
 

@@ -118,6 +118,9 @@ pub struct ShardPlan {
     pub archive: Option<Reach>,
     /// What is done about it.
     pub remedy: Remedy,
+    /// Addresses at which it gets replicas once it has its primary.
+    #[serde(serialize_with = "as_texts", skip_serializing_if = "Vec::is_empty")]
+    pub new_replicas: Vec<NodeAddr>,
     /// What is lost by that; absent if nothing is done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<Loss>,
@@ -141,6 +144,8 @@ pub enum Remedy {
     },
     /// It is restored from the repository, to new nodes.
     Restore {
+        /// Whether its primary is an empty node that runs already, and not one that is started.
+        running: bool,
         /// Their addresses, the primary's first.
         #[serde(serialize_with = "as_texts")]
         nodes: Vec<NodeAddr>,
@@ -256,8 +261,23 @@ pub enum StepKind {
         #[serde(serialize_with = "as_texts")]
         shards: Vec<SlotSet>,
     },
+    /// Restores shards from the repository into empty nodes that run, which nobody knows yet.
+    Fill {
+        /// The shards' slots, one set each.
+        #[serde(serialize_with = "as_texts")]
+        shards: Vec<SlotSet>,
+    },
     /// Tells the living nodes of the new ones.
     Join,
+    /// Gives a shard new replicas.
+    Replicas {
+        /// Its slots.
+        #[serde(serialize_with = "as_text")]
+        slots: SlotSet,
+        /// Their addresses.
+        #[serde(serialize_with = "as_texts")]
+        nodes: Vec<NodeAddr>,
+    },
     /// Restores the whole cluster and starts it.
     RestoreAll,
     /// Puts slots that were on their way between a living shard and a lost one on their way again.

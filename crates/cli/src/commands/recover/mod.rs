@@ -8,10 +8,13 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::progress::ShardProgress;
-use slotkeep_jobs::recover::{EndDisplay, Making, Outcome, Plan, Prefer, Recovery, Verdict, Watch, Wishes};
+use slotkeep_jobs::recover::{
+    Admitted, EndDisplay, Filling, Making, Outcome, Plan, Prefer, Recovery, Verdict, Watch, Wishes,
+};
 use slotkeep_jobs::restore::files::UsersPolicy;
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 
+use super::merge::EngineArgs;
 use super::restore::aim::parse_moment;
 use super::restore::files::new_password;
 use crate::args::{ClusterArgs, RepoArgs};
@@ -53,16 +56,11 @@ pub(crate) struct RecoverArgs {
     /// Do it
     #[arg(long, help_heading = "How")]
     yes: bool,
-    /// Addresses of this machine at which new nodes may be started: primaries of lost shards first, then their replicas
-    #[arg(
-        long,
-        value_name = "HOST:PORT",
-        value_delimiter = ',',
-        requires = "to_dir",
-        help_heading = "New nodes"
-    )]
+    /// Addresses for new nodes: primaries of lost shards first, then their replicas, then replicas of shards that have lost theirs. Either
+    /// empty servers that run in cluster mode, on any machine, or, with --to-dir, addresses of this machine at which servers are started
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', help_heading = "New nodes")]
     spare: Vec<String>,
-    /// Folder to make the new nodes' data directories in; must not exist, or be empty
+    /// Folder to make the data directories of nodes in that are started; must not exist, or be empty
     #[arg(long, value_name = "DIR", requires = "spare", help_heading = "New nodes")]
     to_dir: Option<PathBuf>,
     /// Server program that the new nodes run; `valkey-server` or `redis-server` from the PATH if not given
@@ -74,6 +72,12 @@ pub(crate) struct RecoverArgs {
     /// Leave users and passwords of the new nodes out: whoever reaches them may do everything
     #[arg(long, requires = "to_dir", conflicts_with = "new_password_file", help_heading = "New nodes")]
     no_acl: bool,
+    /// Where to keep a lost shard's dataset while its log is applied to it, for a node that runs; the system's folder for temporary files if
+    /// not given
+    #[arg(long, value_name = "DIR", help_heading = "New nodes")]
+    spool: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// What is preferred.
@@ -131,6 +135,11 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
         folder: arguments.to_dir.is_some(),
         tls: context.connector.is_tls(),
     };
+    let filling = repository.as_ref().map(|(repository, _)| Filling {
+        repository: repository.clone(),
+        spool: arguments.spool.clone().unwrap_or_else(std::env::temp_dir),
+        engine: arguments.engine.options(),
+    });
     let making = match (&arguments.to_dir, repository) {
         (Some(folder), Some((repository, _))) => Some(Making {
             repository,
@@ -147,7 +156,8 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
         }
         (None, _) => None,
     };
-    Ok(Recovery { seeds, spares: addrs(&arguments.spare)?, past, wishes, making, context })
+    let spares = addrs(&arguments.spare)?;
+    Ok(Recovery { seeds, spares, past, wishes, making, filling, admitted: Admitted::default(), context })
 }
 
 /// The users of new nodes. They have to let in whoever the cluster lets in.
