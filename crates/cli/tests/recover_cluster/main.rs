@@ -20,3 +20,4 @@ mod moves;
 mod scene;
 mod shards;
 mod spares;
+mod tail;

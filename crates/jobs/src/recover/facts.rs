@@ -6,6 +6,8 @@ use slotkeep_format::ShardState;
 use slotkeep_model::{NodeAddr, NodeId, ReplId, Role, ServerVersion, SlotSet};
 use slotkeep_wire::topology::NodeRow;
 
+use crate::log::chain::Place;
+
 /// A node of the cluster, or what is known of it.
 #[derive(Clone, Debug)]
 pub struct SeenNode {
@@ -43,6 +45,8 @@ pub struct Word {
     pub history: ReplId,
     /// The last byte that it holds.
     pub offset: u64,
+    /// Where it took over from another history, if it did: that history, and the last byte that it had of it.
+    pub former: Option<Place>,
     /// How many keys it holds.
     pub keys: u64,
     /// Every node that it knows, itself among them.

@@ -8,8 +8,9 @@ use super::claims::{Holding, holdings, replicas_of};
 use super::facts::{Answer, SpareState, Survey, Word};
 use super::place::{place, replace_replicas};
 use super::plan::{Condition, How, Loss, NodeRow, Plan, Prefer, Remedy, ReplicaRow, ShardPlan, Verdict};
-use super::steps::steps;
+use super::steps::{steps, tails};
 use crate::log::point::shards::{Lack, Reach, recorded_shard};
+use crate::log::tail::Tail;
 
 /// What the user wants.
 #[derive(Clone, Debug, Default)]
@@ -22,10 +23,24 @@ pub struct Wishes {
     pub at: Option<Timestamp>,
     /// Whether nodes that do not answer and hold nothing are to be forgotten.
     pub forget: bool,
+    /// Whether what the repository holds and a replica lacks is applied to it once it is the primary.
+    pub apply_tail: ApplyTail,
     /// Whether there is a folder for new nodes.
     pub folder: bool,
     /// Whether the cluster speaks TLS, which new nodes can't for want of certificates.
     pub tls: bool,
+}
+
+/// When the log is applied that a replica lacked when it became the primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ApplyTail {
+    /// Never.
+    #[default]
+    No,
+    /// If the primary has taken no writes since.
+    Untouched,
+    /// Also over what it has taken since.
+    Anyway,
 }
 
 /// Judges what was found.
@@ -70,7 +85,10 @@ pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
         open.push(format!("--choose {chosen}: no node answers there that could be the primary of a shard"));
     }
     let forget = if wishes.forget { judge.forgotten(&shards) } else { vec![] };
-    let steps = steps(survey, held, &shards, &returned, forget);
+    let mut steps = steps(survey, held, &shards, &returned, forget);
+    if wishes.apply_tail != ApplyTail::No {
+        steps.extend(tails(survey, &shards));
+    }
     let waiting = shards.iter().any(|shard| matches!(shard.remedy, Remedy::Wait { .. }));
     let verdict = match (waiting || !open.is_empty(), steps.is_empty()) {
         (true, _) => Verdict::NeedsDecision,
@@ -163,6 +181,7 @@ impl Judge<'_> {
         ShardPlan {
             slots: holding.slots.clone(),
             condition,
+            tail: self.tail(primary, &remedy),
             primary: self.primary_name(holding, primary),
             replicas: replicas.iter().map(|id| self.replica_row(id)).collect(),
             archive: self.reach(&holding.slots).cloned(),
@@ -170,6 +189,16 @@ impl Judge<'_> {
             new_replicas: vec![],
             loss,
         }
+    }
+
+    /// What could be applied to the shard's primary.
+    fn tail(&self, primary: Option<&NodeId>, remedy: &Remedy) -> Option<Tail> {
+        let node = match remedy {
+            Remedy::Promote { node, how, .. } if *how != How::Graceful => node,
+            Remedy::Nothing => primary?,
+            _ => return None,
+        };
+        self.held.tails.get(node).filter(|tail| !tail.is_idle()).cloned()
     }
 
     fn primary_name(&self, holding: &Holding, primary: Option<&NodeId>) -> Option<String> {
@@ -224,7 +253,7 @@ impl Judge<'_> {
         let Some((node, _)) = best else { return self.lost(holding) };
         let addr = self.survey.name(node);
         let lack = self.held.lacks.get(node).copied().flatten();
-        let loss = loss_of_promotion(&addr, lack, self.held.given);
+        let loss = loss_of_promotion((&addr, self.held.tails.get(node)), lack, self.held.given);
         let how = if majority { How::Force } else { How::Takeover };
         (Remedy::Promote { node: node.clone(), addr, how }, Some(loss))
     }
@@ -359,7 +388,7 @@ fn wait(on: &str) -> (Remedy, Option<Loss>) {
     (Remedy::Wait { on: on.to_owned() }, None)
 }
 
-fn loss_of_promotion(addr: &str, lack: Option<Lack>, repository: bool) -> Loss {
+fn loss_of_promotion((addr, tail): (&str, Option<&Tail>), lack: Option<Lack>, repository: bool) -> Loss {
     let beyond = "what the old primary took and passed on to nobody is gone";
     let (what, bytes, ms) = match lack {
         Some(lack) if !lack.writes => (
@@ -369,11 +398,15 @@ fn loss_of_promotion(addr: &str, lack: Option<Lack>, repository: bool) -> Loss {
         ),
         Some(lack) => {
             let for_ms = lack.ms.map(|ms| format!(", written within {ms} ms,")).unwrap_or_default();
+            let offer = tail.map(Tail::in_words).map(|words| {
+                format!(" `--apply-tail` applies them to {addr} once it is the primary: {words}.")
+            });
             (
                 format!(
-                    "{} bytes of the log{for_ms} that the repository holds and {addr} does not. `--prefer archive` restores the shard with them \
+                    "{} bytes of the log{for_ms} that the repository holds and {addr} does not.{} `--prefer archive` restores the shard with them \
                      instead, onto new nodes; {beyond}",
-                    lack.bytes
+                    lack.bytes,
+                    offer.unwrap_or_default()
                 ),
                 Some(lack.bytes),
                 lack.ms,

@@ -6,6 +6,7 @@ use slotkeep_model::{NodeAddr, NodeId, SlotSet};
 
 use super::archive::Estimate;
 use crate::log::point::shards::{Lack, Reach};
+use crate::log::tail::Tail;
 
 /// What is to be done with a cluster.
 #[derive(Clone, Debug, Serialize)]
@@ -121,6 +122,9 @@ pub struct ShardPlan {
     /// Addresses at which it gets replicas once it has its primary.
     #[serde(serialize_with = "as_texts", skip_serializing_if = "Vec::is_empty")]
     pub new_replicas: Vec<NodeAddr>,
+    /// The log behind what its primary has, or the replica that is to be promoted, which can be applied to it (`--apply-tail`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<Tail>,
     /// What is lost by that; absent if nothing is done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<Loss>,
@@ -306,6 +310,15 @@ pub enum StepKind {
     },
     /// Waits until all nodes agree.
     Settle,
+    /// Applies what the repository holds, and a replica did not when it was promoted.
+    ApplyTail {
+        /// The primary.
+        #[serde(serialize_with = "as_text")]
+        node: NodeId,
+        /// Its slots.
+        #[serde(serialize_with = "as_text")]
+        slots: SlotSet,
+    },
 }
 
 impl ShardPlan {

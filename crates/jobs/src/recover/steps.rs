@@ -3,12 +3,14 @@
 use slotkeep_model::{NodeId, SlotSet};
 
 use super::archive::Held;
-use super::facts::Survey;
+use super::facts::{SpareState, Survey};
 use super::moves::interrupted_moves;
 use super::plan::{How, Remedy, ShardPlan, Step, StepKind};
 
 /// How long an election takes, in ms: a manual failover needs no timeout of a node.
 const ELECTION_MS: u64 = 2_000;
+/// How long a short log takes, in ms.
+const APPLY_MS: u64 = 1_000;
 /// How long it takes until all nodes agree, in ms.
 const AGREE_MS: u64 = 4_000;
 
@@ -34,10 +36,15 @@ pub(super) fn steps(
     if !restored.is_empty() {
         steps.push(restoration(held, &restored, alone));
     }
+    // Replicas that are started are told of by the step that starts them.
+    let admits = replicas
+        .iter()
+        .flat_map(|shard| &shard.new_replicas)
+        .any(|addr| survey.spares.iter().any(|(spare, state)| spare == addr && *state != SpareState::Free));
     if !filled.is_empty() {
         steps.push(filling(held, &filled));
     }
-    if (!restored.is_empty() && !alone) || joins || !filled.is_empty() || !replicas.is_empty() {
+    if (!restored.is_empty() && !alone) || joins || !filled.is_empty() || admits {
         steps.push(join());
     }
     steps.extend(replicas.into_iter().map(new_replicas));
@@ -202,6 +209,31 @@ fn forgetting(survey: &Survey, nodes: Vec<NodeId>) -> Step {
         risk: "one that comes back introduces itself again, and becomes a replica a second later than one that is not forgotten".to_owned(),
         expected_ms: 0,
     }
+}
+
+/// What is applied to new primaries: last, as nothing else waits for it.
+pub(super) fn tails<'a>(survey: &'a Survey, shards: &'a [ShardPlan]) -> impl Iterator<Item = Step> + 'a {
+    shards.iter().filter_map(|shard| {
+        let tail = shard.tail.as_ref()?;
+        let node = match &shard.remedy {
+            Remedy::Promote { node, .. } => node.clone(),
+            _ => survey.words().find(|(_, word)| word.own_slots() == shard.slots)?.0.id.clone(),
+        };
+        Some(Step {
+            what: format!(
+                "apply to {} what the repository holds of history {} behind offset {}: {}",
+                survey.name(&node),
+                tail.history,
+                tail.after,
+                tail.in_words()
+            ),
+            kind: StepKind::ApplyTail { node, slots: shard.slots.clone() },
+            risk: "the commands are older than what the node has taken since: with --apply-tail nothing is applied if it has taken any, with \
+                   --apply-tail=anyway they go on top. A key whose time has passed meanwhile is gone before later commands meet it"
+                .to_owned(),
+            expected_ms: APPLY_MS,
+        })
+    })
 }
 
 fn settle() -> Step {

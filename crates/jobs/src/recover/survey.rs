@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use slotkeep_format::ShardState;
-use slotkeep_model::{NodeAddr, NodeId};
+use slotkeep_model::{NodeAddr, NodeId, ReplId};
+use slotkeep_wire::info::Info;
 use slotkeep_wire::resp::Command;
 use slotkeep_wire::topology::{ClusterInfo, NodeRow};
 
 use super::facts::{Answer, Recorded, SeenNode, SpareState, Survey, Word};
 use super::spares::{look_at, vacancy};
 use crate::discover::{keys_of, read_info, read_view, version_of};
+use crate::log::chain::Place;
 use crate::net::{LinkError, LinkProblem};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -134,11 +136,19 @@ async fn ask_all(context: &Context, addr: &NodeAddr) -> Result<Word, Miss> {
         syncing: replication.link.as_ref().is_some_and(|link| link.sync_in_progress),
         history: replication.replid,
         offset: replication.offset.0,
+        former: former(&info),
         keys: keys_of(&info).map_err(|error| odd(error.to_string()))?,
         rows: view.rows,
         current_epoch: cluster.current_epoch,
         cluster_ok: cluster.ok,
     })
+}
+
+/// Where a node took over: its second history is the one that it had before (`shiftReplicationId` in `src/replication.c`).
+fn former(info: &Info) -> Option<Place> {
+    let history: ReplId = info.get("master_replid2")?.parse().ok()?;
+    let first_own: u64 = info.get("second_repl_offset")?.parse().ok()?;
+    Some(Place { history, offset: first_own.checked_sub(1)? })
 }
 
 /// Tells the cluster's nodes from strangers.

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::recover::{
-    Admitted, EndDisplay, Filling, Making, Outcome, Plan, Prefer, Recovery, Verdict, Watch, Wishes,
+    ApplyTail, EndDisplay, Filling, Making, Memory, Outcome, Plan, Prefer, Recovery, Verdict, Watch, Wishes,
 };
 use slotkeep_jobs::restore::files::UsersPolicy;
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
@@ -47,6 +47,17 @@ pub(crate) struct RecoverArgs {
     /// Restore shards to this moment, by the servers' clocks; to the last one that each one's log leads to, if not given
     #[arg(long, value_name = "TIME", help_heading = "How")]
     at: Option<String>,
+    /// Apply what the repository holds, and a replica did not when it was promoted, to the new primary: only if that has taken no writes
+    /// since, or with =anyway over them
+    #[arg(
+        long,
+        value_name = "WHEN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "untouched",
+        help_heading = "How"
+    )]
+    apply_tail: Option<ApplyTailArg>,
     /// At the end, make all nodes forget those that do not answer and hold nothing
     #[arg(long, help_heading = "How")]
     forget: bool,
@@ -87,6 +98,15 @@ enum PreferArg {
     Replica,
     /// Later, with what the repository has
     Archive,
+}
+
+/// When the log is applied that a replica lacked.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ApplyTailArg {
+    /// If the new primary has taken no writes since
+    Untouched,
+    /// Also over what it has taken since
+    Anyway,
 }
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &RecoverArgs) -> Result<u8> {
@@ -132,6 +152,11 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
         choose: addrs(&arguments.choose)?,
         at: arguments.at.as_deref().map(parse_moment).transpose()?,
         forget: arguments.forget,
+        apply_tail: match arguments.apply_tail {
+            None => ApplyTail::No,
+            Some(ApplyTailArg::Untouched) => ApplyTail::Untouched,
+            Some(ApplyTailArg::Anyway) => ApplyTail::Anyway,
+        },
         folder: arguments.to_dir.is_some(),
         tls: context.connector.is_tls(),
     };
@@ -157,7 +182,7 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
         (None, _) => None,
     };
     let spares = addrs(&arguments.spare)?;
-    Ok(Recovery { seeds, spares, past, wishes, making, filling, admitted: Admitted::default(), context })
+    Ok(Recovery { seeds, spares, past, wishes, making, filling, memory: Memory::default(), context })
 }
 
 /// The users of new nodes. They have to let in whoever the cluster lets in.

@@ -66,11 +66,18 @@ pub(super) async fn fill(
             Ok(end) => ends.push(end),
             Err(error) => {
                 filler.empty_all().await;
-                return Err(error.context(format!("restoring slots {}", shard.slots)));
+                let error = error.context(format!("restoring slots {}", shard.slots));
+                return Err(match error.kind() {
+                    ErrorKind::Interrupted => error,
+                    _ if filler.touched.is_empty() => error,
+                    _ => error.hint(
+                        "the new nodes are empty again; mend what the message says, and run this again",
+                    ),
+                });
             }
         }
     }
-    recovery.admitted.add(filler.filled.iter().map(|(id, _)| id.clone()));
+    recovery.memory.admit(filler.filled.iter().map(|(id, _)| id.clone()));
     made.filled.extend(filler.filled.into_iter().map(|(_, node)| node));
     Ok(ends.join("; "))
 }

@@ -10,6 +10,7 @@ mod moves;
 mod promote;
 mod replicas;
 mod restore;
+mod tail;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ use slotkeep_repo::Repository;
 
 use super::archive::held;
 use super::facts::{Recorded, SpareState, Survey};
-use super::judge::{Wishes, judge};
+use super::judge::{ApplyTail, Wishes, judge};
 use super::plan::{Plan, Remedy, ShardPlan, Step, StepKind};
 use super::survey::survey;
 use crate::engine::EngineOptions;
@@ -48,21 +49,34 @@ pub struct Recovery {
     pub making: Option<Making>,
     /// How empty nodes that run are filled; none without a repository.
     pub filling: Option<Filling>,
-    /// Nodes that count as the cluster's although nobody knows them yet.
-    pub admitted: Admitted,
+    /// What it keeps in mind: at first nothing.
+    pub memory: Memory,
 }
 
-/// Nodes that this recovery has filled, or is about to tell the others of.
+/// What a recovery keeps in mind from step to step, and the cluster does not tell.
 #[derive(Debug, Default)]
-pub struct Admitted(Mutex<BTreeSet<NodeId>>);
+pub struct Memory {
+    admitted: Mutex<BTreeSet<NodeId>>,
+    applied: Mutex<BTreeSet<NodeId>>,
+}
 
-impl Admitted {
-    fn add(&self, ids: impl IntoIterator<Item = NodeId>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+impl Memory {
+    /// Counts nodes as the cluster's.
+    fn admit(&self, ids: impl IntoIterator<Item = NodeId>) {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
     }
 
-    fn all(&self) -> BTreeSet<NodeId> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn admitted(&self) -> BTreeSet<NodeId> {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Nothing more is to be applied to that primary.
+    fn applied(&self, id: NodeId) {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    fn is_applied(&self, id: &NodeId) -> bool {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 }
 
@@ -178,8 +192,9 @@ impl Recovery {
         recorded: Recorded,
         spares: &[NodeAddr],
     ) -> Result<(Survey, Plan)> {
-        let survey = survey(&self.context, &seeds, recorded, spares, &self.admitted.all()).await?;
-        let held = held(&self.context, self.past.as_deref(), &survey).await?;
+        let survey = survey(&self.context, &seeds, recorded, spares, &self.memory.admitted()).await?;
+        let promoted = |id: &NodeId| self.wishes.apply_tail != ApplyTail::No && !self.memory.is_applied(id);
+        let held = held(&self.context, self.past.as_ref(), &survey, promoted).await?;
         let plan = judge(&survey, &held, &self.wishes);
         Ok((survey, plan))
     }
@@ -303,6 +318,7 @@ impl Recovery {
             }
             StepKind::Forget { nodes } => join::forget(self, &survey, nodes).await,
             StepKind::Settle => join::settle(self, watch).await,
+            StepKind::ApplyTail { node, slots } => tail::apply(self, &survey, (node, slots), watch).await,
         }
     }
 }
@@ -312,7 +328,7 @@ impl Recovery {
     fn admit(&self, plan: &Plan, survey: &Survey) -> Result<()> {
         for addr in plan.shards.iter().flat_map(|shard| &shard.new_replicas) {
             match survey.spares.iter().find(|(spare, _)| spare == addr).map(|(_, state)| state) {
-                Some(SpareState::Empty(node)) => self.admitted.add([node.id.clone()]),
+                Some(SpareState::Empty(node)) => self.memory.admit([node.id.clone()]),
                 Some(SpareState::Taken(why)) => {
                     return Err(surprise(format!("{addr} can't be used any more: {why}")));
                 }

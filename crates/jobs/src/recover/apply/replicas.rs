@@ -5,6 +5,7 @@ use std::time::Duration;
 use slotkeep_model::{NodeAddr, NodeId, Role};
 use slotkeep_wire::resp::Command;
 
+use super::join::join;
 use super::restore::start_replicas;
 use super::{Made, Recovery, Watch, surprise};
 use crate::discover::read_info;
@@ -52,6 +53,9 @@ pub(super) async fn give(
     }
     if !free.is_empty() {
         start_replicas(recovery, survey, (shard, &primary.id, &free), watch, made).await?;
+        // They know the others, and only their primary knows them.
+        let (survey, _) = recovery.look().await?;
+        join(recovery, &survey, watch).await?;
     }
     let names: Vec<String> = nodes.iter().map(ToString::to_string).collect();
     Ok(format!("{} follow {}", names.join(", "), primary.addr))
