@@ -7,7 +7,7 @@ use slotkeep_jobs::Context;
 use slotkeep_jobs::net::{Connector, ConnectorOptions};
 use slotkeep_jobs::ports::{SystemClock, SystemRng};
 use slotkeep_jobs::progress::ShardProgress;
-use slotkeep_jobs::recover::{EndDisplay, Recovery, Remedy, Watch, Wishes};
+use slotkeep_jobs::recover::{EndDisplay, Memory, Recovery, Remedy, Watch, Wishes};
 use slotkeep_testkit::deadline::{NotYet, wait_for};
 use slotkeep_testkit::{Client, Endpoint};
 
@@ -41,6 +41,8 @@ fn recovery(scene: &Scene) -> Recovery {
         past: None,
         wishes: Wishes::default(),
         making: None,
+        filling: None,
+        memory: Memory::default(),
     }
 }
 

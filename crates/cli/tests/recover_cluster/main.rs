@@ -19,3 +19,5 @@ mod disasters;
 mod moves;
 mod scene;
 mod shards;
+mod spares;
+mod tail;

@@ -13,6 +13,7 @@ pub mod point;
 mod read;
 pub mod search;
 pub mod survey;
+pub mod tail;
 mod times;
 pub mod windows;
 

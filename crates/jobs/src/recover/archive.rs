@@ -1,6 +1,7 @@
 //! What the repository holds of the shards, and how long it takes to bring them back.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -10,7 +11,9 @@ use slotkeep_model::{NodeId, Role, SlotSet};
 use super::claims::{holdings, replicas_of};
 use super::facts::Survey;
 use crate::log::Past;
+use crate::log::chain::Place;
 use crate::log::point::shards::{Lack, Reach, lack, reach, recorded_shard};
+use crate::log::tail::{Tail, tail};
 use crate::{Context, Result};
 
 /// How fast a dataset comes back where no drill has measured it, in bytes of base and log a second: what a stock server loads of an RDB on
@@ -26,6 +29,8 @@ pub struct Held {
     pub(super) shards: Vec<(SlotSet, Option<ShardState>, Result<Reach, String>)>,
     /// What nodes lack that could be promoted.
     pub(super) lacks: BTreeMap<NodeId, Option<Lack>>,
+    /// The log behind what nodes have that could be promoted, or have been.
+    pub(super) tails: BTreeMap<NodeId, Tail>,
     /// How long it takes to bring a shard back.
     pub(super) estimate: Estimate,
     /// The time of day.
@@ -69,12 +74,22 @@ impl Estimate {
 }
 
 /// Looks up what the repository holds of shards that are not served, and what replicas without a primary lack.
-pub(super) async fn held(context: &Context, past: Option<&Past>, survey: &Survey) -> Result<Held> {
+/// `promoted` says of which primaries the log behind the place is wanted at which they took over.
+pub(super) async fn held(
+    context: &Context,
+    past: Option<&Arc<Past>>,
+    survey: &Survey,
+    promoted: impl Fn(&NodeId) -> bool,
+) -> Result<Held> {
     let now = Some(context.clock.now());
     let Some(past) = past else { return Ok(Held { now, ..Held::default() }) };
     let mut held = Held { now, given: true, estimate: estimate(past).await?, ..Held::default() };
     for holding in holdings(survey) {
-        if holding.claimants.len() == 1 && holding.silent.is_none() {
+        if let ([owner], None) = (holding.claimants.as_slice(), &holding.silent) {
+            let fork = survey.word(owner).and_then(|word| word.former.clone()).filter(|_| promoted(owner));
+            if let Some(fork) = fork {
+                held.add_tail(context, past, owner, &fork).await;
+            }
             continue;
         }
         let recorded = recorded_shard(&survey.recorded.shards, &holding.slots).cloned();
@@ -87,7 +102,12 @@ pub(super) async fn held(context: &Context, past: Option<&Past>, survey: &Survey
         for id in holding.silent.iter().flat_map(|primary| replicas_of(survey, primary)) {
             let Some(word) = survey.word(&id).filter(|word| word.role == Role::Replica) else { continue };
             let found = context.unless_stopped(lack(past, &state, (&word.history, word.offset))).await;
-            held.lacks.insert(id, found.unwrap_or(None));
+            let found = found.unwrap_or(None);
+            if found.is_some_and(|lack| lack.writes) {
+                let place = Place { history: word.history.clone(), offset: word.offset };
+                held.add_tail(context, past, &id, &place).await;
+            }
+            held.lacks.insert(id, found);
         }
         held.shards.push((holding.slots, Some(state), reached));
     }
@@ -111,6 +131,13 @@ async fn estimate(past: &Past) -> Result<Estimate> {
 }
 
 impl Held {
+    /// A log that can't be read is no reason not to recover: it is seen to when it is to be applied.
+    async fn add_tail(&mut self, context: &Context, past: &Arc<Past>, node: &NodeId, place: &Place) {
+        if let Ok(Some(tail)) = tail(context, past, place).await {
+            self.tails.insert(node.clone(), tail);
+        }
+    }
+
     /// What the repository holds of the shard with those slots.
     pub(super) fn of(
         &self,

@@ -6,6 +6,8 @@ use slotkeep_format::ShardState;
 use slotkeep_model::{NodeAddr, NodeId, ReplId, Role, ServerVersion, SlotSet};
 use slotkeep_wire::topology::NodeRow;
 
+use crate::log::chain::Place;
+
 /// A node of the cluster, or what is known of it.
 #[derive(Clone, Debug)]
 pub struct SeenNode {
@@ -43,6 +45,8 @@ pub struct Word {
     pub history: ReplId,
     /// The last byte that it holds.
     pub offset: u64,
+    /// Where it took over from another history, if it did: that history, and the last byte that it had of it.
+    pub former: Option<Place>,
     /// How many keys it holds.
     pub keys: u64,
     /// Every node that it knows, itself among them.
@@ -86,11 +90,24 @@ impl Word {
     }
 }
 
+/// A server that runs, on whatever machine, and can become a node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmptyNode {
+    /// Its id.
+    pub id: NodeId,
+    /// What it runs.
+    pub server: ServerVersion,
+    /// How many bytes it may take up to its `maxmemory`; absent if it has none.
+    pub free_bytes: Option<u64>,
+}
+
 /// What stands at an address that was given for a new node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SpareState {
     /// Nothing: a node can be started there.
     Free,
+    /// A server in cluster mode that holds nothing and knows nobody.
+    Empty(EmptyNode),
     /// A node of this cluster already, as after an earlier run.
     Member(NodeId),
     /// Something that must be left alone, and why.

@@ -1,16 +1,16 @@
 //! From what was found to what is to be done. Pure.
 
 use jiff::Timestamp;
-use slotkeep_format::ShardState;
 use slotkeep_model::{NodeAddr, NodeId, Role, SlotSet};
 
 use super::archive::Held;
 use super::claims::{Holding, holdings, replicas_of};
 use super::facts::{Answer, SpareState, Survey, Word};
+use super::place::{place, replace_replicas};
 use super::plan::{Condition, How, Loss, NodeRow, Plan, Prefer, Remedy, ReplicaRow, ShardPlan, Verdict};
-use super::steps::steps;
+use super::steps::{steps, tails};
 use crate::log::point::shards::{Lack, Reach, recorded_shard};
-use crate::restore::files::assign_nodes;
+use crate::log::tail::Tail;
 
 /// What the user wants.
 #[derive(Clone, Debug, Default)]
@@ -23,10 +23,24 @@ pub struct Wishes {
     pub at: Option<Timestamp>,
     /// Whether nodes that do not answer and hold nothing are to be forgotten.
     pub forget: bool,
+    /// Whether what the repository holds and a replica lacks is applied to it once it is the primary.
+    pub apply_tail: ApplyTail,
     /// Whether there is a folder for new nodes.
     pub folder: bool,
     /// Whether the cluster speaks TLS, which new nodes can't for want of certificates.
     pub tls: bool,
+}
+
+/// When the log is applied that a replica lacked when it became the primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ApplyTail {
+    /// Never.
+    #[default]
+    No,
+    /// If the primary has taken no writes since.
+    Untouched,
+    /// Also over what it has taken since.
+    Anyway,
 }
 
 /// Judges what was found.
@@ -41,7 +55,10 @@ pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
         living += usize::from(matches!(&shard.remedy, Remedy::Promote { how, .. } if *how != How::Graceful));
         shards.push(shard);
     }
-    judge.place(&mut shards);
+    let mut unusable = Vec::new();
+    place((survey, held, wishes), &mut shards, &mut unusable);
+    let returned = judge.returned(&shards);
+    replace_replicas((survey, wishes), &mut shards, &returned);
     let mut open: Vec<String> = shards
         .iter()
         .filter_map(|shard| match &shard.remedy {
@@ -54,16 +71,24 @@ pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
             _ => None,
         })
         .collect();
+    open.extend(unusable);
     for (addr, state) in &survey.spares {
-        if let SpareState::Taken(why) = state {
-            open.push(format!("{addr} can't be used for a new node: {why}"));
+        match state {
+            SpareState::Taken(why) => open.push(format!("{addr} can't be used for a new node: {why}")),
+            SpareState::Free if !wishes.folder => open.push(format!(
+                "{addr} can't be used for a new node: no server answers there, and to start one a folder is needed: give --to-dir DIR"
+            )),
+            _ => {}
         }
     }
     for chosen in judge.unknown_choices() {
         open.push(format!("--choose {chosen}: no node answers there that could be the primary of a shard"));
     }
     let forget = if wishes.forget { judge.forgotten(&shards) } else { vec![] };
-    let steps = steps(survey, held, &shards, &judge.returned(&shards), forget);
+    let mut steps = steps(survey, held, &shards, &returned, forget);
+    if wishes.apply_tail != ApplyTail::No {
+        steps.extend(tails(survey, &shards));
+    }
     let waiting = shards.iter().any(|shard| matches!(shard.remedy, Remedy::Wait { .. }));
     let verdict = match (waiting || !open.is_empty(), steps.is_empty()) {
         (true, _) => Verdict::NeedsDecision,
@@ -156,12 +181,24 @@ impl Judge<'_> {
         ShardPlan {
             slots: holding.slots.clone(),
             condition,
+            tail: self.tail(primary, &remedy),
             primary: self.primary_name(holding, primary),
             replicas: replicas.iter().map(|id| self.replica_row(id)).collect(),
             archive: self.reach(&holding.slots).cloned(),
             remedy,
+            new_replicas: vec![],
             loss,
         }
+    }
+
+    /// What could be applied to the shard's primary.
+    fn tail(&self, primary: Option<&NodeId>, remedy: &Remedy) -> Option<Tail> {
+        let node = match remedy {
+            Remedy::Promote { node, how, .. } if *how != How::Graceful => node,
+            Remedy::Nothing => primary?,
+            _ => return None,
+        };
+        self.held.tails.get(node).filter(|tail| !tail.is_idle()).cloned()
     }
 
     fn primary_name(&self, holding: &Holding, primary: Option<&NodeId>) -> Option<String> {
@@ -216,7 +253,7 @@ impl Judge<'_> {
         let Some((node, _)) = best else { return self.lost(holding) };
         let addr = self.survey.name(node);
         let lack = self.held.lacks.get(node).copied().flatten();
-        let loss = loss_of_promotion(&addr, lack, self.held.given);
+        let loss = loss_of_promotion((&addr, self.held.tails.get(node)), lack, self.held.given);
         let how = if majority { How::Force } else { How::Takeover };
         (Remedy::Promote { node: node.clone(), addr, how }, Some(loss))
     }
@@ -232,13 +269,17 @@ impl Judge<'_> {
         let Some(reach) = self.reach(&holding.slots) else {
             return wait("no node of it answers, and the repository holds nothing of it");
         };
-        if self.wishes.tls {
+        let runs = |state: &SpareState| matches!(state, SpareState::Empty(_));
+        if self.wishes.tls && !self.survey.spares.iter().any(|(_, state)| runs(state)) {
             return wait(
-                "no node of it answers, and new nodes can't join a cluster that speaks TLS, for want of certificates: \
-                         restore to a folder (`slotkeep restore --to-dir`), add the certificates, and start the nodes by hand",
+                "no node of it answers, and nodes that are started here can't join a cluster that speaks TLS, for want of certificates: \
+                 start empty nodes with certificates, in cluster mode, and give their addresses with --spare",
             );
         }
-        (Remedy::Restore { nodes: vec![] }, Some(loss_of_restore(reach, self.wishes.at, self.held.now)))
+        (
+            Remedy::Restore { running: false, nodes: vec![] },
+            Some(loss_of_restore(reach, self.wishes.at, self.held.now)),
+        )
     }
 
     /// The chosen one keeps the slots if its claim is the highest: then the others need only be kept from taking writes.
@@ -286,59 +327,6 @@ impl Judge<'_> {
             "{old} answers and calls them its own, but others know {new} as their newer owner, which does not answer. {old} becomes a replica \
              of it when it hears the others: see to the links between the nodes, or bring {new} back, and run this again"
         )
-    }
-
-    /// Gives shards that are to be restored their nodes: primaries first, then replicas as far as addresses go.
-    fn place(&self, shards: &mut [ShardPlan]) {
-        let free: Vec<NodeAddr> = self
-            .survey
-            .spares
-            .iter()
-            .filter(|(_, state)| *state == SpareState::Free)
-            .map(|(addr, _)| addr.clone())
-            .collect();
-        let lost: Vec<usize> = shards
-            .iter()
-            .enumerate()
-            .filter(|(_, shard)| matches!(shard.remedy, Remedy::Restore { .. }))
-            .map(|(number, _)| number)
-            .collect();
-        if lost.is_empty() {
-            return;
-        }
-        let recorded = |number: &usize| -> usize {
-            let state = shards
-                .get(*number)
-                .and_then(|shard| self.held.of(&shard.slots))
-                .and_then(|(_, state, _)| state.as_ref());
-            state.map_or(0, |state: &ShardState| state.replicas.len())
-        };
-        let wanted: Vec<usize> = lost.iter().map(recorded).collect();
-        let most: usize = lost.len() + wanted.iter().sum::<usize>();
-        let replicas = share(free.len().saturating_sub(lost.len()), &wanted);
-        let used: usize = lost.len() + replicas.iter().sum::<usize>();
-        let placed = free.get(..used).and_then(|some| assign_nodes(some, &replicas));
-        match placed.filter(|_| self.wishes.folder) {
-            Some(placed) => {
-                for (number, addrs) in lost.iter().zip(placed) {
-                    if let Some(shard) = shards.get_mut(*number) {
-                        shard.remedy = Remedy::Restore { nodes: addrs };
-                    }
-                }
-            }
-            None => {
-                for number in &lost {
-                    if let Some(shard) = shards.get_mut(*number) {
-                        shard.remedy = Remedy::Wait {
-                            on: format!(
-                                "to be restored from the repository, it needs nodes: give --to-dir DIR and --spare with {} free addresses of this machine ({most} with replicas)",
-                                lost.len()
-                            ),
-                        };
-                    }
-                }
-            }
-        }
     }
 
     /// Nodes that answer, hold neither slots nor keys, and were of a shard that another node serves: with the primary to follow.
@@ -396,28 +384,11 @@ impl Judge<'_> {
     }
 }
 
-/// How many of so many nodes each shard gets, none more than it wants: in turns.
-fn share(mut nodes: usize, wanted: &[usize]) -> Vec<usize> {
-    let mut given = vec![0; wanted.len()];
-    loop {
-        let before = nodes;
-        for (given, wanted) in given.iter_mut().zip(wanted) {
-            if *given < *wanted && nodes > 0 {
-                *given += 1;
-                nodes -= 1;
-            }
-        }
-        if nodes == 0 || nodes == before {
-            return given;
-        }
-    }
-}
-
 fn wait(on: &str) -> (Remedy, Option<Loss>) {
     (Remedy::Wait { on: on.to_owned() }, None)
 }
 
-fn loss_of_promotion(addr: &str, lack: Option<Lack>, repository: bool) -> Loss {
+fn loss_of_promotion((addr, tail): (&str, Option<&Tail>), lack: Option<Lack>, repository: bool) -> Loss {
     let beyond = "what the old primary took and passed on to nobody is gone";
     let (what, bytes, ms) = match lack {
         Some(lack) if !lack.writes => (
@@ -427,11 +398,15 @@ fn loss_of_promotion(addr: &str, lack: Option<Lack>, repository: bool) -> Loss {
         ),
         Some(lack) => {
             let for_ms = lack.ms.map(|ms| format!(", written within {ms} ms,")).unwrap_or_default();
+            let offer = tail.map(Tail::in_words).map(|words| {
+                format!(" `--apply-tail` applies them to {addr} once it is the primary: {words}.")
+            });
             (
                 format!(
-                    "{} bytes of the log{for_ms} that the repository holds and {addr} does not. `--prefer archive` restores the shard with them \
+                    "{} bytes of the log{for_ms} that the repository holds and {addr} does not.{} `--prefer archive` restores the shard with them \
                      instead, onto new nodes; {beyond}",
-                    lack.bytes
+                    lack.bytes,
+                    offer.unwrap_or_default()
                 ),
                 Some(lack.bytes),
                 lack.ms,

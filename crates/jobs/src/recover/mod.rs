@@ -13,6 +13,7 @@ mod claims;
 mod facts;
 mod judge;
 mod moves;
+mod place;
 mod plan;
 mod spares;
 mod steps;
@@ -20,10 +21,10 @@ mod survey;
 
 pub mod apply;
 
-pub use apply::{Done, EndDisplay, Making, Outcome, Recovery, Stopped, Watch};
+pub use apply::{Done, EndDisplay, FilledNode, Filling, Making, Memory, Outcome, Recovery, Stopped, Watch};
 pub use archive::{Estimate, Held};
-pub use facts::{Answer, Recorded, SeenNode, SpareState, Survey, Word};
-pub use judge::{Wishes, judge};
+pub use facts::{Answer, EmptyNode, Recorded, SeenNode, SpareState, Survey, Word};
+pub use judge::{ApplyTail, Wishes, judge};
 pub use plan::{
     Condition, How, Loss, NodeRow, Plan, Prefer, Remedy, ReplicaRow, ShardPlan, Step, StepKind, Verdict,
 };

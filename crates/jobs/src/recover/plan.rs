@@ -6,6 +6,7 @@ use slotkeep_model::{NodeAddr, NodeId, SlotSet};
 
 use super::archive::Estimate;
 use crate::log::point::shards::{Lack, Reach};
+use crate::log::tail::Tail;
 
 /// What is to be done with a cluster.
 #[derive(Clone, Debug, Serialize)]
@@ -118,6 +119,12 @@ pub struct ShardPlan {
     pub archive: Option<Reach>,
     /// What is done about it.
     pub remedy: Remedy,
+    /// Addresses at which it gets replicas once it has its primary.
+    #[serde(serialize_with = "as_texts", skip_serializing_if = "Vec::is_empty")]
+    pub new_replicas: Vec<NodeAddr>,
+    /// The log behind what its primary has, or the replica that is to be promoted, which can be applied to it (`--apply-tail`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<Tail>,
     /// What is lost by that; absent if nothing is done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<Loss>,
@@ -141,6 +148,8 @@ pub enum Remedy {
     },
     /// It is restored from the repository, to new nodes.
     Restore {
+        /// Whether its primary is an empty node that runs already, and not one that is started.
+        running: bool,
         /// Their addresses, the primary's first.
         #[serde(serialize_with = "as_texts")]
         nodes: Vec<NodeAddr>,
@@ -256,8 +265,23 @@ pub enum StepKind {
         #[serde(serialize_with = "as_texts")]
         shards: Vec<SlotSet>,
     },
+    /// Restores shards from the repository into empty nodes that run, which nobody knows yet.
+    Fill {
+        /// The shards' slots, one set each.
+        #[serde(serialize_with = "as_texts")]
+        shards: Vec<SlotSet>,
+    },
     /// Tells the living nodes of the new ones.
     Join,
+    /// Gives a shard new replicas.
+    Replicas {
+        /// Its slots.
+        #[serde(serialize_with = "as_text")]
+        slots: SlotSet,
+        /// Their addresses.
+        #[serde(serialize_with = "as_texts")]
+        nodes: Vec<NodeAddr>,
+    },
     /// Restores the whole cluster and starts it.
     RestoreAll,
     /// Puts slots that were on their way between a living shard and a lost one on their way again.
@@ -286,6 +310,15 @@ pub enum StepKind {
     },
     /// Waits until all nodes agree.
     Settle,
+    /// Applies what the repository holds, and a replica did not when it was promoted.
+    ApplyTail {
+        /// The primary.
+        #[serde(serialize_with = "as_text")]
+        node: NodeId,
+        /// Its slots.
+        #[serde(serialize_with = "as_text")]
+        slots: SlotSet,
+    },
 }
 
 impl ShardPlan {

@@ -1,27 +1,89 @@
-//! Addresses for new nodes: free, or to be left alone.
+//! Addresses for new nodes: free, or with an empty node that runs, or to be left alone.
 
 use std::net::{TcpListener, ToSocketAddrs};
 
-use slotkeep_model::NodeAddr;
+use slotkeep_model::{NodeAddr, Role};
+use slotkeep_wire::resp::{Command, Value};
 
-use super::facts::{SpareState, Word};
+use super::facts::{EmptyNode, SpareState, Word};
+use crate::discover::read_info;
+use crate::net::Connection;
+use crate::{Context, Error, ErrorKind, Result};
 
 /// How far a node's bus port lies above its port.
 const BUS_OFFSET: u16 = 10_000;
 
-/// Why a node that answers and is none of the cluster's is no place for a new one.
-pub(super) fn occupied(word: &Word) -> String {
-    let others = word.rows.len().saturating_sub(1);
-    match (others, word.keys) {
-        (0, 0) => format!(
-            "a node runs there (id {}): it is empty, but recover starts its nodes by itself: shut it down, or name another address",
-            word.id
-        ),
-        (0, keys) => format!("a node runs there (id {}) and holds {keys} keys", word.id),
-        (others, _) => {
-            format!("a node of another cluster runs there (id {}, which knows {others} others)", word.id)
-        }
+/// What a node that answers and is none of the cluster's is good for. It is empty if it is in cluster mode, knows nobody, and holds neither
+/// slots nor keys nor functions; and then it must be able to follow the others, which ask for a password if we need one.
+pub(super) async fn look_at(context: &Context, addr: &NodeAddr, word: &Word) -> SpareState {
+    if let Some(why) = occupied(word) {
+        return SpareState::Taken(why);
     }
+    match ask(context, addr, word).await {
+        Ok(state) => state,
+        Err(error) => SpareState::Taken(format!("a node runs there, which does not tell how it is: {error}")),
+    }
+}
+
+/// Why a node is no place for a new one, by its own word.
+fn occupied(word: &Word) -> Option<String> {
+    let (id, others) = (&word.id, word.rows.len().saturating_sub(1));
+    let slots = word.own_slots();
+    let epoch = word.own_row().map_or(0, |row| row.config_epoch);
+    if others > 0 {
+        return Some(format!("a node of another cluster runs there (id {id}, which knows {others} others)"));
+    }
+    if word.role != Role::Primary {
+        return Some(format!("a replica runs there (id {id})"));
+    }
+    let empty_it = "if that may go, FLUSHALL and CLUSTER RESET HARD there";
+    if word.keys > 0 && !slots.is_empty() {
+        return Some(format!(
+            "a node runs there (id {id}) that knows nobody, holds {} keys and calls slots {slots} its own, as a recovery leaves it that was broken \
+             off: {empty_it}",
+            word.keys
+        ));
+    }
+    if word.keys > 0 {
+        return Some(format!("a node runs there (id {id}) and holds {} keys: {empty_it}", word.keys));
+    }
+    if !slots.is_empty() {
+        return Some(format!("a node runs there (id {id}) and calls slots {slots} its own: {empty_it}"));
+    }
+    // A config epoch can be set once only (`CLUSTER SET-CONFIG-EPOCH`).
+    (epoch > 0).then(|| {
+        format!("a node runs there (id {id}) that has a config epoch ({epoch}) from an earlier cluster: CLUSTER RESET HARD there")
+    })
+}
+
+/// Asks an empty node for what it does not tell everybody.
+async fn ask(context: &Context, addr: &NodeAddr, word: &Word) -> Result<SpareState> {
+    let mut connection = context.connector.connect(addr).await?;
+    let memory = read_info(&mut connection).await?.memory();
+    let memory = memory.map_err(|error| Error::new(ErrorKind::Failed, format!("{addr}: {error}")))?;
+    // Servers before 7.0 know no functions.
+    let functions = connection.exchange(&Command::new("FUNCTION").arg("LIST")).await?;
+    if functions.as_array().is_some_and(|libraries| !libraries.is_empty()) {
+        let why = "an empty node runs there that holds function libraries: FUNCTION FLUSH there";
+        return Ok(SpareState::Taken(why.to_owned()));
+    }
+    let of_default = context.connector.credentials().is_some_and(|known| known.user.is_none());
+    if of_default && !setting(&mut connection, "masterauth").await?.is_some_and(|value| !value.is_empty()) {
+        let why = "an empty node runs there that has no password for its primary, and the cluster wants one: set masterauth there";
+        return Ok(SpareState::Taken(why.to_owned()));
+    }
+    let free = memory.limit_bytes.saturating_sub(memory.used_bytes);
+    Ok(SpareState::Empty(EmptyNode {
+        id: word.id.clone(),
+        server: word.server,
+        free_bytes: (memory.limit_bytes > 0).then_some(free),
+    }))
+}
+
+/// A setting of a server; nothing if it does not know it.
+pub(super) async fn setting(connection: &mut Connection, name: &str) -> Result<Option<String>> {
+    let reply = connection.call(&Command::new("CONFIG").arg("GET").arg(name)).await?;
+    Ok(reply.get(name).and_then(Value::as_text).map(str::to_owned))
 }
 
 /// Whether a node can be started at an address: it is one of this machine's, and nobody listens there. What listened is let go at once.
@@ -35,7 +97,9 @@ pub(super) fn vacancy(addr: &NodeAddr) -> SpareState {
             return SpareState::Taken("its name can't be resolved here".to_owned());
         };
         if let Err(error) = TcpListener::bind(socket) {
-            return SpareState::Taken(format!("no node can be started there: port {port}: {error}"));
+            return SpareState::Taken(format!(
+                "no server answers there, and none can be started from here: port {port}: {error}"
+            ));
         }
     }
     SpareState::Free

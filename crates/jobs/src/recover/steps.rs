@@ -3,12 +3,14 @@
 use slotkeep_model::{NodeId, SlotSet};
 
 use super::archive::Held;
-use super::facts::Survey;
+use super::facts::{SpareState, Survey};
 use super::moves::interrupted_moves;
 use super::plan::{How, Remedy, ShardPlan, Step, StepKind};
 
 /// How long an election takes, in ms: a manual failover needs no timeout of a node.
 const ELECTION_MS: u64 = 2_000;
+/// How long a short log takes, in ms.
+const APPLY_MS: u64 = 1_000;
 /// How long it takes until all nodes agree, in ms.
 const AGREE_MS: u64 = 4_000;
 
@@ -22,16 +24,30 @@ pub(super) fn steps(
 ) -> Vec<Step> {
     let mut steps: Vec<Step> = shards.iter().filter_map(|shard| fence(survey, shard)).collect();
     steps.extend(shards.iter().filter_map(promotion));
-    let restored: Vec<&ShardPlan> =
-        shards.iter().filter(|shard| matches!(shard.remedy, Remedy::Restore { .. })).collect();
+    let restored: Vec<&ShardPlan> = shards
+        .iter()
+        .filter(|shard| matches!(shard.remedy, Remedy::Restore { running: false, .. }))
+        .collect();
+    let filled: Vec<&ShardPlan> =
+        shards.iter().filter(|shard| matches!(shard.remedy, Remedy::Restore { running: true, .. })).collect();
+    let replicas: Vec<&ShardPlan> = shards.iter().filter(|shard| !shard.new_replicas.is_empty()).collect();
     let joins = shards.iter().any(|shard| matches!(shard.remedy, Remedy::Join { .. }));
     let alone = survey.words().next().is_none();
     if !restored.is_empty() {
         steps.push(restoration(held, &restored, alone));
     }
-    if (!restored.is_empty() && !alone) || joins {
+    // Replicas that are started are told of by the step that starts them.
+    let admits = replicas
+        .iter()
+        .flat_map(|shard| &shard.new_replicas)
+        .any(|addr| survey.spares.iter().any(|(spare, state)| spare == addr && *state != SpareState::Free));
+    if !filled.is_empty() {
+        steps.push(filling(held, &filled));
+    }
+    if (!restored.is_empty() && !alone) || joins || !filled.is_empty() || admits {
         steps.push(join());
     }
+    steps.extend(replicas.into_iter().map(new_replicas));
     let (leaving, moving) = interrupted_moves(survey, shards);
     if !moving.is_empty() {
         steps.push(moves(moving, leaving));
@@ -82,17 +98,7 @@ fn promotion(shard: &ShardPlan) -> Option<Step> {
 }
 
 fn restoration(held: &Held, shards: &[&ShardPlan], alone: bool) -> Step {
-    let bytes = shards.iter().filter_map(|shard| shard.archive.as_ref());
-    let bytes =
-        bytes.fold(0_u64, |sum, reach| sum.saturating_add(reach.rdb_bytes).saturating_add(reach.log_bytes));
-    let nodes: Vec<String> = shards
-        .iter()
-        .filter_map(|shard| match &shard.remedy {
-            Remedy::Restore { nodes } => Some(nodes.iter().map(ToString::to_string)),
-            _ => None,
-        })
-        .flatten()
-        .collect();
+    let (bytes, nodes) = (bytes_of(shards), nodes_of(shards));
     let slots: Vec<String> = shards.iter().map(|shard| shard.slots.to_string()).collect();
     let (kind, what) = if alone {
         (
@@ -118,6 +124,47 @@ fn restoration(held: &Held, shards: &[&ShardPlan], alone: bool) -> Step {
          done: the new nodes stay by themselves, and you choose"
     };
     Step { kind, what, risk: risk.to_owned(), expected_ms: held.estimate.ms(bytes) }
+}
+
+fn filling(held: &Held, shards: &[&ShardPlan]) -> Step {
+    let (bytes, nodes) = (bytes_of(shards), nodes_of(shards));
+    let slots: Vec<String> = shards.iter().map(|shard| shard.slots.to_string()).collect();
+    Step {
+        kind: StepKind::Fill { shards: shards.iter().map(|shard| shard.slots.clone()).collect() },
+        what: format!(
+            "restore slots {} from the repository into the empty nodes {} (CLUSTER ADDSLOTS, RESTORE)",
+            slots.join(" and "),
+            nodes.join(", ")
+        ),
+        risk: "if it fails, these nodes are made empty again (FLUSHALL, CLUSTER RESET HARD) and the cluster is as it was. If an old node of these slots \
+               comes back meanwhile, the next step is not done: the new nodes stay by themselves, and you choose"
+            .to_owned(),
+        expected_ms: held.estimate.ms(bytes),
+    }
+}
+
+fn new_replicas(shard: &ShardPlan) -> Step {
+    let nodes: Vec<String> = shard.new_replicas.iter().map(ToString::to_string).collect();
+    Step {
+        kind: StepKind::Replicas { slots: shard.slots.clone(), nodes: shard.new_replicas.clone() },
+        what: format!("make {} replicas of the primary of slots {}", nodes.join(", "), shard.slots),
+        risk: "each takes a snapshot from its primary, which costs that a fork. Old replicas that come back are replicas again: the shard then has more"
+            .to_owned(),
+        expected_ms: AGREE_MS,
+    }
+}
+
+fn bytes_of(shards: &[&ShardPlan]) -> u64 {
+    let bytes = shards.iter().filter_map(|shard| shard.archive.as_ref());
+    bytes.fold(0_u64, |sum, reach| sum.saturating_add(reach.rdb_bytes).saturating_add(reach.log_bytes))
+}
+
+fn nodes_of(shards: &[&ShardPlan]) -> Vec<String> {
+    let nodes = shards.iter().filter_map(|shard| match &shard.remedy {
+        Remedy::Restore { nodes, .. } => Some(nodes.iter().map(ToString::to_string)),
+        _ => None,
+    });
+    nodes.flatten().collect()
 }
 
 fn join() -> Step {
@@ -162,6 +209,31 @@ fn forgetting(survey: &Survey, nodes: Vec<NodeId>) -> Step {
         risk: "one that comes back introduces itself again, and becomes a replica a second later than one that is not forgotten".to_owned(),
         expected_ms: 0,
     }
+}
+
+/// What is applied to new primaries: last, as nothing else waits for it.
+pub(super) fn tails<'a>(survey: &'a Survey, shards: &'a [ShardPlan]) -> impl Iterator<Item = Step> + 'a {
+    shards.iter().filter_map(|shard| {
+        let tail = shard.tail.as_ref()?;
+        let node = match &shard.remedy {
+            Remedy::Promote { node, .. } => node.clone(),
+            _ => survey.words().find(|(_, word)| word.own_slots() == shard.slots)?.0.id.clone(),
+        };
+        Some(Step {
+            what: format!(
+                "apply to {} what the repository holds of history {} behind offset {}: {}",
+                survey.name(&node),
+                tail.history,
+                tail.after,
+                tail.in_words()
+            ),
+            kind: StepKind::ApplyTail { node, slots: shard.slots.clone() },
+            risk: "the commands are older than what the node has taken since: with --apply-tail nothing is applied if it has taken any, with \
+                   --apply-tail=anyway they go on top. A key whose time has passed meanwhile is gone before later commands meet it"
+                .to_owned(),
+            expected_ms: APPLY_MS,
+        })
+    })
 }
 
 fn settle() -> Step {

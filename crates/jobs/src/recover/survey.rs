@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use slotkeep_format::ShardState;
-use slotkeep_model::{NodeAddr, NodeId};
+use slotkeep_model::{NodeAddr, NodeId, ReplId};
+use slotkeep_wire::info::Info;
 use slotkeep_wire::resp::Command;
 use slotkeep_wire::topology::{ClusterInfo, NodeRow};
 
 use super::facts::{Answer, Recorded, SeenNode, SpareState, Survey, Word};
-use super::spares::{occupied, vacancy};
+use super::spares::{look_at, vacancy};
 use crate::discover::{keys_of, read_info, read_view, version_of};
+use crate::log::chain::Place;
 use crate::net::{LinkError, LinkProblem};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -23,12 +25,14 @@ const QUESTIONS_IN_FLIGHT: usize = 64;
 /// How long a node may take to answer: one that is stopped in its tracks takes connections and never answers.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// Asks every node that can be heard of. `recorded` is what the repository says.
+/// Asks every node that can be heard of. `recorded` is what the repository says; `admitted` are nodes that count as the cluster's although
+/// nobody may know them yet.
 pub async fn survey(
     context: &Context,
     seeds: &[NodeAddr],
     recorded: Recorded,
     spares: &[NodeAddr],
+    admitted: &BTreeSet<NodeId>,
 ) -> Result<Survey> {
     let mut asked: BTreeMap<NodeAddr, Result<Word, Miss>> = BTreeMap::new();
     let of_repository = nodes_of(&recorded.shards).map(|(addr, _)| addr.clone());
@@ -51,7 +55,16 @@ pub async fn survey(
         }
         waiting.retain(|addr| !asked.contains_key(addr));
     }
-    sort(context, seeds, recorded, spares, asked)
+    let mut states: BTreeMap<NodeAddr, SpareState> = BTreeMap::new();
+    for spare in spares {
+        if let Some(Ok(word)) = asked.get(spare) {
+            states.insert(
+                spare.clone(),
+                context.unless_stopped(async { Ok(look_at(context, spare, word).await) }).await?,
+            );
+        }
+    }
+    sort(context, seeds, (recorded, admitted), (spares, &states), asked)
 }
 
 fn nodes_of(recorded: &[ShardState]) -> impl Iterator<Item = (&NodeAddr, Option<&NodeId>)> {
@@ -69,6 +82,15 @@ pub(super) struct Miss {
     pub(super) error: Error,
     /// Its process lives: it reads its dataset.
     busy: bool,
+}
+
+impl Miss {
+    /// Whether somebody answers there all the same.
+    fn answers(&self) -> bool {
+        let kinds =
+            [ErrorKind::NotACluster, ErrorKind::Authentication, ErrorKind::Permission, ErrorKind::Tls];
+        self.busy || kinds.contains(&self.error.kind())
+    }
 }
 
 impl<E: Into<Error>> From<E> for Miss {
@@ -114,6 +136,7 @@ async fn ask_all(context: &Context, addr: &NodeAddr) -> Result<Word, Miss> {
         syncing: replication.link.as_ref().is_some_and(|link| link.sync_in_progress),
         history: replication.replid,
         offset: replication.offset.0,
+        former: former(&info),
         keys: keys_of(&info).map_err(|error| odd(error.to_string()))?,
         rows: view.rows,
         current_epoch: cluster.current_epoch,
@@ -121,12 +144,19 @@ async fn ask_all(context: &Context, addr: &NodeAddr) -> Result<Word, Miss> {
     })
 }
 
+/// Where a node took over: its second history is the one that it had before (`shiftReplicationId` in `src/replication.c`).
+fn former(info: &Info) -> Option<Place> {
+    let history: ReplId = info.get("master_replid2")?.parse().ok()?;
+    let first_own: u64 = info.get("second_repl_offset")?.parse().ok()?;
+    Some(Place { history, offset: first_own.checked_sub(1)? })
+}
+
 /// Tells the cluster's nodes from strangers.
 fn sort(
     context: &Context,
     seeds: &[NodeAddr],
-    recorded: Recorded,
-    spares: &[NodeAddr],
+    (recorded, admitted): (Recorded, &BTreeSet<NodeId>),
+    (spares, states): (&[NodeAddr], &BTreeMap<NodeAddr, SpareState>),
     mut asked: BTreeMap<NodeAddr, Result<Word, Miss>>,
 ) -> Result<Survey> {
     let mut known: BTreeSet<NodeId> = nodes_of(&recorded.shards).filter_map(|(_, id)| id.cloned()).collect();
@@ -135,6 +165,7 @@ fn sort(
         let first = seeds.iter().find_map(|seed| asked.get(seed)?.as_ref().ok());
         known.extend(first.map(|word| word.id.clone()));
     }
+    known.extend(admitted.iter().cloned());
     let mut members: BTreeMap<NodeAddr, Word> = BTreeMap::new();
     loop {
         let next = asked.iter().find_map(|(addr, word)| {
@@ -151,9 +182,8 @@ fn sort(
     let spares = spares.iter().map(|addr| {
         let state = match (members.get(addr), asked.get(addr)) {
             (Some(word), _) => SpareState::Member(word.id.clone()),
-            (None, Some(Ok(word))) => SpareState::Taken(occupied(word)),
-            (None, Some(Err(Miss { error, busy: true }))) => SpareState::Taken(error.to_string()),
-            _ => vacancy(addr),
+            (None, Some(Err(miss))) if miss.answers() => SpareState::Taken(miss.error.to_string()),
+            _ => states.get(addr).cloned().unwrap_or_else(|| vacancy(addr)),
         };
         (addr.clone(), state)
     });
@@ -220,15 +250,7 @@ fn refuse_others(
                     "check --cluster, --repo and --name: a cluster is recovered with its own repository",
                 ));
             }
-            Some(Err(Miss { error, .. }))
-                if matches!(
-                    error.kind(),
-                    ErrorKind::NotACluster
-                        | ErrorKind::Authentication
-                        | ErrorKind::Permission
-                        | ErrorKind::Tls
-                ) =>
-            {
+            Some(Err(miss @ Miss { error, busy: false })) if miss.answers() => {
                 let refused = Error::new(error.kind(), error.to_string());
                 return Err(match error.advice() {
                     Some(hint) => refused.hint(hint),

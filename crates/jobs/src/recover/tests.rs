@@ -6,10 +6,12 @@ use slotkeep_model::{NodeAddr, NodeId, Product, Role, ServerVersion, SlotSet};
 use slotkeep_wire::topology::from_nodes;
 
 use super::archive::Held;
-use super::facts::{Answer, Recorded, SeenNode, SpareState, Survey, Word};
+use super::facts::{Answer, EmptyNode, Recorded, SeenNode, SpareState, Survey, Word};
 use super::judge::{Wishes, judge};
 use super::moves::broken;
 use super::plan::{Condition, How, Plan, Remedy, StepKind, Verdict};
+use crate::log::chain::Place;
+use crate::log::point::shards::Reach;
 
 /// What a node's line says: number, primary that it follows, epoch, slots.
 type Line<'a> = (u8, Option<u8>, u64, &'a str);
@@ -53,6 +55,7 @@ fn word(myself: u8, lines: &[Line<'_>], gone: &[u8]) -> Word {
         syncing: false,
         history: "a".repeat(40).parse().unwrap(),
         offset: 100,
+        former: None,
         keys: 10,
         rows: view.rows,
         current_epoch: 6,
@@ -294,4 +297,81 @@ fn a_move_is_broken_where_one_side_names_another_node() {
     assert!(lost.len() == 1 && !lost[0].was_lost && !lost[0].takes_anew, "{lost:?}");
     let forgotten = with(&to(2), "");
     assert!(forgotten.len() == 1 && !forgotten[0].was_lost && forgotten[0].takes_anew, "{forgotten:?}");
+}
+
+/// An empty node that runs.
+fn empty(number: u8, version: &str, free_bytes: Option<u64>) -> (NodeAddr, SpareState) {
+    let server = ServerVersion::parse(Product::Valkey, version).unwrap();
+    (addr(number), SpareState::Empty(EmptyNode { id: id(number), server, free_bytes }))
+}
+
+/// A shard that is lost, and what the repository holds of it.
+fn held() -> Held {
+    let history: slotkeep_model::ReplId = "a".repeat(40).parse().unwrap();
+    let reach = Reach {
+        end: Place { history, offset: 100 },
+        written: None,
+        backup: "b".to_owned(),
+        rdb_version: "VALKEY080".parse().unwrap(),
+        rdb_bytes: 1000,
+        log_bytes: 10,
+    };
+    let shard = recorded().shards.remove(0);
+    let slots = shard.slots.clone();
+    Held { shards: vec![(slots, Some(shard), Ok(reach))], given: true, ..Held::default() }
+}
+
+#[test]
+fn empty_nodes_take_lost_shards_and_the_places_of_lost_replicas() {
+    let lost = |spares: Vec<(NodeAddr, SpareState)>, folder| {
+        let found = Survey { spares, recorded: recorded(), ..survey(&[2, 3, 6], &[1, 4, 5], &WHOLE) };
+        judge(&found, &held(), &Wishes { folder, ..Wishes::default() })
+    };
+    let nodes = |plan: &Plan, shard: usize| match &plan.shards[shard].remedy {
+        Remedy::Restore { running, nodes } => (*running, nodes.clone()),
+        other => panic!("{other:?}"),
+    };
+    // The lost shard's primary, its replica, then the replica that the second shard has lost.
+    let some = || vec![empty(7, "9.1.2", None), empty(8, "9.1.2", Some(1000)), empty(9, "9.1.2", None)];
+    let plan = lost(some(), false);
+    assert_eq!(nodes(&plan, 0), (true, vec![addr(7)]));
+    let new: Vec<_> = plan.shards.iter().map(|shard| shard.new_replicas.clone()).collect();
+    assert_eq!(new, [vec![addr(8)], vec![addr(9)], vec![]]);
+    assert_eq!(plan.verdict, Verdict::Recoverable, "{:?}", plan.open);
+    // Replicas that are started belong to the restore of a primary that is started.
+    let mixed = vec![(addr(7), SpareState::Free), (addr(8), SpareState::Free), empty(9, "9.1.2", None)];
+    let plan = lost(mixed.clone(), true);
+    assert_eq!(nodes(&plan, 0), (false, vec![addr(7), addr(8)]));
+    assert_eq!(plan.shards[1].new_replicas, [addr(9)]);
+    // Without a folder nothing can be started.
+    let plan = lost(mixed, false);
+    assert_eq!(nodes(&plan, 0), (true, vec![addr(9)]));
+    assert!(plan.open.iter().any(|open| open.contains("give --to-dir DIR")), "{:?}", plan.open);
+    // Too old, or too small.
+    for (spare, why) in
+        [(empty(7, "8.0.1", None), "does not load"), (empty(7, "9.1.2", Some(999)), "raise maxmemory")]
+    {
+        let plan = lost(vec![spare], false);
+        assert!(matches!(plan.shards[0].remedy, Remedy::Wait { .. }), "{plan:?}");
+        assert!(
+            plan.open.iter().any(|open| open.starts_with("10.0.0.1:7007") && open.contains(why)),
+            "{:?}",
+            plan.open
+        );
+    }
+}
+
+#[test]
+fn no_shard_gets_more_replicas_than_the_others_have() {
+    let spares = || vec![empty(7, "9.1.2", None), empty(8, "9.1.2", None)];
+    let new = |found: &Survey| -> Vec<usize> {
+        judged(found).shards.iter().map(|shard| shard.new_replicas.len()).collect()
+    };
+    assert_eq!(new(&Survey { spares: spares(), ..survey(&[1, 2, 3, 5, 6], &[4], &WHOLE) }), [1, 0, 0]);
+    // The place of the old primary, whose replica takes over.
+    assert_eq!(new(&Survey { spares: spares(), ..survey(&[2, 3, 4, 5, 6], &[1], &WHOLE) }), [1, 0, 0]);
+    // One that was never there is not missed, and one that has been replaced is not missed any more.
+    assert_eq!(new(&Survey { spares: spares(), ..survey(&[1, 2, 3], &[], &WHOLE[..3]) }), [0, 0, 0]);
+    let lines = [&WHOLE[..], &[(9, Some(1), 1, "")]].concat();
+    assert_eq!(new(&Survey { spares: spares(), ..survey(&[1, 2, 3, 5, 6, 9], &[4], &lines) }), [0, 0, 0]);
 }

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::progress::ShardProgress;
-use slotkeep_jobs::recover::{EndDisplay, Making, Outcome, Plan, Prefer, Recovery, Verdict, Watch, Wishes};
+use slotkeep_jobs::recover::{
+    ApplyTail, EndDisplay, Filling, Making, Memory, Outcome, Plan, Prefer, Recovery, Verdict, Watch, Wishes,
+};
 use slotkeep_jobs::restore::files::UsersPolicy;
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 
+use super::merge::EngineArgs;
 use super::restore::aim::parse_moment;
 use super::restore::files::new_password;
 use crate::args::{ClusterArgs, RepoArgs};
@@ -44,6 +47,17 @@ pub(crate) struct RecoverArgs {
     /// Restore shards to this moment, by the servers' clocks; to the last one that each one's log leads to, if not given
     #[arg(long, value_name = "TIME", help_heading = "How")]
     at: Option<String>,
+    /// Apply what the repository holds, and a replica did not when it was promoted, to the new primary: only if that has taken no writes
+    /// since, or with =anyway over them
+    #[arg(
+        long,
+        value_name = "WHEN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "untouched",
+        help_heading = "How"
+    )]
+    apply_tail: Option<ApplyTailArg>,
     /// At the end, make all nodes forget those that do not answer and hold nothing
     #[arg(long, help_heading = "How")]
     forget: bool,
@@ -53,16 +67,11 @@ pub(crate) struct RecoverArgs {
     /// Do it
     #[arg(long, help_heading = "How")]
     yes: bool,
-    /// Addresses of this machine at which new nodes may be started: primaries of lost shards first, then their replicas
-    #[arg(
-        long,
-        value_name = "HOST:PORT",
-        value_delimiter = ',',
-        requires = "to_dir",
-        help_heading = "New nodes"
-    )]
+    /// Addresses for new nodes: primaries of lost shards first, then their replicas, then replicas of shards that have lost theirs. Either
+    /// empty servers that run in cluster mode, on any machine, or, with --to-dir, addresses of this machine at which servers are started
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', help_heading = "New nodes")]
     spare: Vec<String>,
-    /// Folder to make the new nodes' data directories in; must not exist, or be empty
+    /// Folder to make the data directories of nodes in that are started; must not exist, or be empty
     #[arg(long, value_name = "DIR", requires = "spare", help_heading = "New nodes")]
     to_dir: Option<PathBuf>,
     /// Server program that the new nodes run; `valkey-server` or `redis-server` from the PATH if not given
@@ -74,6 +83,12 @@ pub(crate) struct RecoverArgs {
     /// Leave users and passwords of the new nodes out: whoever reaches them may do everything
     #[arg(long, requires = "to_dir", conflicts_with = "new_password_file", help_heading = "New nodes")]
     no_acl: bool,
+    /// Where to keep a lost shard's dataset while its log is applied to it, for a node that runs; the system's folder for temporary files if
+    /// not given
+    #[arg(long, value_name = "DIR", help_heading = "New nodes")]
+    spool: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// What is preferred.
@@ -83,6 +98,15 @@ enum PreferArg {
     Replica,
     /// Later, with what the repository has
     Archive,
+}
+
+/// When the log is applied that a replica lacked.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ApplyTailArg {
+    /// If the new primary has taken no writes since
+    Untouched,
+    /// Also over what it has taken since
+    Anyway,
 }
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &RecoverArgs) -> Result<u8> {
@@ -128,9 +152,19 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
         choose: addrs(&arguments.choose)?,
         at: arguments.at.as_deref().map(parse_moment).transpose()?,
         forget: arguments.forget,
+        apply_tail: match arguments.apply_tail {
+            None => ApplyTail::No,
+            Some(ApplyTailArg::Untouched) => ApplyTail::Untouched,
+            Some(ApplyTailArg::Anyway) => ApplyTail::Anyway,
+        },
         folder: arguments.to_dir.is_some(),
         tls: context.connector.is_tls(),
     };
+    let filling = repository.as_ref().map(|(repository, _)| Filling {
+        repository: repository.clone(),
+        spool: arguments.spool.clone().unwrap_or_else(std::env::temp_dir),
+        engine: arguments.engine.options(),
+    });
     let making = match (&arguments.to_dir, repository) {
         (Some(folder), Some((repository, _))) => Some(Making {
             repository,
@@ -147,7 +181,8 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
         }
         (None, _) => None,
     };
-    Ok(Recovery { seeds, spares: addrs(&arguments.spare)?, past, wishes, making, context })
+    let spares = addrs(&arguments.spare)?;
+    Ok(Recovery { seeds, spares, past, wishes, making, filling, memory: Memory::default(), context })
 }
 
 /// The users of new nodes. They have to let in whoever the cluster lets in.

@@ -75,7 +75,7 @@ fn shards(plan: &Plan) -> String {
             condition(shard.condition).to_owned(),
             replicas(&shard.replicas),
             archive(shard),
-            remedy(&shard.remedy),
+            to_do(shard),
         ]);
     }
     table_text(&rows)
@@ -117,11 +117,20 @@ fn archive(shard: &ShardPlan) -> String {
     format!("{until} ({} + {} of log)", bytes(reach.rdb_bytes), bytes(reach.log_bytes))
 }
 
-fn remedy(remedy: &Remedy) -> String {
+fn to_do(shard: &ShardPlan) -> String {
+    let replicas: Vec<String> = shard.new_replicas.iter().map(ToString::to_string).collect();
+    match (&shard.remedy, replicas.as_slice()) {
+        (remedy, []) => text_of(remedy),
+        (Remedy::Nothing, _) => format!("new replicas: {}", replicas.join(", ")),
+        (remedy, _) => format!("{}; new replicas: {}", text_of(remedy), replicas.join(", ")),
+    }
+}
+
+fn text_of(remedy: &Remedy) -> String {
     match remedy {
         Remedy::Nothing => "-".to_owned(),
         Remedy::Promote { addr, .. } => format!("promote {addr}"),
-        Remedy::Restore { nodes } => {
+        Remedy::Restore { nodes, .. } => {
             let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
             format!("restore to {}", nodes.join(", "))
         }
@@ -171,6 +180,10 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
             .iter()
             .map(|node| format!("{} with {} keys (process {})", node.addr, count(node.keys), node.pid));
         lines.push(format!("New nodes: {}", nodes.collect::<Vec<_>>().join(", ")));
+    }
+    if !outcome.filled.is_empty() {
+        let nodes = outcome.filled.iter().map(|node| format!("{} with {} keys", node.addr, count(node.keys)));
+        lines.push(format!("Nodes that were filled: {}", nodes.collect::<Vec<_>>().join(", ")));
     }
     format!("{}\n\n{}", lines.join("\n"), plan(&outcome.after, false))
 }

@@ -118,6 +118,7 @@ pub(crate) async fn run(
         patience: Duration::from_secs(live.patience),
         state,
         restart: live.restart,
+        partial_target: false,
     };
     let plan = plan(&context, repository, manifest, &seeds, &options).await?;
     for warning in &plan.warnings {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use slotkeep_format::ShardState;
-use slotkeep_model::{NodeId, ReplId, SlotSet};
+use slotkeep_model::{NodeId, RdbVersion, ReplId, SlotSet};
 
 use super::idle::is_idle;
 use super::moment::{Cut, End, Planned, cut_by, order_moves};
@@ -24,6 +24,9 @@ pub struct Reach {
     pub written: Option<Span>,
     /// The backup whose base leads there.
     pub backup: String,
+    /// The base's format.
+    #[serde(skip)]
+    pub rdb_version: RdbVersion,
     /// How many bytes the base has.
     pub rdb_bytes: u64,
     /// How many bytes of the log go on it.
@@ -77,6 +80,7 @@ pub async fn reach(past: &Past, state: &ShardState) -> Result<Reach> {
         end: point.cut,
         written: point.written.or_else(|| record.server_time.map(|at| Span { from: None, until: Some(at) })),
         backup: point.backup,
+        rdb_version: record.base.rdb_version,
         rdb_bytes: record.base.rdb.raw_bytes,
         log_bytes: point.log_bytes,
     })

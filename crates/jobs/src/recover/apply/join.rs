@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use slotkeep_model::{NodeId, Role, SlotSet};
+use slotkeep_model::{NodeAddr, NodeId, Role, SlotSet};
 use slotkeep_wire::resp::Command;
 
 use super::{Recovery, Watch, surprise};
@@ -24,15 +24,10 @@ pub(super) async fn join(recovery: &Recovery, survey: &Survey, watch: &dyn Watch
         }
         let mut connection = recovery.context.connector.connect(&node.addr).await?;
         for (other, other_word) in strangers {
-            let row = other_word.own_row().filter(|row| !row.ip.is_empty());
-            let Some(row) = row else {
-                let what = format!("{} does not know its own address, which the others need", other.addr);
-                return Err(Error::new(ErrorKind::Failed, what)
-                    .hint("set cluster-announce-ip on it, and run this again"));
-            };
+            let Some(row) = other_word.own_row() else { continue };
             let meet = Command::new("CLUSTER")
                 .arg("MEET")
-                .arg(&row.ip)
+                .arg(ip_of(&other.addr, &row.ip).await?)
                 .arg_number(row.port)
                 .arg_number(row.bus_port);
             connection.call(&meet).await?;
@@ -45,6 +40,20 @@ pub(super) async fn join(recovery: &Recovery, survey: &Survey, watch: &dyn Watch
         None => Ok(format!("{told} introductions; all nodes know each other")),
         Some(waiting) => Err(late(&waiting)),
     }
+}
+
+/// The address that nodes are told: the one that a node announces, or, as one that was alone so far has heard none, the one that it was given by.
+async fn ip_of(addr: &NodeAddr, announced: &str) -> Result<String> {
+    if !announced.is_empty() {
+        return Ok(announced.to_owned());
+    }
+    let found = tokio::net::lookup_host((addr.host(), addr.port())).await;
+    found.ok().and_then(|mut found| found.next()).map(|found| found.ip().to_string()).ok_or_else(|| {
+        let what = format!(
+            "{addr} does not know its own address, which the others need, and its name can't be resolved here"
+        );
+        Error::new(ErrorKind::Failed, what).hint("set cluster-announce-ip on it, and run this again")
+    })
 }
 
 /// Makes a node a replica.

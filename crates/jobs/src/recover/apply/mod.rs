@@ -4,24 +4,29 @@
 //! come about by itself meanwhile is passed over. After the first step that is not as expected nothing more is done.
 
 mod fence;
+mod fill;
 mod join;
 mod moves;
 mod promote;
+mod replicas;
 mod restore;
+mod tail;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
-use slotkeep_model::{NodeAddr, SlotSet};
+use slotkeep_model::{NodeAddr, NodeId, SlotSet};
 use slotkeep_repo::Repository;
 
 use super::archive::held;
-use super::facts::{Recorded, Survey};
-use super::judge::{Wishes, judge};
+use super::facts::{Recorded, SpareState, Survey};
+use super::judge::{ApplyTail, Wishes, judge};
 use super::plan::{Plan, Remedy, ShardPlan, Step, StepKind};
 use super::survey::survey;
+use crate::engine::EngineOptions;
 use crate::log::Past;
 use crate::log::point::shards::{former_nodes, newest_shards};
 use crate::progress::ShardProgress;
@@ -42,6 +47,47 @@ pub struct Recovery {
     pub wishes: Wishes,
     /// How new nodes are made; none if there are to be none.
     pub making: Option<Making>,
+    /// How empty nodes that run are filled; none without a repository.
+    pub filling: Option<Filling>,
+    /// What it keeps in mind: at first nothing.
+    pub memory: Memory,
+}
+
+/// What a recovery keeps in mind from step to step, and the cluster does not tell.
+#[derive(Debug, Default)]
+pub struct Memory {
+    admitted: Mutex<BTreeSet<NodeId>>,
+    applied: Mutex<BTreeSet<NodeId>>,
+}
+
+impl Memory {
+    /// Counts nodes as the cluster's.
+    fn admit(&self, ids: impl IntoIterator<Item = NodeId>) {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+    }
+
+    fn admitted(&self) -> BTreeSet<NodeId> {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Nothing more is to be applied to that primary.
+    fn applied(&self, id: NodeId) {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    fn is_applied(&self, id: &NodeId) -> bool {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+}
+
+/// How empty nodes that run are filled.
+pub struct Filling {
+    /// Where the data is.
+    pub repository: Repository,
+    /// Where datasets are kept while logs are applied to them.
+    pub spool: PathBuf,
+    /// What applies the logs.
+    pub engine: EngineOptions,
 }
 
 /// How new nodes are made.
@@ -81,8 +127,20 @@ pub struct Outcome {
     /// The new nodes that run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub started: Vec<StartedNode>,
+    /// The nodes that ran and were filled.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filled: Vec<FilledNode>,
     /// How the cluster is now.
     pub after: Plan,
+}
+
+/// An empty node that got a shard.
+#[derive(Clone, Debug, Serialize)]
+pub struct FilledNode {
+    /// Its address.
+    pub addr: String,
+    /// How many keys it was given.
+    pub keys: u64,
 }
 
 /// A step that was done.
@@ -112,6 +170,7 @@ pub struct Stopped {
 struct Made {
     warnings: Vec<String>,
     started: Vec<StartedNode>,
+    filled: Vec<FilledNode>,
 }
 
 impl Recovery {
@@ -133,8 +192,9 @@ impl Recovery {
         recorded: Recorded,
         spares: &[NodeAddr],
     ) -> Result<(Survey, Plan)> {
-        let survey = survey(&self.context, &seeds, recorded, spares).await?;
-        let held = held(&self.context, self.past.as_deref(), &survey).await?;
+        let survey = survey(&self.context, &seeds, recorded, spares, &self.memory.admitted()).await?;
+        let promoted = |id: &NodeId| self.wishes.apply_tail != ApplyTail::No && !self.memory.is_applied(id);
+        let held = held(&self.context, self.past.as_ref(), &survey, promoted).await?;
         let plan = judge(&survey, &held, &self.wishes);
         Ok((survey, plan))
     }
@@ -177,7 +237,8 @@ impl Recovery {
         } else {
             self.look().await?
         };
-        Ok(Outcome { done, stopped, warnings: made.warnings, started: made.started, after })
+        let Made { warnings, started, filled } = made;
+        Ok(Outcome { done, stopped, warnings, started, filled, after })
     }
 
     async fn perform(&self, plan: &Plan, step: &Step, watch: &dyn Watch, made: &mut Made) -> Result<String> {
@@ -210,6 +271,18 @@ impl Recovery {
                 }
                 restore::restore(self, &survey, &waiting, watch, made).await
             }
+            StepKind::Fill { shards } => {
+                let mut waiting = Vec::new();
+                for slots in shards {
+                    let (then, shard) = (find(plan, slots)?, find(&now, slots)?);
+                    if shard.is_well() || shard.condition != then.condition {
+                        passed_over(shard)?;
+                    } else {
+                        waiting.push(then);
+                    }
+                }
+                fill::fill(self, &survey, &waiting, watch, made).await
+            }
             StepKind::RestoreAll => {
                 if survey.words().next().is_some() {
                     let what = "nodes of the cluster answer again";
@@ -229,7 +302,12 @@ impl Recovery {
                         passed_over(shard)?;
                     }
                 }
+                self.admit(plan, &survey)?;
+                let (survey, _) = self.look().await?;
                 join::join(self, &survey, watch).await
+            }
+            StepKind::Replicas { slots, nodes } => {
+                replicas::give(self, &survey, (find(&now, slots)?, nodes), watch, made).await
             }
             StepKind::Moves { leaving, .. } => moves::mend(self, &survey, leaving).await,
             StepKind::Attach { node, primary } => {
@@ -240,7 +318,24 @@ impl Recovery {
             }
             StepKind::Forget { nodes } => join::forget(self, &survey, nodes).await,
             StepKind::Settle => join::settle(self, watch).await,
+            StepKind::ApplyTail { node, slots } => tail::apply(self, &survey, (node, slots), watch).await,
         }
+    }
+}
+
+impl Recovery {
+    /// Counts the empty nodes that are to be replicas as the cluster's, so that the others are told of them.
+    fn admit(&self, plan: &Plan, survey: &Survey) -> Result<()> {
+        for addr in plan.shards.iter().flat_map(|shard| &shard.new_replicas) {
+            match survey.spares.iter().find(|(spare, _)| spare == addr).map(|(_, state)| state) {
+                Some(SpareState::Empty(node)) => self.memory.admit([node.id.clone()]),
+                Some(SpareState::Taken(why)) => {
+                    return Err(surprise(format!("{addr} can't be used any more: {why}")));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 

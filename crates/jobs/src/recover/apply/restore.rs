@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use slotkeep_format::ShardState;
-use slotkeep_model::{NodeAddr, Role};
+use slotkeep_model::{NodeAddr, NodeId, Role};
 use slotkeep_wire::nodes_conf::{ConfNode, ConfRole};
 
 use super::{Made, Making, Recovery, Watch, moves};
@@ -35,10 +35,7 @@ pub(super) async fn restore(
             .hint("give --to-dir and --spare"));
     };
     let point = point(recovery, survey, shards).await?;
-    let server = match &making.server {
-        Some(program) => StockServer::at(program).await?,
-        None => StockServer::on_path(&point).await?,
-    };
+    let server = server(making, &point).await?;
     let files = files_plan(recovery, survey, making, &point, (shards, &server)).await?;
     check_start(context, &files)?;
     made.warnings.extend(files.warnings.iter().cloned());
@@ -69,6 +66,48 @@ pub(super) async fn restore(
     Ok(format!("{keys} keys in {nodes} of {}: {}", server.version, ends.join(", ")))
 }
 
+/// Starts servers that are replicas of a primary that lives.
+pub(super) async fn start_replicas(
+    recovery: &Recovery,
+    survey: &Survey,
+    (shard, primary, nodes): (&ShardPlan, &NodeId, &[NodeAddr]),
+    watch: &dyn Watch,
+    made: &mut Made,
+) -> Result<()> {
+    let context = &recovery.context;
+    let (Some(past), Some(making)) = (&recovery.past, &recovery.making) else {
+        return Err(Error::new(ErrorKind::Usage, "there is no folder for new nodes").hint("give --to-dir"));
+    };
+    let point = point(recovery, survey, &[shard]).await?;
+    let server = server(making, &point).await?;
+    let first = shard.slots.iter().next().map(|slot| slot.to_string()).unwrap_or_default();
+    let options = FilesOptions {
+        folder: making.folder.join(format!("replicas-{first}")),
+        nodes: nodes.to_vec(),
+        target: Some(server.version),
+        allow_partial: true,
+        users: making.users.clone(),
+        joining: Some(Joining { followed: Some(primary.clone()), ..joining(survey, &[]) }),
+        ..FilesOptions::default()
+    };
+    let files = plan(context, &point, &options).await?;
+    check_start(context, &files)?;
+    made.warnings.extend(files.warnings.iter().cloned());
+    let source = Source { repository: making.repository.clone(), past: Some(Arc::clone(past)) };
+    apply(context, &source, &files, &[]).await?;
+    let tell = |waiting: &str| watch.note(&format!("  {waiting}"));
+    made.started.extend(start(context, &files, &server, tell).await?);
+    Ok(())
+}
+
+/// The server that new nodes run.
+async fn server(making: &Making, point: &Point) -> Result<StockServer> {
+    match &making.server {
+        Some(program) => StockServer::at(program).await,
+        None => StockServer::on_path(point).await,
+    }
+}
+
 /// Before anybody knows the new nodes: what has left them after the last byte of their logs must not be read there.
 async fn drop_copies(recovery: &Recovery, shards: &[&ShardPlan], watch: &dyn Watch) -> Result<()> {
     let (survey, _) = recovery.look().await?;
@@ -83,7 +122,7 @@ async fn drop_copies(recovery: &Recovery, shards: &[&ShardPlan], watch: &dyn Wat
 }
 
 /// Where the shards are to be brought back to, each with as many replicas as it gets.
-async fn point(recovery: &Recovery, survey: &Survey, shards: &[&ShardPlan]) -> Result<Point> {
+pub(super) async fn point(recovery: &Recovery, survey: &Survey, shards: &[&ShardPlan]) -> Result<Point> {
     let Some(past) = &recovery.past else {
         return Err(Error::new(ErrorKind::Usage, "there is no repository"));
     };
@@ -93,7 +132,7 @@ async fn point(recovery: &Recovery, survey: &Survey, shards: &[&ShardPlan]) -> R
             Error::new(ErrorKind::Gap, format!("the repository knows of no shard with slots {}", shard.slots))
         })?;
         let replicas = match &shard.remedy {
-            Remedy::Restore { nodes } => nodes.len().saturating_sub(1),
+            Remedy::Restore { nodes, .. } => nodes.len().saturating_sub(1),
             _ => 0,
         };
         wanted.push(ShardState {
@@ -116,7 +155,7 @@ async fn files_plan(
     let nodes: Vec<NodeAddr> = shards
         .iter()
         .flat_map(|shard| match &shard.remedy {
-            Remedy::Restore { nodes } => nodes.clone(),
+            Remedy::Restore { nodes, .. } => nodes.clone(),
             _ => vec![],
         })
         .collect();
@@ -167,5 +206,10 @@ fn joining(survey: &Survey, shards: &[&ShardPlan]) -> Joining {
         });
     }
     let restored: Vec<ShardPlan> = shards.iter().map(|shard| (*shard).clone()).collect();
-    Joining { others, current_epoch: survey.highest_epoch(), moves: with_lost(survey, &restored) }
+    Joining {
+        others,
+        current_epoch: survey.highest_epoch(),
+        moves: with_lost(survey, &restored),
+        followed: None,
+    }
 }

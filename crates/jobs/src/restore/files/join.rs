@@ -4,10 +4,13 @@
 //! that starts with keys of a slot that it takes for unowned would claim that slot too (`verifyClusterConfigWithData` in
 //! `src/cluster_legacy.c`). The living nodes answer such a node, and take nothing it says until they are told to meet it.
 
-use slotkeep_model::{NodeId, Slot};
+use std::net::IpAddr;
+
+use slotkeep_model::{NodeAddr, NodeId, Slot};
 use slotkeep_wire::nodes_conf::{ConfMove, ConfNode};
 
 use super::plan::Sketch;
+use crate::{Error, ErrorKind, Result};
 
 /// The cluster that new nodes are going to join.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +21,12 @@ pub struct Joining {
     pub current_epoch: u64,
     /// Slots that were on their way between a lost shard and a living one.
     pub moves: Vec<JoiningMove>,
+    /// The living primary of which all new nodes become replicas; none if shards are restored.
+    pub followed: Option<NodeId>,
 }
+
+/// A primary that a replica follows.
+pub(super) type Followed = (NodeAddr, IpAddr, Option<NodeId>);
 
 /// A slot on its way. Without the mark, a server that starts with keys of a slot that is another's deletes them, or keeps them out of reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +42,21 @@ pub struct JoiningMove {
 }
 
 impl Joining {
+    /// The living primary that all new nodes follow, if it is so.
+    pub(super) fn followed(&self) -> Result<Option<Followed>> {
+        let Some(id) = &self.followed else { return Ok(None) };
+        let node = self.others.iter().find(|node| node.id == *id);
+        let found =
+            node.and_then(|node| Some((NodeAddr::new(node.ip.clone(), node.port), node.ip.parse().ok()?)));
+        let (addr, ip) = found.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Failed,
+                format!("no node knows the address of primary {id}, which new replicas need"),
+            )
+        })?;
+        Ok(Some((addr, ip, Some(id.clone()))))
+    }
+
     /// The moves, with the new primaries that take part in them.
     pub(super) fn moves(&self, sketches: &[Sketch<'_>]) -> Vec<ConfMove> {
         let with = |of: &JoiningMove| {

@@ -14,7 +14,7 @@ use slotkeep_wire::replica::Credentials;
 use super::assign::ShardAddrs;
 use super::conf::{self, Place, Recorded, USERS_FILE};
 use super::dataset::{DatasetPlan, Primary, moves};
-use super::join::Joining;
+use super::join::{Followed, Joining};
 use super::led::LedPrimary;
 use super::place::{bus_port, free_folder, place_nodes, resolve};
 use super::users::{Users, UsersPolicy, users};
@@ -137,7 +137,8 @@ pub async fn plan(context: &Context, point: &Point, options: &FilesOptions) -> R
     check_complete(manifest, options.allow_partial)?;
     check_loads(manifest, target)?;
     check_applies(point, target)?;
-    let placed = place_nodes(manifest, options)?;
+    let followed = options.joining.as_ref().map(Joining::followed).transpose()?.flatten();
+    let placed = if followed.is_some() { vec![] } else { place_nodes(manifest, options)? };
     let ips = resolve(manifest.cluster_mode, &options.nodes).await?;
     let folder = free_folder(&options.folder)?;
     let mut planner = Planner {
@@ -151,7 +152,10 @@ pub async fn plan(context: &Context, point: &Point, options: &FilesOptions) -> R
         warnings: vec![],
         led: vec![],
     };
-    let sketches = planner.sketch(&placed)?;
+    let sketches = match &followed {
+        Some(primary) => planner.sketch_replicas(primary)?,
+        None => planner.sketch(&placed)?,
+    };
     planner.led = planner.led(&sketches)?;
     let nodes = planner.render(&sketches)?;
     planner.warn(&sketches);
@@ -203,7 +207,7 @@ pub(super) struct Sketch<'a> {
     /// Whether it has an append-only file for the sake of the restore, and had none before.
     keeps_log_for_now: bool,
     /// The primary's address and id; none for a primary.
-    pub(super) follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
+    pub(super) follows: Option<Followed>,
     replaces: &'a NodeRecord,
     config_epoch: u64,
     settings: Option<&'a SettingsRecord>,
@@ -242,13 +246,22 @@ impl<'a> Planner<'a> {
         Ok(sketches)
     }
 
+    /// The same for nodes that are all to be replicas of a primary that lives.
+    fn sketch_replicas(&self, primary: &Followed) -> Result<Vec<Sketch<'a>>> {
+        let shards = self.manifest.shards.iter().zip(&self.point.shards);
+        let nodes = shards.flat_map(|shard| self.options.nodes.iter().map(move |addr| (shard, addr)));
+        nodes
+            .map(|(shard, addr)| self.sketch_node(shard, &shard.0.primary, addr, 0, Some(primary.clone())))
+            .collect()
+    }
+
     fn sketch_node(
         &self,
         (shard, state): (&'a ShardRecord, &'a ShardPoint),
         replaces: &'a NodeRecord,
         addr: &NodeAddr,
         config_epoch: u64,
-        follows: Option<(NodeAddr, IpAddr, Option<NodeId>)>,
+        follows: Option<Followed>,
     ) -> Result<Sketch<'a>> {
         let settings = settings_of(self.manifest, &[&replaces.addr, &shard.primary.addr, &shard.source]);
         let source = shard.server.version();

@@ -47,6 +47,8 @@ pub struct LiveOptions {
     pub state: PathBuf,
     /// Whether to begin anew although that file tells of a restore that was interrupted.
     pub restart: bool,
+    /// Whether the target may serve a part of the slots only: all that the backup holds keys of.
+    pub partial_target: bool,
 }
 
 /// What a restore did.

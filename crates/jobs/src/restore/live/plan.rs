@@ -86,8 +86,10 @@ pub async fn plan(
         manifest.shards.iter().map(|shard| Base::open(repository, &shard.base)).collect::<Result<_>>()?;
     let discovery = discover(context, seeds).await?;
     let topology = discovery.topology();
-    check_covered(topology)?;
-    let target = Target::open(context, topology).await?;
+    if !options.partial_target {
+        check_covered(topology)?;
+    }
+    let target = Target::open(context, topology, options.partial_target).await?;
     let map = target.map();
     for node in &map.nodes {
         check_loads(manifest, node.server)?;

@@ -1,6 +1,7 @@
 //! The target as it is known at the moment: which node serves which slot, and whether what was written there can have got lost.
 //!
-//! Invariants: `owner` has an entry for every slot, an index into `nodes`. A slot is *suspect* when the server that serves it may lack
+//! Invariants: `owner` has an entry for every slot, an index into `nodes`; in a target that serves a part of the slots, those that nobody
+//! serves lead to the first node, which refuses them. A slot is *suspect* when the server that serves it may lack
 //! keys that were acknowledged: a replica took over from its primary, for replication is asynchronous, or the process is
 //! another one than before, which loaded what its disk held. A slot that migrated is not suspect: its keys moved with it.
 
@@ -75,11 +76,13 @@ struct State {
 pub(super) struct Target {
     state: Mutex<State>,
     looking: tokio::sync::Mutex<()>,
+    /// Whether it may serve a part of the slots only.
+    partial: bool,
 }
 
 impl Target {
     /// Looks at the target for the first time.
-    pub(super) async fn open(context: &Context, topology: &Topology) -> Result<Self> {
+    pub(super) async fn open(context: &Context, topology: &Topology, partial: bool) -> Result<Self> {
         let mut nodes = Vec::new();
         for shard in &topology.shards {
             let known = (shard.primary.addr.clone(), shard.primary.id.clone(), shard.slots.clone());
@@ -96,7 +99,7 @@ impl Target {
             suspect: Vec::new(),
             repairing: SlotSet::default(),
         };
-        Ok(Self { state: Mutex::new(state), looking: tokio::sync::Mutex::new(()) })
+        Ok(Self { state: Mutex::new(state), looking: tokio::sync::Mutex::new(()), partial })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -146,7 +149,7 @@ impl Target {
             let known = (shard.primary.addr.clone(), shard.primary.id.clone(), shard.slots.clone());
             nodes.push(look_at(context, known).await?);
         }
-        if topology.covered().len() != usize::from(Slot::COUNT) {
+        if !self.partial && topology.covered().len() != usize::from(Slot::COUNT) {
             return Err(Error::new(ErrorKind::NotACluster, "the target does not serve every slot"));
         }
         let new = SlotMap::new(nodes, topology.cluster_mode);

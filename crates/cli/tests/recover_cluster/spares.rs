@@ -1,0 +1,200 @@
+//! Spares that run already: they take lost shards over, and the places of replicas that are gone.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use slotkeep_testkit::{Client, Cluster, ClusterBuilder, Endpoint, Node, Server, servers};
+
+use crate::harness::{Run, client, cluster_client, config};
+use crate::scene::{ALL, IN_FLIGHT_MS, ROUNDING_MS, Scene, now_ms, role, shard};
+
+/// Servers in cluster mode that run, hold nothing and know nobody.
+fn empty_nodes(server: &Server, count: usize) -> Cluster {
+    let cluster = ClusterBuilder::new(server.clone()).primaries(count).prepare().unwrap();
+    for node in cluster.nodes() {
+        std::fs::remove_file(node.dir().join("nodes.conf")).unwrap();
+        node.start().unwrap();
+    }
+    cluster
+}
+
+fn addrs(nodes: &[Node]) -> Vec<SocketAddr> {
+    nodes.iter().map(Node::addr).collect()
+}
+
+fn listed(nodes: &[SocketAddr]) -> String {
+    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+impl Scene {
+    /// Arguments for nodes that run.
+    fn running(&self, nodes: &[SocketAddr]) -> Vec<String> {
+        let program = self.server.program().to_str().unwrap().to_owned();
+        vec!["--spare".to_owned(), listed(nodes), "--engine".to_owned(), program]
+    }
+
+    fn recover_to(&self, nodes: &[SocketAddr], more: &[&str]) -> Run {
+        let words = self.running(nodes);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.recover(&[&words[..], more].concat())
+    }
+}
+
+/// The epoch, the number of keys and the number of known nodes of a node.
+fn state(node: SocketAddr) -> (String, String, String) {
+    let mut client = Client::connect(&Endpoint::plain(node)).unwrap();
+    let info = client.command(&["CLUSTER", "INFO"]).unwrap().text().unwrap();
+    let field = |name: &str| {
+        let line = info.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split(':').nth(1).unwrap().trim().to_owned()
+    };
+    let keys = format!("{:?}", client.command(&["DBSIZE"]).unwrap());
+    (field("cluster_my_epoch"), keys, field("cluster_known_nodes"))
+}
+
+fn primary_of(node: SocketAddr) -> u16 {
+    client(node, None, None).info_field("replication", "master_port").unwrap().unwrap().parse().unwrap()
+}
+
+fn open(plan: &Value) -> String {
+    plan["open"].to_string()
+}
+
+/// One shard is lost, another has lost its replica: nodes that run take both places, and old nodes that come back do no harm. What can't be
+/// used is named, and a node that did not hold the shard is empty afterwards.
+#[test]
+fn nodes_that_run_take_the_places_of_lost_ones() {
+    let mut scene = Scene::start("valkey-9.1", true, &[]);
+    let spares = empty_nodes(&scene.server, 4);
+    let older = empty_nodes(&servers::require("redis-6.2").unwrap(), 1);
+    let (nodes, old) = (addrs(spares.nodes()), older.nodes()[0].addr());
+    let killed = now_ms();
+    for node in [scene.first(1), scene.second(1), scene.second(0)] {
+        node.kill().unwrap();
+    }
+    scene.wait_sealed(1);
+
+    // Neither one that loads no such base, nor one that holds something; and there is nothing else then.
+    let mut busy = client(nodes[3], None, None);
+    busy.command(&["CLUSTER", "ADDSLOTS", "7"]).unwrap();
+    let run = scene.recover_to(&[old, nodes[3]], &["--yes"]);
+    assert_eq!(run.code, 46, "{}\n{}", run.stdout, run.stderr);
+    let plan: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(
+        open(&plan).contains(&format!("{old} can't be used for a new node: it runs Redis 6.2")),
+        "{plan}"
+    );
+    let busy_words = format!("{} can't be used for a new node: a node runs there", nodes[3]);
+    assert!(open(&plan).contains(&busy_words), "{plan}");
+    assert_eq!(plan["steps"].as_array().unwrap().len(), 0, "{plan}");
+    // Nor one that may not take as much; what it may take is not all of the dataset's size in memory.
+    let mut small = client(nodes[0], None, None);
+    small.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
+    let run = scene.recover_to(&nodes[..1], &[]);
+    assert!(run.stdout.contains("raise maxmemory there"), "{}", run.stdout);
+    let used: u64 = small.info_field("memory", "used_memory").unwrap().unwrap().parse().unwrap();
+    small.command(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).unwrap();
+    small.command(&["CONFIG", "SET", "maxmemory", &(used + 200_000).to_string()]).unwrap();
+    let run = scene.recover_to(&nodes[..1], &["--yes"]);
+    assert_eq!(run.code, 47, "{}\n{}", run.stdout, run.stderr);
+    let refused =
+        ["has evicted keys", "OOM command not allowed"].iter().any(|words| run.stdout.contains(words));
+    assert!(refused, "{}", run.stdout);
+    assert_eq!(state(nodes[0]), ("0".to_owned(), "Integer(0)".to_owned(), "1".to_owned()));
+    assert_eq!(config(&mut small, "cluster-require-full-coverage"), "yes");
+    small.command(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
+
+    let words = scene.running(&nodes[..3]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let run = scene.recover_to(&nodes[..3], &["--dry-run"]);
+    assert_eq!(run.code, 45, "{}\n{}", run.stdout, run.stderr);
+    let plan: Value = serde_json::from_str(&run.stdout).unwrap();
+    let lost = shard(&plan, 1);
+    assert_eq!(lost["remedy"]["nodes"], serde_json::json!([nodes[0].to_string()]), "{lost}");
+    assert_eq!(lost["new_replicas"], serde_json::json!([nodes[1].to_string()]), "{lost}");
+    assert_eq!(shard(&plan, 0)["new_replicas"], serde_json::json!([nodes[2].to_string()]), "{plan}");
+    let kinds: Vec<&str> =
+        plan["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["fill", "join", "replicas", "replicas", "settle"]);
+    assert_eq!(state(nodes[0]), ("0".to_owned(), "Integer(0)".to_owned(), "1".to_owned()));
+    let until: jiff::Timestamp = lost["loss"]["until"].as_str().unwrap().parse().unwrap();
+
+    let outcome = scene.recover_whole(&[&words[..], &["--yes"]].concat());
+    assert!(outcome["filled"][0]["keys"].as_u64().unwrap() > 0, "{outcome}");
+    scene.cluster.wait_ok().unwrap();
+    assert_eq!(role(nodes[0]), "master");
+    assert_eq!((primary_of(nodes[1]), primary_of(nodes[2])), (nodes[0].port(), scene.first(0).port()));
+    assert_eq!(config(&mut small, "cluster-require-full-coverage"), "yes");
+    scene.ledger().wait_for_more(200).unwrap();
+    scene.recover_whole(&[&words[..], &["--yes"]].concat());
+
+    let account = scene.check(scene.client(&nodes[..3]));
+    let mut everywhere = scene.client(&nodes[..3]);
+    account.check(ALL, &mut |args| everywhere.command(args)).unwrap();
+    let span = account.lost_span_ms();
+    let until = until.as_millisecond() - ROUNDING_MS;
+    assert!(
+        span.is_none_or(|(first, last)| first >= until && last <= killed + IN_FLIGHT_MS),
+        "{span:?} {until} {killed}"
+    );
+    for node in [scene.first(1), scene.second(1)] {
+        scene.return_harmlessly(node, nodes[0]);
+    }
+    scene.cluster.wait_ok().unwrap();
+    account.check(ALL, &mut |args| everywhere.command(args)).unwrap();
+}
+
+/// A replica that is gone is replaced by one that is started; then nothing lives, and nodes that run become the cluster.
+#[test]
+fn nodes_that_run_become_a_cluster_of_which_nothing_lives() {
+    let mut scene = Scene::start("redis-7.0", true, &[]);
+    let mut first = scene.first(0).client().unwrap();
+    first
+        .command(&[
+            "FUNCTION",
+            "LOAD",
+            "#!lua name=lib\nredis.register_function('f', function() return 7 end)",
+        ])
+        .unwrap();
+    scene.second(2).kill().unwrap();
+    let (started, words) = scene.spares(1, "new");
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    // Nothing has to be done about it; with an address it can be.
+    assert_eq!(scene.recover(&[]).code, 0);
+    scene.recover_whole(&[&words[..], &["--yes"]].concat());
+    assert_eq!(primary_of(started[0]), scene.first(2).port());
+    scene.ledger().wait_for_more(200).unwrap();
+    scene.wait_held(0);
+
+    let spares = empty_nodes(&scene.server, 6);
+    let nodes = addrs(spares.nodes());
+    let killed = now_ms();
+    client(started[0], None, None).command(&["SHUTDOWN", "NOSAVE"]).unwrap_err();
+    for node in scene.cluster.nodes().iter().filter(|node| node.is_running()) {
+        node.kill().unwrap();
+    }
+    scene.wait_sealed(3);
+    drop(scene.agent.take());
+    let run = scene.recover_to(&nodes, &[]);
+    let plan: Value = serde_json::from_str(&run.stdout).unwrap();
+    let untils = plan["shards"].as_array().unwrap().iter().map(|shard| {
+        shard["loss"]["until"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_millisecond()
+    });
+    let until = untils.min().unwrap() - ROUNDING_MS;
+    let words = scene.running(&nodes);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    scene.recover_whole(&[&words[..], &["--yes"]].concat());
+    let roles: Vec<String> = nodes.iter().map(|node| role(*node)).collect();
+    assert_eq!(roles, ["master", "master", "master", "slave", "slave", "slave"]);
+    let reply = client(nodes[0], None, None).command(&["FUNCTION", "LIST"]).unwrap();
+    assert!(format!("{reply:?}").contains("lib"), "{reply:?}");
+
+    let account = scene.check(cluster_client(&nodes, None));
+    let mut everywhere = cluster_client(&nodes, None);
+    account.check(ALL, &mut |args| everywhere.command(args)).unwrap();
+    let span = account.lost_span_ms();
+    assert!(
+        span.is_none_or(|(first, last)| first >= until && last <= killed + IN_FLIGHT_MS),
+        "{span:?} {until} {killed}"
+    );
+}
