@@ -47,6 +47,7 @@ pub(crate) const fn code(kind: ErrorKind) -> u8 {
         ErrorKind::Unsupported => 32,
         ErrorKind::NotFenced => 35,
         ErrorKind::Contended => 50,
+        ErrorKind::PartlyStored => 52,
         ErrorKind::Interrupted => 130,
     }
 }
@@ -73,6 +74,7 @@ pub(crate) const fn name(kind: ErrorKind) -> &'static str {
         ErrorKind::Unsupported => "unsupported",
         ErrorKind::NotFenced => "not_fenced",
         ErrorKind::Contended => "contended",
+        ErrorKind::PartlyStored => "partly_stored",
         ErrorKind::Interrupted => "interrupted",
     }
 }

@@ -50,6 +50,8 @@ pub enum ErrorKind {
     NotFenced,
     /// Another agent does the same work, and the two can't be kept apart.
     Contended,
+    /// Some of the repositories that must have a backup have it, and another does not.
+    PartlyStored,
     /// The user stopped it.
     Interrupted,
 }
