@@ -126,6 +126,42 @@ pub(crate) struct RepoArgs {
     pub(crate) keys: KeyArgs,
 }
 
+/// Where a backup goes: to one repository, or to several at once.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Repository")]
+pub(crate) struct ReposArgs {
+    /// Folder, or address such as `s3://bucket/prefix`; given more than once, the backup goes to all of them, and fails if one of them does not
+    /// get it
+    #[arg(long, value_name = "DIR-OR-URL", env = "SLOTKEEP_REPO")]
+    pub(crate) repo: Vec<String>,
+    /// Another repository that gets the backup too; if it does not, that is a warning
+    #[arg(long, value_name = "DIR-OR-URL", env = "SLOTKEEP_REPO_OPTIONAL")]
+    pub(crate) repo_optional: Vec<String>,
+    /// How long one --repo-optional alone may hold up the backup, in all, such as 30s or 5m; then it is given up
+    #[arg(long, value_name = "TIME", value_parser = span, default_value = "60s")]
+    pub(crate) repo_optional_wait: Duration,
+    /// Name under which the repositories keep this cluster's backups
+    #[arg(long, value_name = "NAME", env = "SLOTKEEP_NAME")]
+    name: Option<String>,
+    /// Most bytes per second to and from each repository, such as 500K, 20M or 1G (multiples of 1024); no limit if not given
+    #[arg(long, value_name = "BYTES", value_parser = size, env = "SLOTKEEP_LIMIT_RATE")]
+    limit_rate: Option<u64>,
+    #[command(flatten)]
+    keys: KeyArgs,
+}
+
+impl ReposArgs {
+    /// The same for one of them; for the one in the settings file if none was given.
+    pub(crate) fn one(&self, repo: Option<&String>) -> RepoArgs {
+        RepoArgs {
+            repo: repo.cloned(),
+            name: self.name.clone(),
+            limit_rate: self.limit_rate,
+            keys: self.keys.clone(),
+        }
+    }
+}
+
 /// What opens a repository, and what proves it.
 #[derive(Debug, Default, Clone, Args)]
 #[command(
@@ -141,12 +177,12 @@ pub(crate) struct KeyArgs {
     /// File that holds the passphrase, on its first line
     #[arg(long, value_name = "FILE", env = "SLOTKEEP_PASSPHRASE_FILE")]
     pub(crate) passphrase_file: Option<PathBuf>,
-    /// File with the key that signs backups, on a machine that did not make the repository
-    #[arg(long, value_name = "FILE", env = "SLOTKEEP_SIGNING_KEY")]
-    pub(crate) signing_key: Option<PathBuf>,
-    /// Fingerprint that the repository must have; `slotkeep init` prints it
-    #[arg(long, value_name = "FINGERPRINT", env = "SLOTKEEP_TRUST")]
-    pub(crate) trust: Option<String>,
+    /// File with the key that signs backups, on a machine that did not make the repository; one for each if there are several
+    #[arg(long, value_name = "FILE", value_delimiter = ',', env = "SLOTKEEP_SIGNING_KEY")]
+    pub(crate) signing_key: Vec<PathBuf>,
+    /// Fingerprint that the repository must have; `slotkeep init` prints it; one for each if there are several
+    #[arg(long, value_name = "FINGERPRINT", value_delimiter = ',', env = "SLOTKEEP_TRUST")]
+    pub(crate) trust: Vec<String>,
 }
 
 /// Who may read a repository.

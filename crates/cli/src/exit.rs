@@ -48,6 +48,7 @@ pub(crate) const fn code(kind: ErrorKind) -> u8 {
         ErrorKind::NotFenced => 35,
         ErrorKind::Contended => 50,
         ErrorKind::ClockOff => 51,
+        ErrorKind::PartlyStored => 52,
         ErrorKind::Interrupted => 130,
     }
 }
@@ -75,6 +76,7 @@ pub(crate) const fn name(kind: ErrorKind) -> &'static str {
         ErrorKind::NotFenced => "not_fenced",
         ErrorKind::Contended => "contended",
         ErrorKind::ClockOff => "clock_off",
+        ErrorKind::PartlyStored => "partly_stored",
         ErrorKind::Interrupted => "interrupted",
     }
 }

@@ -14,16 +14,21 @@ impl Session {
     /// What opens and proves a repository.
     pub(crate) fn key_options(&self, arguments: &KeyArgs) -> Result<OpenOptions> {
         let file = &self.file;
-        let signing_key = arguments.signing_key.as_ref().or(file.signing_key.as_ref());
-        let signing_key = signing_key.map(|path| {
+        let signing_keys = if arguments.signing_key.is_empty() {
+            file.signing_key.as_slice()
+        } else {
+            &arguments.signing_key
+        };
+        let signing_keys = signing_keys.iter().map(|path| {
             let key = SigningKey::parse(&read_key_file(path)?);
             key.map(Arc::new).map_err(|problem| wrong(&format!("signing key {}", path.display()), &problem))
         });
+        let trust = if arguments.trust.is_empty() { file.trust.as_slice() } else { &arguments.trust };
         Ok(OpenOptions {
             unlock: self.unlock(arguments)?,
-            signing_key: signing_key.transpose()?,
+            signing_keys: signing_keys.collect::<Result<_>>()?,
             state: state_folder().map(StateFolder::new),
-            trust: arguments.trust.clone().or_else(|| file.trust.clone()),
+            trust: trust.to_vec(),
             ..OpenOptions::default()
         })
     }

@@ -9,6 +9,7 @@ mod exit;
 mod keys;
 mod output;
 mod progress;
+mod repos;
 mod session;
 mod settings_file;
 mod source_args;

@@ -47,10 +47,30 @@ pub(crate) struct SettingsFile {
     pub(crate) identity: Vec<PathBuf>,
     pub(crate) identity_command: Option<String>,
     pub(crate) passphrase_file: Option<PathBuf>,
-    pub(crate) signing_key: Option<PathBuf>,
-    pub(crate) trust: Option<String>,
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub(crate) signing_key: Vec<PathBuf>,
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub(crate) trust: Vec<String>,
     #[serde(default)]
     pub(crate) retention: Retention,
+}
+
+/// A value, or a list of them.
+fn one_or_more<'de, D, T>(deserializer: D) -> std::result::Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMore<T> {
+        One(T),
+        More(Vec<T>),
+    }
+    Ok(match OneOrMore::deserialize(deserializer)? {
+        OneOrMore::One(one) => vec![one],
+        OneOrMore::More(all) => all,
+    })
 }
 
 /// Which backups `slotkeep prune` keeps. Spans of time are written as on the command line: `30d`.

@@ -52,6 +52,8 @@ pub enum ErrorKind {
     Contended,
     /// This machine's clock is not to be relied on.
     ClockOff,
+    /// Some of the repositories that must have a backup have it, and another does not.
+    PartlyStored,
     /// The user stopped it.
     Interrupted,
 }

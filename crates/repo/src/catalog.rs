@@ -166,8 +166,13 @@ impl Repository {
     }
 
     /// Makes a backup visible. Everything it names must be complete; nothing may be written for it afterwards. A backup that builds on what a
-    /// prune is deleting is refused, and not listed.
+    /// prune is deleting is refused, and not listed. With companions it is listed in them as well, in this one the last of those that are
+    /// required.
     pub async fn commit(&self, manifest: &Manifest) -> Result<(), RepoError> {
+        self.commit_everywhere(manifest).await
+    }
+
+    pub(crate) async fn commit_here(&self, manifest: &Manifest) -> Result<(), RepoError> {
         self.check_not_pruned(manifest).await?;
         self.check_bases(manifest).await?;
         self.put_manifest(manifest).await?;

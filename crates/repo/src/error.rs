@@ -92,6 +92,15 @@ impl RepoError {
     pub(crate) fn new(doing: &'static str, on: impl std::fmt::Display, problem: impl Into<Problem>) -> Self {
         Self { doing, on: on.to_string(), problem: problem.into() }
     }
+
+    /// With the repository that it happened in, where there are several.
+    pub(crate) fn at(mut self, location: &crate::location::Location) -> Self {
+        let location = location.to_string();
+        if !self.on.contains(&location) {
+            self.on = format!("{} in {location}", self.on);
+        }
+        self
+    }
 }
 
 impl From<object_store::Error> for Problem {

@@ -77,11 +77,11 @@ pub(crate) async fn keyring(
         keyring.identity = Some(std::sync::Arc::new(keys.identity));
         keyring.signing = Some(keys.signing);
     }
-    if let Some(key) = &options.signing_key {
-        if key.public() != *public {
+    if !options.signing_keys.is_empty() {
+        let Some(key) = options.signing_keys.iter().find(|key| key.public() == *public) else {
             let what = "this is the signing key of another repository";
             return Err(failed(Problem::WrongKey(what.to_owned())));
-        }
+        };
         keyring.signing = Some(std::sync::Arc::clone(key));
     }
     if let (None, Some(state)) = (&keyring.signing, &options.state) {
@@ -97,11 +97,14 @@ impl Repository {
         self.keyring.recipient.is_some()
     }
 
-    /// Refuses if what is written here must be signed, and can't be.
+    /// Refuses if what is written here must be signed, and can't be; also where it is written to companions that are required.
     pub fn check_signs(&self) -> Result<(), RepoError> {
         match (&self.file().signing_key, &self.keyring.signing) {
             (Some(_), None) => Err(RepoError::new("write to", self.location(), Problem::NoSigningKey)),
-            _ => Ok(()),
+            _ => {
+                let required = self.companions().iter().filter(|companion| companion.is_required());
+                required.map(|companion| companion.repository()).try_for_each(Self::check_signs)
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! create that fails if it exists, so nothing is listed before it is whole.
 
 mod catalog;
+mod companions;
 mod copy;
 mod crypt;
 mod error;
@@ -19,12 +20,14 @@ mod prune;
 mod read;
 mod repository;
 mod segments;
+mod sink;
 mod store;
 mod unfinished;
 mod verify;
 mod write;
 
 pub use catalog::{BackupSelector, Listing, UnreadableBackup};
+pub use companions::Companion;
 pub use copy::{CopyError, Part};
 pub use crypt::{Recipients, SigningKey, Unlock, fingerprint};
 pub use error::{Problem, RepoError};

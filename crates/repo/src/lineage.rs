@@ -1,10 +1,11 @@
 //! What a repository knows of a cluster's past: its histories, and how it looked from when on.
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use slotkeep_format::{FenceRecord, HistoryRecord, ManifestError, TopologyRecord};
 use slotkeep_model::ReplId;
 
+use crate::companions::everywhere;
 use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::repository::Repository;
@@ -39,6 +40,13 @@ impl Repository {
 
     /// Writes down where a history comes from. What was written first stays.
     pub async fn put_history(&self, cluster: &str, record: &HistoryRecord) -> Result<(), RepoError> {
+        let others = self.live_companions();
+        let others =
+            others.map(|one| (&**one, one.repository().put_history_here(cluster, record).boxed())).collect();
+        everywhere(&self.location, self.put_history_here(cluster, record), others).await
+    }
+
+    async fn put_history_here(&self, cluster: &str, record: &HistoryRecord) -> Result<(), RepoError> {
         let path = layout::history(cluster, &record.history);
         let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
         match self.put_json(&path, json).await {
@@ -71,6 +79,13 @@ impl Repository {
 
     /// Writes down how the cluster looks.
     pub async fn put_topology(&self, cluster: &str, record: &TopologyRecord) -> Result<(), RepoError> {
+        let others = self.live_companions();
+        let others =
+            others.map(|one| (&**one, one.repository().put_topology_here(cluster, record).boxed())).collect();
+        everywhere(&self.location, self.put_topology_here(cluster, record), others).await
+    }
+
+    async fn put_topology_here(&self, cluster: &str, record: &TopologyRecord) -> Result<(), RepoError> {
         let path = layout::topology(cluster, &record.id);
         let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
         self.put_json(&path, json).await

@@ -160,12 +160,12 @@ impl Repository {
 
     /// Refuses a backup that names an RDB which is not there: of a base that was there when the work on this backup began.
     pub(crate) async fn check_bases(&self, manifest: &Manifest) -> Result<(), RepoError> {
-        let mut heads = futures::stream::iter(&manifest.shards)
-            .map(async |shard| {
-                let path = &shard.base.rdb.path;
-                (path, self.store.head(&Path::from(path.as_str())).await)
-            })
-            .buffer_unordered(HEADS_IN_FLIGHT);
+        let looks = manifest.shards.iter().map(|shard| {
+            let (path, store) = (&shard.base.rdb.path, &self.store);
+            async move { (path, store.head(&Path::from(path.as_str())).await) }
+        });
+        let looks: Vec<_> = looks.collect();
+        let mut heads = futures::stream::iter(looks).buffer_unordered(HEADS_IN_FLIGHT);
         while let Some((path, found)) = heads.next().await {
             match found {
                 Ok(_) => {}

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use jiff::Timestamp;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use slotkeep_format::RepositoryFile;
 use slotkeep_format::manifest::{REPOSITORY_VERSION, REPOSITORY_VERSION_WITHOUT_KEYS};
 
+use crate::companions::{Companion, Write, everywhere};
 use crate::crypt::{Keyring, NewKeys, Recipients, SigningKey, Unlock, fingerprint, sign, unsigned};
 use crate::error::{Problem, RepoError};
 use crate::keys::{keyring, write_key_files};
@@ -27,12 +28,13 @@ pub struct OpenOptions {
     pub limit: Option<RateLimit>,
     /// What opens an encrypted repository for reading.
     pub unlock: Unlock,
-    /// The key that signs, if it is neither in [`OpenOptions::state`] nor to be had with [`OpenOptions::unlock`].
-    pub signing_key: Option<Arc<SigningKey>>,
+    /// Keys that sign, if they are neither in [`OpenOptions::state`] nor to be had with [`OpenOptions::unlock`]; one of them must be this
+    /// repository's if it is signed.
+    pub signing_keys: Vec<Arc<SigningKey>>,
     /// Where this machine remembers repositories and keeps their signing keys.
     pub state: Option<StateFolder>,
-    /// The [`fingerprint`] that the repository must have.
-    pub trust: Option<String>,
+    /// The repository must have one of these [`fingerprint`]s, if there are any.
+    pub trust: Vec<String>,
     /// Who may read a repository that is made; nobody: it is not encrypted.
     pub recipients: Recipients,
     /// Where this process is to be killed, for tests.
@@ -42,7 +44,7 @@ pub struct OpenOptions {
 /// An open repository.
 #[derive(Clone, Debug)]
 pub struct Repository {
-    location: Location,
+    pub(crate) location: Location,
     pub(crate) store: Arc<dyn ObjectStore>,
     file: Arc<RepositoryFile>,
     pub(crate) keyring: Arc<Keyring>,
@@ -51,6 +53,8 @@ pub struct Repository {
     folder: Option<Arc<std::path::Path>>,
     /// Shared by all clones.
     bytes_read: Arc<AtomicU64>,
+    /// Who gets what is written here. They have none themselves.
+    pub(crate) companions: Arc<[Arc<Companion>]>,
 }
 
 impl Repository {
@@ -151,9 +155,9 @@ impl Repository {
         let Some(file) = read_repository_file(location, &store).await? else {
             return Err(RepoError::new("open", location, Problem::NoRepository));
         };
-        if let Some(trusted) = &options.trust {
+        if !options.trust.is_empty() {
             let found = fingerprint(&file);
-            if found.as_ref() != Some(trusted) {
+            if found.as_ref().is_none_or(|found| !options.trust.contains(found)) {
                 let found = found.unwrap_or_else(|| "none: nothing is signed".to_owned());
                 let what = format!("its fingerprint is {found}");
                 return Err(RepoError::new("trust", location, Problem::Untrusted(what)));
@@ -191,7 +195,8 @@ impl Repository {
 
     pub(crate) fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
         let (location, file, keyring) = (location.clone(), Arc::new(file), Arc::default());
-        Self { location, store, file, keyring, known: None, folder: None, bytes_read: Arc::default() }
+        let (bytes_read, companions) = (Arc::default(), Arc::default());
+        Self { location, store, file, keyring, known: None, folder: None, bytes_read, companions }
     }
 
     /// How many stored bytes of objects were read since it was opened; manifests are not counted.
@@ -334,9 +339,27 @@ impl Repository {
         creating(&self.file) == Creating::Conditional
     }
 
-    /// Deletes an object that this process wrote and that no manifest names.
+    /// Deletes an object that this process wrote and that no manifest names; in every companion as well, unless it lists the backup by now.
     pub async fn discard(&self, path: &str) -> Result<(), RepoError> {
-        self.store.delete(&object_path(path)?).await.map_err(|error| RepoError::new("delete", path, error))
+        let others = self.live_companions().filter(|companion| !companion.lists());
+        let others: Vec<Write<'_>> = others
+            .map(|companion| {
+                let deleted = companion.repository().discard_here(path.to_owned());
+                let deleted = async {
+                    match deleted.await {
+                        Err(RepoError { problem: Problem::Missing, .. }) => Ok(()),
+                        outcome => outcome,
+                    }
+                };
+                (&**companion, deleted.boxed())
+            })
+            .collect();
+        everywhere(&self.location, self.discard_here(path.to_owned()), others).await
+    }
+
+    pub(crate) async fn discard_here(&self, path: String) -> Result<(), RepoError> {
+        let object = object_path(&path)?;
+        self.store.delete(&object).await.map_err(|error| RepoError::new("delete", path, error))
     }
 }
 

@@ -4,12 +4,13 @@
 //! never written again; what a reader gives has the BLAKE3 of the segment's record, or the last read fails.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use blake3::Hasher;
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutPayload};
 use slotkeep_format::frames::{FRAME_RAW_BYTES, SEEK_FOOTER_BYTES};
 use slotkeep_format::manifest::ServerRecord;
 use slotkeep_format::segment::{SEGMENT_FOOTER_BYTES, SEGMENT_VERSION};
@@ -17,15 +18,13 @@ use slotkeep_format::{FrameWriter, SeekTable, SegmentRecord, Timeline};
 use slotkeep_model::{NodeAddr, ReplId};
 use zstd::bulk::Decompressor;
 
-use crate::crypt::{Layer, Sealer};
+use crate::companions::{Companion, everywhere};
+use crate::crypt::Layer;
 use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::repository::Repository;
-use crate::write::{ObjectWriter, WRITE_BUFFER_BYTES};
+use crate::sink::Sink;
 
-/// A segment of at most so many stored bytes is written in one request, by a create that fails if it exists. As much as an upload in
-/// parts would hold in memory.
-const ONE_PUT_BYTES: usize = WRITE_BUFFER_BYTES;
 /// How much of a segment is read at a time; also the size up to which a segment is read in one request.
 const READ_BYTES: u64 = 4 << 20;
 
@@ -206,10 +205,17 @@ impl Repository {
     ) -> Result<SegmentWriter, RepoError> {
         let path = layout::segment(cluster, history, &range);
         let failed = |problem: Problem| RepoError::new("write", &path, problem);
-        self.must_not_exist(&path).await?;
+        let mut own = Sink::new(self, &path);
+        let others = self.live_companions();
+        let mut others: Vec<_> =
+            others.map(|one| (Arc::clone(one), Sink::new(one.repository(), &path))).collect();
+        let looks = others.iter_mut().map(|(one, sink)| (&**one, sink.look().boxed())).collect();
+        everywhere(&self.location, own.look(), looks).await?;
+        if own.is_there && others.iter().all(|(_, sink)| sink.is_there) {
+            return Err(failed(Problem::Exists));
+        }
         let frames = FrameWriter::new().map_err(|error| failed(error.into()))?;
         Ok(SegmentWriter {
-            repository: self.clone(),
             path,
             history: history.clone(),
             range,
@@ -218,9 +224,8 @@ impl Repository {
             raw_bytes: 0,
             hasher: Box::new(Hasher::new()),
             stored_bytes: 0,
-            small: Vec::new(),
-            small_bytes: 0,
-            large: None,
+            own,
+            others,
         })
     }
 }
@@ -295,7 +300,6 @@ impl SegmentReader {
 /// A segment that is being written. It is visible only once [`SegmentWriter::finish`] has returned; dropped before, it leaves nothing
 /// that a reader could see.
 pub struct SegmentWriter {
-    repository: Repository,
     path: Path,
     history: ReplId,
     range: Range<u64>,
@@ -304,10 +308,8 @@ pub struct SegmentWriter {
     raw_bytes: u64,
     hasher: Box<Hasher>,
     stored_bytes: u64,
-    /// What has been compressed, as long as it fits into one request.
-    small: Vec<Bytes>,
-    small_bytes: usize,
-    large: Option<ObjectWriter>,
+    own: Sink,
+    others: Vec<(Arc<Companion>, Sink)>,
 }
 
 impl SegmentWriter {
@@ -336,71 +338,41 @@ impl SegmentWriter {
     async fn put(&mut self, stored: Vec<u8>) -> Result<(), RepoError> {
         self.hasher.update(&stored);
         self.stored_bytes = self.stored_bytes.saturating_add(stored.len() as u64);
-        self.append(stored).await
+        self.append(stored.into()).await
     }
 
-    async fn append(&mut self, stored: Vec<u8>) -> Result<(), RepoError> {
-        if let Some(large) = &mut self.large {
-            return large.write(stored.into()).await;
-        }
-        // Piece by piece: one buffer that grew would take twice as much.
-        self.small_bytes = self.small_bytes.saturating_add(stored.len());
-        self.small.push(stored.into());
-        if self.small_bytes <= ONE_PUT_BYTES {
-            return Ok(());
-        }
-        let large = self.large.insert(self.repository.create_object(self.path.to_string()).await?);
-        for piece in std::mem::take(&mut self.small) {
-            large.write(piece).await?;
+    async fn append(&mut self, stored: Bytes) -> Result<(), RepoError> {
+        let Self { own, others, .. } = self;
+        let location = own.repository.location.clone();
+        let each =
+            others.iter_mut().map(|(one, sink)| (&**one, sink.append(stored.clone()).boxed())).collect();
+        everywhere(&location, own.append(stored.clone()), each).await?;
+        for (_, sink) in others.extract_if(.., |(companion, _)| companion.failure().is_some()) {
+            // Nobody waits for one that was given up.
+            tokio::spawn(sink.abort());
         }
         Ok(())
     }
 
     /// Completes the segment, durable when this returns. Not cancel-safe; a segment that fails is given up.
     pub async fn finish(mut self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
-        let completed = self.complete(meta).await;
-        match (completed, self.large.take()) {
-            (Ok(record), Some(large)) => {
-                // Uploads in parts know no condition: another writer of the same bytes is kept off by the lease of the line, and seen here
-                // unless both complete at the same moment.
-                if let Err(error) = self.repository.must_not_exist(&self.path).await {
-                    let _ = large.abort().await;
-                    return Err(error);
+        let record = match self.complete(meta).await {
+            Ok(record) => record,
+            Err(error) => {
+                self.own.abort().await;
+                for (_, sink) in self.others {
+                    sink.abort().await;
                 }
-                large.finish(record.raw_bytes()).await?;
-                Ok(record)
+                return Err(error);
             }
-            (Ok(record), None) => {
-                let stored = self.sealed_whole()?;
-                self.repository.create(&self.path, stored).await?;
-                Ok(record)
-            }
-            (Err(error), large) => {
-                if let Some(large) = large {
-                    // The first error is the one to report.
-                    let _ = large.abort().await;
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// What is stored for a segment that is written in one request.
-    fn sealed_whole(&mut self) -> Result<PutPayload, RepoError> {
-        let pieces = std::mem::take(&mut self.small);
-        let Some(recipient) = &self.repository.keyring.recipient else {
-            return Ok(pieces.into_iter().collect());
         };
-        let seal = || {
-            let (mut sealer, header) = Sealer::start(recipient)?;
-            let mut stored = vec![Bytes::from(header)];
-            for piece in pieces {
-                stored.push(sealer.seal(&piece)?.into());
-            }
-            stored.push(sealer.finish()?.into());
-            Ok(stored.into_iter().collect())
-        };
-        seal().map_err(|problem: Problem| RepoError::new("encrypt", &self.path, problem))
+        let location = self.own.repository.location.clone();
+        let each = self.others.iter_mut().map(|(one, sink)| {
+            let finish = async { sink.finish(&record).await.map(drop) };
+            (&**one, finish.boxed())
+        });
+        let written = everywhere(&location, self.own.finish(&record), each.collect()).await?;
+        if written { Ok(record) } else { Err(RepoError::new("write", &self.path, Problem::Exists)) }
     }
 
     async fn complete(&mut self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
@@ -418,7 +390,7 @@ impl SegmentWriter {
         );
         let table = frames.finish().map_err(|error| RepoError::new("write", &self.path, error))?;
         self.put(table).await?;
-        let record = SegmentRecord {
+        Ok(SegmentRecord {
             format_version: SEGMENT_VERSION,
             history: self.history.clone(),
             start: self.range.start,
@@ -430,12 +402,6 @@ impl SegmentWriter {
             times: meta.times,
             stored_bytes: self.stored_bytes,
             blake3: self.hasher.finalize().to_hex().to_string(),
-        };
-        let failed = |problem: Problem| RepoError::new("write", &self.path, problem);
-        let json = record.to_json().map_err(|error| failed(error.into()))?;
-        let json = self.repository.sign(&self.path, json).map_err(failed)?;
-        let end = SegmentRecord::render_json(&json).map_err(|error| failed(error.into()))?;
-        self.append(end).await?;
-        Ok(record)
+        })
     }
 }

@@ -1,10 +1,14 @@
-//! Writing an object of any length with bounded memory.
+//! Writing an object of any length with bounded memory, here and in all companions.
+
+use std::sync::Arc;
 
 use blake3::Hasher;
 use bytes::Bytes;
+use futures::FutureExt;
 use object_store::{ObjectStoreExt, WriteMultipart};
 use slotkeep_format::manifest::{HeaderRecord, ObjectRecord};
 
+use crate::companions::{Companion, Write, everywhere};
 use crate::crypt::Sealer;
 use crate::error::RepoError;
 use crate::location::object_path;
@@ -13,12 +17,18 @@ use crate::repository::Repository;
 /// How many parts of one object are on their way to the store at a time.
 const PARTS_IN_FLIGHT: usize = 2;
 
-/// The most memory that one [`ObjectWriter`] holds for a store that wants large parts: those on their way and one being filled.
+/// The most memory that one [`ObjectWriter`] holds for each store that wants large parts: those on their way and one being filled.
 pub const WRITE_BUFFER_BYTES: usize = (PARTS_IN_FLIGHT + 1) * (8 << 20);
 
 /// An object that is being written. It is visible only once [`ObjectWriter::finish`] has returned; dropped or aborted, it leaves
 /// nothing that a reader could see.
 pub struct ObjectWriter {
+    own: Writing,
+    others: Vec<(Arc<Companion>, Writing)>,
+}
+
+/// An object on its way into one repository.
+pub(crate) struct Writing {
     repository: Repository,
     path: String,
     upload: WriteMultipart,
@@ -30,9 +40,42 @@ pub struct ObjectWriter {
 }
 
 impl Repository {
-    /// Begins an object.
+    /// Begins an object, here and in all companions.
     pub async fn create_object(&self, path: String) -> Result<ObjectWriter, RepoError> {
-        let mut writer = self.create_stored_object(path).await?;
+        let mut begun: Vec<(Arc<Companion>, Option<Writing>)> =
+            self.live_companions().map(|companion| (Arc::clone(companion), None)).collect();
+        let others: Vec<Write<'_>> = begun
+            .iter_mut()
+            .map(|(companion, writing)| {
+                let (companion, path) = (&**companion, path.clone());
+                let begin = async move {
+                    *writing = Some(companion.repository().begin_object(path).await?);
+                    Ok(())
+                };
+                (companion, begin.boxed())
+            })
+            .collect();
+        let own = everywhere(&self.location, self.begin_object(path.clone()), others).await;
+        let others: Vec<_> = begun.into_iter().filter_map(|(one, writing)| Some((one, writing?))).collect();
+        match own {
+            Ok(own) => Ok(ObjectWriter { own, others }),
+            Err(error) => {
+                for (_, writing) in others {
+                    // The first error is the one to report.
+                    let _ = writing.abort().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Begins an object whose bytes are stored as they are given: they are encrypted already, or not to be.
+    pub(crate) async fn create_stored_object(&self, path: String) -> Result<ObjectWriter, RepoError> {
+        Ok(ObjectWriter { own: self.begin_stored_object(path).await?, others: vec![] })
+    }
+
+    pub(crate) async fn begin_object(&self, path: String) -> Result<Writing, RepoError> {
+        let mut writer = self.begin_stored_object(path).await?;
         if let Some(recipient) = &self.keyring.recipient {
             let started = Sealer::start(recipient);
             let (sealer, header) =
@@ -45,14 +88,13 @@ impl Repository {
         Ok(writer)
     }
 
-    /// Begins an object whose bytes are stored as they are given: they are encrypted already, or not to be.
-    pub(crate) async fn create_stored_object(&self, path: String) -> Result<ObjectWriter, RepoError> {
+    async fn begin_stored_object(&self, path: String) -> Result<Writing, RepoError> {
         let object = object_path(&path)?;
         self.must_be_there().await?;
         let upload =
             self.store.put_multipart(&object).await.map_err(|error| RepoError::new("write", &path, error))?;
         let upload = WriteMultipart::new_with_chunk_size(upload, self.part_bytes());
-        Ok(ObjectWriter {
+        Ok(Writing {
             repository: self.clone(),
             path,
             upload,
@@ -66,6 +108,46 @@ impl Repository {
 impl ObjectWriter {
     /// Appends bytes; waits while too many parts are on their way. Not cancel-safe: cancelled, the object must be aborted.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), RepoError> {
+        let Self { own, others } = self;
+        let location = own.repository.location.clone();
+        let each = others.iter_mut();
+        let each = each.map(|(companion, writing)| (&**companion, writing.write(bytes.clone()).boxed()));
+        everywhere(&location, own.write(bytes.clone()), each.collect()).await?;
+        for (_, writing) in others.extract_if(.., |(companion, _)| companion.failure().is_some()) {
+            // Nobody waits for one that was given up.
+            tokio::spawn(writing.abort());
+        }
+        Ok(())
+    }
+
+    /// Completes the object, durable when this returns; `raw_bytes` is the length of what it holds before compression.
+    pub async fn finish(self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
+        let Self { own, others } = self;
+        let location = own.repository.location.clone();
+        let companions: Vec<Arc<Companion>> = others.iter().map(|(one, _)| Arc::clone(one)).collect();
+        let each = companions.iter().zip(others).map(|(companion, (_, writing))| {
+            let finish = async {
+                companion.know_object(writing.finish(raw_bytes).await?);
+                Ok(())
+            };
+            (&**companion, finish.boxed())
+        });
+        everywhere(&location, own.finish(raw_bytes), each.collect()).await
+    }
+
+    /// Gives the object up and removes what the stores have of it.
+    pub async fn abort(self) -> Result<(), RepoError> {
+        let Self { own, others } = self;
+        let location = own.repository.location.clone();
+        let companions: Vec<Arc<Companion>> = others.iter().map(|(one, _)| Arc::clone(one)).collect();
+        let each = companions.iter().zip(others);
+        let each = each.map(|(companion, (_, writing))| (&**companion, writing.abort().boxed()));
+        everywhere(&location, own.abort(), each.collect()).await
+    }
+}
+
+impl Writing {
+    pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), RepoError> {
         let Some((sealer, _)) = &mut self.sealed else { return self.put(bytes).await };
         let stored = sealer.seal(&bytes).map_err(|problem| RepoError::new("encrypt", &self.path, problem))?;
         self.put(stored.into()).await
@@ -82,8 +164,7 @@ impl ObjectWriter {
         Ok(())
     }
 
-    /// Completes the object, durable when this returns; `raw_bytes` is the length of what it holds before compression.
-    pub async fn finish(mut self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
+    pub(crate) async fn finish(mut self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
         let mut header = None;
         if let Some((sealer, record)) = self.sealed.take() {
             let rest = sealer.finish().map_err(|problem| RepoError::new("encrypt", &self.path, problem))?;
@@ -103,8 +184,7 @@ impl ObjectWriter {
         Ok(record)
     }
 
-    /// Gives the object up and removes what the store has of it.
-    pub async fn abort(self) -> Result<(), RepoError> {
+    pub(crate) async fn abort(self) -> Result<(), RepoError> {
         let Self { path, upload, .. } = self;
         upload.abort().await.map_err(|error| RepoError::new("abort the writing of", path, error))
     }

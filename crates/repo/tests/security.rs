@@ -203,7 +203,7 @@ async fn wrong_identities_and_passphrases_are_told_from_damage() {
     let stranger = World::new().await;
     let text = stranger.host().await.export_signing_key().unwrap();
     let options = OpenOptions {
-        signing_key: Some(std::sync::Arc::new(SigningKey::parse(&text).unwrap())),
+        signing_keys: vec![std::sync::Arc::new(SigningKey::parse(&text).unwrap())],
         ..OpenOptions::default()
     };
     assert!(matches!(problem(world.open(&options).await), Problem::WrongKey(_)));
@@ -247,7 +247,7 @@ async fn nothing_is_written_unsigned() {
     assert_eq!(files(&world.path()), before);
     // With the key, which the first host can give, it may.
     let key = SigningKey::parse(&world.host().await.export_signing_key().unwrap()).unwrap();
-    let options = OpenOptions { signing_key: Some(std::sync::Arc::new(key)), ..world.machine("other") };
+    let options = OpenOptions { signing_keys: vec![std::sync::Arc::new(key)], ..world.machine("other") };
     let other = world.open(&options).await.unwrap();
     other.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
     assert_eq!(world.host().await.backups("main").await.unwrap().backups.len(), 1);
@@ -319,7 +319,7 @@ async fn a_forged_segment_is_refused() {
     let swapped = unsealed.replace(&ours, &forgers_key.public());
     std::fs::write(forger.path().join("slotkeep.json"), swapped).unwrap();
     let options =
-        OpenOptions { signing_key: Some(std::sync::Arc::new(forgers_key)), ..OpenOptions::default() };
+        OpenOptions { signing_keys: vec![std::sync::Arc::new(forgers_key)], ..OpenOptions::default() };
     let mut other = SECRET.to_owned().into_bytes();
     other[0] ^= 1;
     store_segment(&forger.open(&options).await.unwrap(), 1, &other).await.unwrap();
@@ -355,7 +355,7 @@ async fn a_repository_that_is_swapped_or_put_back_is_noticed() {
     assert!(matches!(problem(world.open(&world.machine("host")).await), Problem::Untrusted(_)));
     assert!(matches!(problem(world.read_as("laptop", &world.reader).await), Problem::Untrusted(_)));
     // A machine that never saw it is told by the fingerprint.
-    let options = OpenOptions { trust: Some(trusted.clone()), ..world.machine("new") };
+    let options = OpenOptions { trust: vec![trusted.clone()], ..world.machine("new") };
     assert!(matches!(problem(world.open(&options).await), Problem::Untrusted(_)));
     // One without keys.
     std::fs::remove_dir_all(world.path()).unwrap();
@@ -366,7 +366,7 @@ async fn a_repository_that_is_swapped_or_put_back_is_noticed() {
     // The genuine one again.
     std::fs::remove_dir_all(world.path()).unwrap();
     std::fs::rename(world.folder.path().join("aside"), world.path()).unwrap();
-    let options = OpenOptions { trust: Some(trusted), ..world.machine("new") };
+    let options = OpenOptions { trust: vec![trusted], ..world.machine("new") };
     world.open(&options).await.unwrap();
 }
 

@@ -88,6 +88,17 @@ impl S3Server {
     }
 }
 
+impl S3Server {
+    /// Stops it from answering; connections stay open. It is not started again.
+    pub fn freeze(&self) -> Result<()> {
+        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let group =
+            group.ok_or_else(|| Error::Setup { reason: "the S3 server has no process".to_owned() })?;
+        kill_process_group(group, Signal::STOP)
+            .map_err(|error| Error::Setup { reason: format!("stop the S3 server: {error}") })
+    }
+}
+
 impl Drop for S3Server {
     /// Nothing useful can be done about a failure here.
     fn drop(&mut self) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use slotkeep_format::Manifest;
 use slotkeep_format::manifest::{
     BackupKind, BaseRecord, ClusterCut, CutMethod, ReadRecord, ReadSource, RoleRecord, ShardRecord,
@@ -17,10 +18,11 @@ use slotkeep_jobs::{Context, ErrorKind, Result};
 use slotkeep_repo::Repository;
 
 use super::merge::EngineArgs;
-use crate::args::{ClusterArgs, CutArgs, RepoArgs, SpoolArgs};
+use crate::args::{ClusterArgs, CutArgs, ReposArgs, SpoolArgs};
 use crate::exit;
 use crate::output::{Output, bytes, count, seconds, table, table_text};
 use crate::progress::Display;
+use crate::repos::{self, Destination, Destinations};
 use crate::session::Session;
 use crate::source_args::{INCREMENTAL, SourceArgs};
 
@@ -29,13 +31,14 @@ use crate::source_args::{INCREMENTAL, SourceArgs};
 /// Finds the cluster behind one address. A full backup takes each shard's snapshot from its best node, as a replica would, and the
 /// stream behind it until all shards share one cut. An incremental one takes the stream from where the last backup or archive ended, as
 /// far as the servers' backlogs still hold it. A backup is listed only when all of it is stored. Where replication is refused, --source
-/// reads a full backup in another way.
+/// reads a full backup in another way. With --repo more than once, and --repo-optional, the cluster is read once and the same backup goes to
+/// all of these repositories.
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
-    repo: RepoArgs,
+    repo: ReposArgs,
     /// What to take
     #[arg(long = "type", value_enum, default_value_t = TypeArg::Full)]
     kind: TypeArg,
@@ -70,7 +73,7 @@ pub(crate) struct BackupArgs {
 #[derive(Debug, Args)]
 struct SecretsArgs {
     /// Store passwords of the configuration and password hashes of ACL users too, unencrypted if the repository is not encrypted;
-    /// in an encrypted one they always are, unless --no-secrets
+    /// in an encrypted one they always are, unless --no-secrets; with several repositories, if all of them are encrypted
     #[arg(long)]
     include_secrets: bool,
     /// Leave passwords and password hashes out
@@ -112,21 +115,21 @@ impl From<PreferArg> for Prefer {
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupArgs) -> Result<u8> {
     arguments.source.check(arguments.needs_replication())?;
     let (context, seeds) = session.cluster(&arguments.cluster)?;
-    let (location, name) = session.location(&arguments.repo)?;
+    let destinations = Destinations::of(session, &arguments.repo)?;
     let discovery = discover(&context, &seeds).await?;
     let prefer = Prefer::from(arguments.prefer);
     let mut plan = plan(&context, discovery, prefer, arguments.allow_partial).await?;
     let (partial, engine) = (arguments.allow_partial, arguments.engine.options());
     let reading = arguments.source.reading(&context, &mut plan, partial, engine).await?;
     // Only now: a cluster that can't be backed up must leave no new repository behind.
-    let repository = session.open_or_create(&location, &arguments.repo).await?;
-    output.note(&announce(&plan, &location.to_string()));
+    let opened = destinations.open(session, &arguments.repo).await?;
+    output.note(&announce(&plan, &destinations.text()));
     let options = BackupOptions {
-        cluster: name,
+        cluster: destinations.name,
         jobs: arguments.jobs,
         jobs_per_host: arguments.jobs_per_host,
         prefer,
-        include_secrets: arguments.secrets.are_included(repository.is_encrypted()),
+        include_secrets: arguments.secrets.are_included(opened.are_encrypted()),
         cut: Some(arguments.cut.options()),
         spool: arguments.spool.folder(),
         spool_limit_bytes: arguments.spool.spool_limit,
@@ -134,26 +137,42 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
     };
     let work = Work {
         context: &context,
-        repository: &repository,
+        repository: &opened.repository,
         plan: &plan,
         options: &options,
         reading: reading.as_ref(),
         output,
     };
-    let manifest = match arguments.kind {
-        TypeArg::Full => work.full().await?,
+    let taken = match arguments.kind {
+        TypeArg::Full => work.full().await,
         TypeArg::Incremental => match work.incremental().await {
             Err(error) if error.kind() == ErrorKind::Gap && !arguments.no_fallback => {
                 output.warn(&format!("no incremental backup is possible, taking a full one: {error}"));
-                work.full().await?
+                work.full().await
             }
-            outcome => outcome?,
+            outcome => outcome,
         },
     };
+    let manifest = taken.map_err(|error| opened.explain(error))?;
     warn_of_gaps(output, &manifest);
-    warn_of_order(output, &repository, &manifest).await;
-    output.data(&manifest, summary)?;
+    warn_of_order(output, &opened.repository, &manifest).await;
+    let taken = Taken { manifest: &manifest, repositories: opened.outcome() };
+    repos::warn(output, &taken.repositories);
+    output.data(&taken, |taken| {
+        let table = repos::render(&taken.repositories).map(|table| format!("\n\n{table}"));
+        format!("{}{}", summary(taken.manifest), table.unwrap_or_default())
+    })?;
     Ok(exit::OK)
+}
+
+/// A backup that was taken, and who has it.
+#[derive(Serialize)]
+struct Taken<'a> {
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    /// Nothing if there is one repository alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    repositories: Vec<Destination>,
 }
 
 impl BackupArgs {

@@ -11,7 +11,7 @@ use slotkeep_model::{Shard, SlotDigest, SlotSet, Topology};
 use slotkeep_repo::Repository;
 
 use super::base::TakenBase;
-use crate::{Context, Result};
+use crate::{Context, Error, ErrorKind, Result};
 
 /// A shard's part of a backup.
 pub(crate) struct Part {
@@ -69,6 +69,22 @@ pub(crate) async fn commit(
         cut: heading.cut,
         digest,
     };
-    repository.commit(&manifest).await?;
-    Ok(manifest)
+    match repository.commit(&manifest).await {
+        Ok(()) => Ok(manifest),
+        Err(error) => Err(partly_stored(repository, &manifest.id, error.into())),
+    }
+}
+
+/// The same failure, and which repositories list the backup in spite of it.
+fn partly_stored(repository: &Repository, id: &str, error: Error) -> Error {
+    let holders = repository.companions().iter().filter(|companion| companion.lists());
+    let holders: Vec<String> =
+        holders.map(|companion| companion.repository().location().to_string()).collect();
+    if holders.is_empty() {
+        return error;
+    }
+    let what =
+        format!("{error}; {} has backup {id}, whole, and no other repository has it", holders.join(" and "));
+    Error::new(ErrorKind::PartlyStored, what)
+        .hint("when the repository that failed can be written again, take another backup to all of them, or bring it up to date with `slotkeep copy`")
 }

@@ -6,6 +6,7 @@
 
 pub(crate) mod base;
 pub(crate) mod commit;
+mod companions;
 mod continuation;
 mod interpret;
 pub(crate) mod pipeline;
@@ -45,6 +46,7 @@ use crate::progress::{Phase, ShardProgress};
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
 use commit::{Heading, Part, commit};
+use companions::find_held_by_all;
 
 /// How often a cut is tried.
 const CUT_ATTEMPTS: usize = 3;
@@ -97,7 +99,8 @@ pub async fn backup(
 }
 
 /// Takes an incremental backup: the log behind the newest backup that leads to what the servers follow now. Fails with
-/// [`ErrorKind::Gap`] if there is none, or if a server can't continue from its end.
+/// [`ErrorKind::Gap`] if there is none, if a server can't continue from its end, or if a repository that must have the backup as well does not
+/// hold the same up to there.
 pub async fn incremental(
     context: &Context,
     repository: &Repository,
@@ -105,7 +108,7 @@ pub async fn incremental(
     options: &BackupOptions,
     progress: &[Arc<ShardProgress>],
 ) -> Result<Manifest> {
-    let held = context.unless_stopped(find_held(context, repository, plan, options)).await?;
+    let held = context.unless_stopped(find_held_by_all(context, repository, plan, options)).await?;
     Run::begin(context, repository, plan, options)?.take(BackupKind::Incremental, held, progress).await
 }
 

@@ -6,7 +6,7 @@
 //! taken for someone else's ([`create`]).
 
 mod create;
-mod pause;
+pub(crate) mod pause;
 mod rate;
 mod resume;
 mod stop;

@@ -21,7 +21,7 @@ pub(super) async fn before_try(failures: u32) {
 }
 
 /// The time now.
-pub(super) fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 

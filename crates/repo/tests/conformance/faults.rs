@@ -22,6 +22,8 @@ pub(crate) enum Fate {
     Fails,
     /// It is done, and the answer is an error.
     LosesAnswer,
+    /// It never ends.
+    Hangs,
 }
 
 /// What goes wrong, and when. Operations are counted from 0: every request, each part of an upload, and its completion.
@@ -43,6 +45,7 @@ pub(crate) struct Faults {
 pub(crate) enum FateOnce {
     Fails,
     LosesAnswer,
+    Hangs,
 }
 
 impl Faults {
@@ -63,6 +66,7 @@ impl Faults {
             Some((first, length, fate)) if number >= first && number - first < length => match fate {
                 FateOnce::Fails => Fate::Fails,
                 FateOnce::LosesAnswer => Fate::LosesAnswer,
+                FateOnce::Hangs => Fate::Hangs,
             },
             _ => Fate::Succeeds,
         }
@@ -100,6 +104,7 @@ async fn meet<T>(faults: &Faults, doing: impl Future<Output = Result<T>>) -> Res
     match faults.next() {
         Fate::Succeeds => doing.await,
         Fate::Fails => Err(fault()),
+        Fate::Hangs => std::future::pending().await,
         Fate::LosesAnswer => match doing.await {
             Ok(_) => Err(fault()),
             failed => failed,

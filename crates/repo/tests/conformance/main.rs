@@ -1,6 +1,7 @@
 //! One suite for every store: a local folder, S3, a store that ignores conditions, and stores that fail.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
+mod companions;
 mod faults;
 mod faulty;
 mod suite;
