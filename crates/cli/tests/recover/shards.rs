@@ -126,6 +126,8 @@ fn shards_come_and_go_under_an_archive() {
     let mut clients: Vec<Client> = cluster.nodes().iter().map(|node| node.client().unwrap()).collect();
     clients[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port]).unwrap();
     await_nodes(&mut clients, 4);
+    // It takes a while before it takes writes.
+    await_nodes(&mut [joined.client().unwrap()], 4);
     let mut during = Vec::new();
     for (source, range) in RANGES.into_iter().enumerate() {
         move_at_once(&mut clients[source], &fourth, range);

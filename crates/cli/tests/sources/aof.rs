@@ -210,8 +210,8 @@ fn the_file_of_valkey_9_1_is_gone_on_with() {
     goes_on("valkey-9.1");
 }
 
-/// A server that dies leaves half a command and half a transaction, cuts them off when it starts, and goes on in the same file. Another file
-/// under the same name is not taken for it.
+/// A server that dies leaves half a command, or half a transaction, cuts it off when it starts, and goes on in the same file. Another file under
+/// the same name is not taken for it, nor is one taken for whole that holds a transaction which never ends.
 #[test]
 fn a_file_goes_on_after_the_server_died_within_a_command() {
     let cluster = ClusterBuilder::new(server("redis-7.0"))
@@ -222,46 +222,57 @@ fn a_file_goes_on_after_the_server_died_within_a_command() {
         .unwrap();
     let node = &cluster.nodes()[0];
     let set = |key: &str| node.client().unwrap().command(&["SET", key, "x"]).unwrap();
+    let program = engine("redis-7.0");
     set("one");
     let bench = Bench::new();
     let full = backup(&bench, &cluster, &[]);
-    set("two");
-    node.kill().unwrap();
-    let file = newest_increment(node);
-    let open = |file: &Path| std::fs::OpenOptions::new().append(true).open(file).unwrap();
-    let tail = b"*1\r\n$5\r\nMULTI\r\n*3\r\n$3\r\nSET\r\n$5\r\nghost\r\n$1\r\nx\r\n*3\r\n$3\r\nSE";
-    open(&file).write_all(tail).unwrap();
-    node.start().unwrap();
-    cluster.wait_ok().unwrap();
+    let (multi, ghost): (&[u8], &[u8]) =
+        (b"*1\r\n$5\r\nMULTI\r\n", b"*3\r\n$3\r\nSET\r\n$5\r\nghost\r\n$1\r\nx\r\n");
+    let die_with = |tail: &[u8], then: &str| {
+        node.kill().unwrap();
+        let file = newest_increment(node);
+        std::fs::OpenOptions::new().append(true).open(file).unwrap().write_all(tail).unwrap();
+        node.start().unwrap();
+        cluster.wait_ok().unwrap();
+        set(then);
+    };
+    for (number, tail) in [ghost[..20].to_vec(), [multi, ghost].concat()].iter().enumerate() {
+        die_with(tail, &format!("then:{number}"));
+        let next = incremental(&bench, &cluster);
+        assert_eq!(next["shards"][0]["base"], full["shards"][0]["base"]);
+        assert_eq!(stored_log(&bench, &next["shards"][0]), std::fs::read(newest_increment(node)).unwrap());
+        bench.same_data(seed(&cluster), &["--engine", &program]);
+    }
+    // Of both at once it cuts off the half command alone.
+    die_with(&[multi, ghost, &ghost[..20]].concat(), "lost");
+    let seed = seed(&cluster).to_string();
+    let full_again = [&["backup", "--cluster", &seed][..], &FROM_AOF[..]].concat();
+    let again = [&full_again[..], &["--type", "incremental", "--no-fallback"]].concat();
+    for refused in [&again, &full_again] {
+        bench.slotkeep(refused).failed(23, "a transaction that does not end");
+    }
+    rewrite_now(node);
+    bench.slotkeep(&full_again).json();
     set("three");
-    let second = incremental(&bench, &cluster);
-    assert_eq!(second["shards"][0]["base"], full["shards"][0]["base"]);
-    assert_eq!(stored_log(&bench, &second["shards"][0]), std::fs::read(&file).unwrap());
-    bench.same_data(seed(&cluster), &["--engine", &engine("redis-7.0")]);
+    incremental(&bench, &cluster);
+    bench.same_data(node.addr(), &["--engine", &program]);
 
     // What had been read is lost: the file is shorter, and then it is another one of that length.
+    let file = newest_increment(node);
     let length = std::fs::metadata(&file).unwrap().len();
     node.kill().unwrap();
     let three = b"*3\r\n$3\r\nSET\r\n$5\r\nthree\r\n$1\r\nx\r\n";
-    std::fs::OpenOptions::new()
-        .write(true)
-        .open(&file)
-        .unwrap()
-        .set_len(length - three.len() as u64)
-        .unwrap();
+    let opened = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    opened.set_len(length - three.len() as u64).unwrap();
     node.start().unwrap();
     cluster.wait_ok().unwrap();
-    let seed = seed(&cluster).to_string();
-    let again =
-        [&["backup", "--cluster", &seed, "--type", "incremental", "--no-fallback"][..], &FROM_AOF[..]]
-            .concat();
     bench.slotkeep(&again).failed(24, "its end was lost");
     set("other");
     set("other");
     bench.slotkeep(&again).failed(24, "does not hold what backup");
     // Over replication there is nothing to go on with, and it says what would.
-    let replicated = &again[..again.len() - FROM_AOF.len()];
-    bench.slotkeep(replicated).failed(24, "--files-from aof");
+    let replicated = ["backup", "--cluster", &seed, "--type", "incremental", "--no-fallback"];
+    bench.slotkeep(&replicated).failed(24, "--files-from aof");
 }
 
 /// Append-only files, read while clients write and the server rewrites them: each backup holds what was acknowledged before it began, and nothing

@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::aof_files::{AofFile, AofFiles};
 use super::aof_line::{self, AofSet, KnownLines};
-use super::aof_log::{AofCut, AofLog, READ_BYTES, scan, unreadable};
+use super::aof_log::{AofCut, AofLog, READ_BYTES, scan_live, unreadable};
 use super::data_dirs::{DataDirs, setting};
 use super::{Job, Taken, server_time};
 use crate::backup::base::TakenBase;
@@ -114,7 +114,7 @@ async fn folded(
     let base = BaseFile::split_off(&mut files, base, server, &folder)?;
     let needs = EngineNeeds { rdb: base.version(), source: Some(server) };
     let engine = choose_engine(options, &needs).await?;
-    let scanned = scan(&mut files.files, &folder, AofCut::START, u64::MAX);
+    let scanned = scan_live(context, &mut files.files, &folder, AofCut::START, u64::MAX);
     let cut = context.unless_stopped(scanned).await?.end;
     let log = AofLog::new(files.files, folder, AofCut::START, cut);
     let history = job.made_up_history()?;

@@ -22,7 +22,7 @@ use slotkeep_repo::{Problem, RepoError, Repository, SegmentMeta};
 use tokio::io::AsyncSeekExt;
 
 use super::aof_files::AofFile;
-use super::aof_log::{AofCut, AofLog, AofPiece, AofPlace, mark, scan, unreadable};
+use super::aof_log::{AofCut, AofLog, AofPiece, AofPlace, mark, scan_live, unreadable};
 use super::snapshot::pass_on;
 use super::{Job, Taken};
 use crate::archive::link::Interruption;
@@ -213,7 +213,7 @@ impl Line<'_> {
     async fn store_log(self, set: &mut AofSet, from: AofCut) -> Result<(ReadRecord, ShardCut)> {
         let piece_bytes = self.job.options.seal.size_bytes;
         let context = &self.job.context;
-        let scanned = scan(&mut set.increments, &set.folder, from, piece_bytes);
+        let scanned = scan_live(context, &mut set.increments, &set.folder, from, piece_bytes);
         let mut scanned = context.unless_stopped(scanned).await?;
         let until = set.until.max(set.from);
         if let Some(last) = scanned.pieces.last_mut() {

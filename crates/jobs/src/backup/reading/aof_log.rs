@@ -9,6 +9,7 @@
 use std::io::{self, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use slotkeep_format::manifest::AofMark;
@@ -19,9 +20,12 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::aof_files::AofFile;
 use crate::source::ByteSource;
-use crate::{Error, ErrorKind, Result};
+use crate::{Context, Error, ErrorKind, Result};
 
 pub(super) const READ_BYTES: usize = 1 << 20;
+/// How long is waited for what a server was just writing.
+const TRIES: usize = 50;
+const LOOK: Duration = Duration::from_millis(100);
 /// How much of each end of a file tells it from others.
 const MARK_BYTES: u64 = 64 << 10;
 
@@ -67,6 +71,53 @@ pub(super) struct Scanned {
     pub(super) pieces: Vec<AofPiece>,
     /// Where the last of them ends.
     pub(super) end: AofCut,
+    /// Whether a command or a transaction has begun behind it.
+    pub(super) is_torn: bool,
+}
+
+/// [`scan`] of files that a server writes to. What it was just writing comes to its end soon; if it does not, a server that died has left a
+/// transaction that never ends (seen with Redis 7.0.15: at its start it cuts off half a command, and not the `MULTI` before it). The server itself
+/// drops everything behind that when it loads the file, so nothing that looks whole may be made of it.
+pub(super) async fn scan_live(
+    context: &Context,
+    files: &mut [AofFile],
+    folder: &Path,
+    from: AofCut,
+    piece_bytes: u64,
+) -> Result<Scanned> {
+    let scanned = scan(files, folder, from, piece_bytes).await?;
+    if !scanned.is_torn {
+        return Ok(scanned);
+    }
+    let as_read: Vec<u64> = files.iter().map(|file| file.bytes).collect();
+    let mut goes_on = false;
+    for _ in 0..TRIES {
+        context.clock.sleep(LOOK).await;
+        if let Some(last) = files.last_mut() {
+            let length = last.file.metadata().await;
+            last.bytes = length.map_err(|error| unreadable(&folder.join(&last.name), &error))?.len();
+        }
+        let behind = scan(files, folder, scanned.end, u64::MAX).await?;
+        goes_on = behind.end.offset > scanned.end.offset || !behind.is_torn;
+        if goes_on {
+            break;
+        }
+    }
+    for (file, bytes) in files.iter_mut().zip(as_read) {
+        file.bytes = bytes;
+    }
+    if goes_on {
+        return Ok(scanned);
+    }
+    let AofPlace { file, bytes } = scanned.end.place;
+    let path = folder.join(files.get(file).map(|file| file.name.as_str()).unwrap_or_default());
+    let what = format!(
+        "{} holds, from byte {bytes} on, a command or a transaction that does not end: the server would drop all behind it when it loads the file",
+        path.display()
+    );
+    Err(Error::new(ErrorKind::Corrupt, what).hint(
+        "have the server write the file anew (BGREWRITEAOF), then take a full backup; until then what it wrote lately is in its memory alone",
+    ))
 }
 
 /// Reads everything behind a cut once, and finds pieces of about `piece_bytes`.
@@ -150,6 +201,7 @@ impl Finder {
     }
 
     fn finish(mut self) -> Scanned {
+        let is_torn = self.splitter.offset().0 != self.end.offset;
         if self.open.range.start < self.open.range.end {
             self.pieces.push(self.open);
         } else if let Some(last) = self.pieces.last_mut() {
@@ -157,7 +209,7 @@ impl Finder {
                 last.times.push(*sample);
             }
         }
-        Scanned { pieces: self.pieces, end: self.end }
+        Scanned { pieces: self.pieces, end: self.end, is_torn }
     }
 }
 
