@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 
 use serde_json::Value;
+use slotkeep_testkit::data::Mix;
 use slotkeep_testkit::{Client, Cluster, ClusterBuilder, Endpoint, Node, Server, servers};
 
-use crate::harness::{Run, client, cluster_client, config};
+use crate::harness::{Bench, Run, client, cluster_client, config, free_addrs};
 use crate::scene::{ALL, IN_FLIGHT_MS, ROUNDING_MS, Scene, now_ms, role, shard};
 
 /// Servers in cluster mode that run, hold nothing and know nobody.
@@ -197,4 +198,72 @@ fn nodes_that_run_become_a_cluster_of_which_nothing_lives() {
         span.is_none_or(|(first, last)| first >= until && last <= killed + IN_FLIGHT_MS),
         "{span:?} {until} {killed}"
     );
+}
+
+/// Two of three shards of a cluster that speaks TLS are lost: one gets into a node that runs, one is started, and each gets a replica of the
+/// other kind.
+#[test]
+fn lost_shards_of_a_cluster_with_tls_come_back() {
+    let server = servers::require("redis-7.0").unwrap();
+    let cluster = ClusterBuilder::new(server.clone()).replicas_per_primary(1).tls(true).start().unwrap();
+    let loaded = Mix::every_type().load(&cluster).unwrap();
+    let (ca, certificates) = (cluster.ca().unwrap(), cluster.certificates().unwrap());
+    let (cert, key) = (certificates.server_cert(), certificates.server_key());
+    let [ca, cert, key] = [&ca, &cert, &key].map(|path| path.to_str().unwrap());
+    let bench = Bench::new();
+    bench.backup(cluster.nodes()[0].addr(), &["--tls-ca", ca]);
+    // The second shard's nodes come back empty, as others: their certificates are of the same authority.
+    let lost: Vec<&Node> = cluster.members(1).chain(cluster.members(2)).collect();
+    for node in &lost {
+        node.kill().unwrap();
+    }
+    for node in cluster.members(1) {
+        for name in ["nodes.conf", "dump.rdb"] {
+            let _ = std::fs::remove_file(node.dir().join(name));
+        }
+        node.start().unwrap();
+    }
+    let running: Vec<SocketAddr> = cluster.members(1).map(Node::addr).collect();
+    let free = free_addrs(2);
+    let spares = listed(&[running[0], free[0], free[1], running[1]]);
+    let (at, folder) = (cluster.nodes()[0].addr().to_string(), bench.path("new"));
+    let (program, folder) = (server.program().to_str().unwrap(), folder.to_str().unwrap());
+    let words = [
+        "recover",
+        "--cluster",
+        &at,
+        "--tls-ca",
+        ca,
+        "--spare",
+        &spares,
+        "--to-dir",
+        folder,
+        "--server",
+        program,
+    ];
+    let run = bench.slotkeep(&words);
+    assert!(run.stdout.contains("--spare-tls-cert, --spare-tls-key and --spare-tls-ca"), "{}", run.stdout);
+    let files = ["--spare-tls-cert", cert, "--spare-tls-key", key, "--spare-tls-ca", ca];
+    let run = bench.slotkeep(&[&words[..], &files, &["--yes"]].concat());
+    assert_eq!(run.code, 0, "{}\n{}", run.stdout, run.stderr);
+    let outcome: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(outcome["filled"][0]["addr"], running[0].to_string(), "{outcome}");
+    let after = outcome["after"]["shards"].as_array().unwrap();
+    let replicas = |number: usize| {
+        let rows = after[number]["replicas"].as_array().unwrap();
+        let living = rows.iter().filter(|row| row["answers"] == true);
+        living.map(|row| row["addr"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(after[1]["primary"], running[0].to_string(), "{outcome}");
+    assert_eq!(after[2]["primary"], free[0].to_string(), "{outcome}");
+    assert_eq!(
+        (replicas(1), replicas(2)),
+        (vec![free[1].to_string()], vec![running[1].to_string()]),
+        "{outcome}"
+    );
+    // Started nodes speak TLS and nothing else.
+    assert!(
+        Client::connect(&Endpoint::plain(free[0])).and_then(|mut client| client.command(&["PING"])).is_err()
+    );
+    loaded.verify(&mut cluster.client().unwrap()).unwrap();
 }
