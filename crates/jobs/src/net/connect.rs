@@ -97,6 +97,17 @@ impl Connector {
         })
     }
 
+    /// One that speaks TLS as this one does, as somebody else, and dials every address as it is.
+    pub(crate) fn as_another(&self, credentials: Option<Credentials>, timeout: Duration) -> Self {
+        Self {
+            credentials,
+            tls: self.tls.clone(),
+            addresses: AddressMap::default(),
+            timeout,
+            socket_file: None,
+        }
+    }
+
     /// Whether connections speak TLS.
     pub const fn is_tls(&self) -> bool {
         self.tls.is_some()

@@ -24,6 +24,7 @@ pub struct TlsOptions {
 }
 
 /// TLS, ready to use.
+#[derive(Clone)]
 pub(super) struct Tls {
     connector: TlsConnector,
     server_name: Option<ServerName<'static>>,

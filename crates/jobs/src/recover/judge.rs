@@ -27,7 +27,7 @@ pub struct Wishes {
     pub apply_tail: ApplyTail,
     /// Whether there is a folder for new nodes.
     pub folder: bool,
-    /// Whether the cluster speaks TLS, which new nodes can't for want of certificates.
+    /// Whether the cluster speaks TLS, and servers that are started can't for want of certificates.
     pub tls: bool,
 }
 
@@ -75,6 +75,10 @@ pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
     for (addr, state) in &survey.spares {
         match state {
             SpareState::Taken(why) => open.push(format!("{addr} can't be used for a new node: {why}")),
+            SpareState::Free if wishes.tls => open.push(format!(
+                "{addr} can't be used for a new node: no server answers there, and one that is started needs certificates, as the cluster speaks TLS: give \
+                 --spare-tls-cert, --spare-tls-key and --spare-tls-ca"
+            )),
             SpareState::Free if !wishes.folder => open.push(format!(
                 "{addr} can't be used for a new node: no server answers there, and to start one a folder is needed: give --to-dir DIR"
             )),
@@ -273,7 +277,7 @@ impl Judge<'_> {
         if self.wishes.tls && !self.survey.spares.iter().any(|(_, state)| runs(state)) {
             return wait(
                 "no node of it answers, and nodes that are started here can't join a cluster that speaks TLS, for want of certificates: \
-                 start empty nodes with certificates, in cluster mode, and give their addresses with --spare",
+                 give --spare-tls-cert, --spare-tls-key and --spare-tls-ca, or start empty nodes in cluster mode and give their addresses with --spare",
             );
         }
         (

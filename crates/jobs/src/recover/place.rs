@@ -198,7 +198,7 @@ impl<'a> Spares<'a> {
         let (mut free, mut empty) = (Vec::new(), Vec::new());
         for (addr, state) in &survey.spares {
             match state {
-                SpareState::Free if wishes.folder => free.push(addr),
+                SpareState::Free if wishes.folder && !wishes.tls => free.push(addr),
                 SpareState::Empty(node) => empty.push((addr, node)),
                 _ => {}
             }

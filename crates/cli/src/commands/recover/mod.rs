@@ -11,7 +11,7 @@ use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::recover::{
     ApplyTail, EndDisplay, Filling, Making, Memory, Outcome, Plan, Prefer, Recovery, Verdict, Watch, Wishes,
 };
-use slotkeep_jobs::restore::files::UsersPolicy;
+use slotkeep_jobs::restore::files::{TlsFiles, UsersPolicy};
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 
 use super::merge::EngineArgs;
@@ -83,6 +83,15 @@ pub(crate) struct RecoverArgs {
     /// Leave users and passwords of the new nodes out: whoever reaches them may do everything
     #[arg(long, requires = "to_dir", conflicts_with = "new_password_file", help_heading = "New nodes")]
     no_acl: bool,
+    /// The certificate of nodes that are started, PEM, where the cluster speaks TLS
+    #[arg(long, value_name = "FILE", requires_all = ["spare_tls_key", "spare_tls_ca", "to_dir"], help_heading = "New nodes")]
+    spare_tls_cert: Option<PathBuf>,
+    /// The key of that certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "spare_tls_cert", help_heading = "New nodes")]
+    spare_tls_key: Option<PathBuf>,
+    /// Certificates of the authorities that they trust, PEM
+    #[arg(long, value_name = "FILE", requires = "spare_tls_cert", help_heading = "New nodes")]
+    spare_tls_ca: Option<PathBuf>,
     /// Where to keep a lost shard's dataset while its log is applied to it, for a node that runs; the system's folder for temporary files if
     /// not given
     #[arg(long, value_name = "DIR", help_heading = "New nodes")]
@@ -158,7 +167,7 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
             Some(ApplyTailArg::Anyway) => ApplyTail::Anyway,
         },
         folder: arguments.to_dir.is_some(),
-        tls: context.connector.is_tls(),
+        tls: context.connector.is_tls() && arguments.spare_tls_cert.is_none(),
     };
     let filling = repository.as_ref().map(|(repository, _)| Filling {
         repository: repository.clone(),
@@ -171,6 +180,7 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
             folder: folder.clone(),
             server: arguments.server.clone(),
             users: users(arguments, &context)?,
+            tls: tls_files(arguments, &context)?,
         }),
         (Some(_), None) => {
             return Err(Error::new(
@@ -183,6 +193,27 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
     };
     let spares = addrs(&arguments.spare)?;
     Ok(Recovery { seeds, spares, past, wishes, making, filling, memory: Memory::default(), context })
+}
+
+/// The files by which nodes that are started speak TLS. They are to be found wherever the servers run.
+fn tls_files(arguments: &RecoverArgs, context: &Context) -> Result<Option<TlsFiles>> {
+    let (Some(cert), Some(key), Some(ca)) =
+        (&arguments.spare_tls_cert, &arguments.spare_tls_key, &arguments.spare_tls_ca)
+    else {
+        return Ok(None);
+    };
+    if !context.connector.is_tls() {
+        return Err(Error::new(ErrorKind::Usage, "--spare-tls-cert is for clusters that speak TLS").hint(
+            "give --tls, --tls-ca or --tls-cert too, so that the cluster is reached by TLS; or leave it out",
+        ));
+    }
+    let absolute = |path: &PathBuf| {
+        path.canonicalize().map_err(|error| {
+            Error::new(ErrorKind::Usage, format!("can't use {}: {error}", path.display()))
+                .hint("give files in PEM form that this user can read")
+        })
+    };
+    Ok(Some(TlsFiles { cert: absolute(cert)?, key: absolute(key)?, ca: absolute(ca)? }))
 }
 
 /// The users of new nodes. They have to let in whoever the cluster lets in.

@@ -117,6 +117,7 @@ pub(crate) async fn run(
         users: users(files)?,
         links: links.as_ref().map(Links::addrs).unwrap_or_default(),
         joining: None,
+        tls: None,
     };
     let plan = plan(&context, &wanted.point, &options).await?;
     let opening = Opening::new(&context, repository, &plan.cluster, wanted, files.beside_old).await?;

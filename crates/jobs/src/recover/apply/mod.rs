@@ -30,7 +30,7 @@ use crate::engine::EngineOptions;
 use crate::log::Past;
 use crate::log::point::shards::{former_nodes, newest_shards};
 use crate::progress::ShardProgress;
-use crate::restore::files::{StartedNode, UsersPolicy};
+use crate::restore::files::{StartedNode, TlsFiles, UsersPolicy};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// The cluster, the repository, and what the user wants.
@@ -100,6 +100,8 @@ pub struct Making {
     pub server: Option<PathBuf>,
     /// Users and passwords.
     pub users: UsersPolicy,
+    /// Files by which they speak TLS, if the cluster does.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Ends the display of something that is over.

@@ -87,6 +87,7 @@ pub(super) async fn start_replicas(
         target: Some(server.version),
         allow_partial: true,
         users: making.users.clone(),
+        tls: making.tls.clone(),
         joining: Some(Joining { followed: Some(primary.clone()), ..joining(survey, &[]) }),
         ..FilesOptions::default()
     };
@@ -165,6 +166,7 @@ async fn files_plan(
         target: Some(server.version),
         allow_partial: true,
         users: making.users.clone(),
+        tls: making.tls.clone(),
         joining,
         ..FilesOptions::default()
     };

@@ -78,7 +78,7 @@ pub(super) async fn apply(
                 fork.offset, fork.history
             );
             return Err(Error::new(ErrorKind::Conflict, what)
-                .hint("nothing was applied. Have its clients stopped, and say --apply-tail=anyway if the older commands may go on top; docs/recovery.md says what may come of it"));
+                .hint("nothing was applied. Have its clients stopped, and say --apply-tail=anyway if the older commands may go on top; docs/disaster.md says what may come of it"));
         }
         Since::Commands(count) => {
             watch.note(&format!("  {addr} has taken {count} commands of its own since, which come before"));

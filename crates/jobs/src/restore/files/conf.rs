@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use slotkeep_model::{Product, ServerVersion};
 
@@ -30,12 +30,25 @@ pub(super) const fn file_name(product: Product) -> &'static str {
     }
 }
 
+/// Files by which a server speaks TLS, PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Its certificate.
+    pub cert: PathBuf,
+    /// The certificate's key.
+    pub key: PathBuf,
+    /// The authorities that it trusts.
+    pub ca: PathBuf,
+}
+
 /// What the restore decides.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) folder: &'a Path,
     pub(super) ip: IpAddr,
     pub(super) port: u16,
+    /// How it speaks TLS, on that port and no other; in plain text without.
+    pub(super) tls: Option<&'a TlsFiles>,
     pub(super) cluster_mode: bool,
     /// Whether the cluster shall serve what it has although slots are uncovered.
     pub(super) partial: bool,
@@ -59,7 +72,12 @@ pub(super) struct Recorded {
 
 /// Sorts recorded settings by what becomes of them on a server of version `target`. Where nobody has seen what its line of versions
 /// knows, it is taken to know what was recorded on it (`same_line`), unless a module brought that.
-pub(super) fn sort(config: &BTreeMap<String, String>, target: ServerVersion, same_line: bool) -> Recorded {
+/// TLS settings are kept if `tls`.
+pub(super) fn sort(
+    config: &BTreeMap<String, String>,
+    target: ServerVersion,
+    (same_line, tls): (bool, bool),
+) -> Recorded {
     let defaults = Defaults::of(target);
     let presumed = |name: &str| same_line && !defaults.are_exact() && is_plain_setting(name);
     let mut sorted = Recorded::default();
@@ -68,7 +86,7 @@ pub(super) fn sort(config: &BTreeMap<String, String>, target: ServerVersion, sam
         if is_local(name) || is_secret(name) {
             continue;
         }
-        if name.starts_with("tls-") {
+        if name.starts_with("tls-") && !tls {
             sorted.tls.push(name.clone());
         } else if let Some(known) = defaults.name_of(name) {
             sorted.kept.insert(known.to_owned(), value.clone());
@@ -93,7 +111,16 @@ pub(super) fn render(heading: &str, place: &Place<'_>, recorded: &Recorded) -> S
     let mut set = |name: &str, value: &str| lines.push(format!("{name} {}", quoted(value)));
     set("dir", &place.folder.to_string_lossy());
     set("bind", &place.ip.to_string());
-    set("port", &place.port.to_string());
+    match place.tls {
+        None => set("port", &place.port.to_string()),
+        Some(files) => {
+            set("port", "0");
+            set("tls-port", &place.port.to_string());
+            set("tls-cert-file", &files.cert.to_string_lossy());
+            set("tls-key-file", &files.key.to_string_lossy());
+            set("tls-ca-cert-file", &files.ca.to_string_lossy());
+        }
+    }
     set("logfile", LOG_FILE);
     set("pidfile", PID_FILE);
     if place.users {
@@ -167,22 +194,28 @@ mod tests {
             ("tls-cluster", "yes"),
             ("dir", "/old"),
         ]);
-        let sorted = sort(&recorded, server(Product::Redis, "6.2.14"), false);
+        let sorted = sort(&recorded, server(Product::Redis, "6.2.14"), (false, false));
         assert_eq!(sorted.kept, config(&[("hash-max-ziplist-entries", "100"), ("io-threads", "4")]));
         assert_eq!(sorted.unknown, ["bf-error-rate"]);
         assert_eq!(sorted.tls, ["tls-cluster"]);
+        let with_files = sort(&recorded, server(Product::Redis, "6.2.14"), (false, true));
+        assert_eq!(with_files.kept.get("tls-cluster").map(String::as_str), Some("yes"));
+        assert!(with_files.tls.is_empty());
         // What its line knows has been seen: this must be a module's.
-        assert_eq!(sort(&recorded, server(Product::Redis, "6.2.14"), true).unknown, ["bf-error-rate"]);
+        assert_eq!(
+            sort(&recorded, server(Product::Redis, "6.2.14"), (true, false)).unknown,
+            ["bf-error-rate"]
+        );
     }
 
     #[test]
     fn a_server_that_nobody_has_seen_knows_what_was_recorded_on_it() {
         let recorded = config(&[("brand-new", "7"), ("loadmodule", "/x.so"), ("a\nloadmodule", "/x.so")]);
         let target = server(Product::Redis, "8.8.0");
-        let sorted = sort(&recorded, target, true);
+        let sorted = sort(&recorded, target, (true, false));
         assert_eq!(sorted.kept, config(&[("brand-new", "7")]));
         assert_eq!(sorted.unknown.len(), 2);
-        assert_eq!(sort(&recorded, target, false).unknown.len(), 3);
+        assert_eq!(sort(&recorded, target, (false, false)).unknown.len(), 3);
     }
 
     #[test]
@@ -202,6 +235,7 @@ mod tests {
             folder: Path::new("/data/a b"),
             ip: IpAddr::from([127, 0, 0, 1]),
             port: 7000,
+            tls: None,
             cluster_mode: true,
             partial: true,
             follows: None,

@@ -19,6 +19,7 @@ mod write;
 
 pub use crate::stock_server::StockServer;
 pub(crate) use assign::assign_nodes;
+pub use conf::TlsFiles;
 pub use dataset::{DatasetLog, DatasetPlan};
 pub use follow::{Links, start_following};
 pub use join::{Joining, JoiningMove};

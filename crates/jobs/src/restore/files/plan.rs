@@ -12,7 +12,7 @@ use slotkeep_wire::nodes_conf::{ConfNode, ConfRole, NodesConf};
 use slotkeep_wire::replica::Credentials;
 
 use super::assign::ShardAddrs;
-use super::conf::{self, Place, Recorded, USERS_FILE};
+use super::conf::{self, Place, Recorded, TlsFiles, USERS_FILE};
 use super::dataset::{DatasetPlan, Primary, moves};
 use super::join::{Followed, Joining};
 use super::led::LedPrimary;
@@ -43,6 +43,8 @@ pub struct FilesOptions {
     pub links: Vec<SocketAddr>,
     /// The cluster that the new nodes are going to join; none if they are a cluster by themselves.
     pub joining: Option<Joining>,
+    /// Files by which the nodes speak TLS, as the recorded ones did; in plain text without.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Everything that is going to be written.
@@ -78,6 +80,9 @@ pub struct FilesPlan {
     /// Whether the nodes are a part of a cluster that lives: then it is not theirs to say whether that is whole.
     #[serde(skip)]
     pub(super) joins: bool,
+    /// Whether the nodes speak TLS.
+    #[serde(skip)]
+    pub(super) tls: bool,
 }
 
 impl NodePlan {
@@ -175,6 +180,7 @@ pub async fn plan(context: &Context, point: &Point, options: &FilesOptions) -> R
         needs_password,
         led: planner.led,
         joins: options.joining.is_some(),
+        tls: options.tls.is_some(),
     })
 }
 
@@ -269,8 +275,14 @@ impl<'a> Planner<'a> {
             (source.product, source.major, source.minor)
                 == (self.target.product, self.target.major, self.target.minor)
         });
-        let mut recorded =
-            settings.map(|settings| conf::sort(&settings.config, self.target, same_line)).unwrap_or_default();
+        let mut recorded = settings
+            .map(|settings| {
+                conf::sort(&settings.config, self.target, (same_line, self.options.tls.is_some()))
+            })
+            .unwrap_or_default();
+        if self.options.tls.is_some() {
+            speak_tls(&mut recorded, settings.is_some())?;
+        }
         let kept_log = recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
         let applies_log = follows.is_none() && state.log_bytes > 0 && self.options.links.is_empty();
         if applies_log {
@@ -367,6 +379,7 @@ impl<'a> Planner<'a> {
             folder,
             ip: sketch.ip,
             port: sketch.addr.port(),
+            tls: self.options.tls.as_ref(),
             cluster_mode: self.manifest.cluster_mode,
             partial: self.leaves_slots_uncovered(),
             follows: sketch
@@ -499,6 +512,22 @@ fn warnings_of(sketch: &Sketch<'_>, target: ServerVersion) -> Vec<String> {
         warnings.push(format!("replica {} is on the same host as its primary {primary}", sketch.addr));
     }
     warnings
+}
+
+/// Has a node speak TLS to the others as well, if they do, and if that is not known.
+fn speak_tls(recorded: &mut Recorded, is_known: bool) -> Result<()> {
+    for name in ["tls-cluster", "tls-replication"] {
+        if !is_known {
+            recorded.kept.insert(name.to_owned(), "yes".to_owned());
+        } else if recorded.kept.get(name).is_none_or(|value| value != "yes") {
+            let what = format!(
+                "the recorded nodes speak TLS to clients and plain text to each other ({name} is not yes)"
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what)
+                .hint("start empty nodes in cluster mode that are set up as the others are, and give their addresses with --spare"));
+        }
+    }
+    Ok(())
 }
 
 /// The settings of the first of these nodes that were read whole, else those of any node that were, else any.
