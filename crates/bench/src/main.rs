@@ -7,6 +7,7 @@
 //! cargo run --release -p slotkeep-bench -- archive
 //! cargo run --release -p slotkeep-bench -- list
 //! cargo run --release -p slotkeep-bench -- verify
+//! cargo run --release -p slotkeep-bench -- store
 //! ```
 //!
 //! Ratios hold from machine to machine; absolute figures do not.
@@ -26,6 +27,7 @@ mod list;
 mod load;
 mod measure;
 mod rdb;
+mod store;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -58,6 +60,18 @@ enum Command {
     List(list::ListArgs),
     /// A verification against what only reads the same files, and a drill in its steps
     Verify(verify::VerifyArgs),
+    /// A backup into an S3 server and an encrypted one, against one into a folder and against the server's own rate
+    Store(store::StoreArgs),
+    /// Put files into an S3 bucket as a backup would; for this program's own use
+    #[command(hide = true)]
+    Put {
+        /// The bucket
+        bucket: String,
+        /// A prefix in it
+        prefix: String,
+        /// The files
+        files: Vec<std::path::PathBuf>,
+    },
     /// Run a command and print what it used, as JSON; for this program's own use
     #[command(hide = true, trailing_var_arg = true)]
     Measure {
@@ -81,6 +95,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Command::List(arguments) => list::run(&arguments),
         Command::Archive(arguments) => archive::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Store(arguments) => store::run(&arguments),
+        Command::Put { bucket, prefix, files } => store::put(&bucket, &prefix, &files),
         Command::Measure { command } => measure::child(&command),
         Command::Discard { nodes } => discard::run(&nodes),
     }
