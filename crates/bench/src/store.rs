@@ -203,8 +203,7 @@ fn objects(repository: &Path) -> Outcome<Vec<String>> {
 
 /// Puts files into a bucket, all at once, each in parts as a backup does.
 pub(crate) fn put(bucket: &str, prefix: &str, files: &[PathBuf]) -> Outcome<()> {
-    let store: Arc<dyn ObjectStore> =
-        Arc::new(AmazonS3Builder::from_env().with_bucket_name(bucket).build()?);
+    let store: Arc<dyn ObjectStore> = Arc::new(AmazonS3Builder::from_env().with_bucket_name(bucket).build()?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let puts = files.iter().enumerate().map(|(number, file)| {

@@ -303,11 +303,15 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             u16::try_from((state >> 33) % u64::from(Slot::COUNT)).unwrap()
         };
-        let mut sets = vec![SlotSet::default(), SlotSet::full(), "0".parse().unwrap(), "16383".parse().unwrap()];
+        let mut sets =
+            vec![SlotSet::default(), SlotSet::full(), "0".parse().unwrap(), "16383".parse().unwrap()];
         for ranges in [1, 2, 3, 20, 200] {
             let mut range = || {
                 let (one, other) = (Slot(random()), Slot(random()));
-                SlotRange::new(one.min(other), one.max(other).min(Slot(one.0.min(other.0).saturating_add(300))))
+                SlotRange::new(
+                    one.min(other),
+                    one.max(other).min(Slot(one.0.min(other.0).saturating_add(300))),
+                )
             };
             sets.push((0..ranges).filter_map(|_| range()).collect());
         }

@@ -46,7 +46,8 @@ impl S3Server {
         let port = PortLease::take(false)?;
         let (watchdog, folder) = Watchdog::with_folder("slotkeep-store-")?;
         let number = port.port().to_string();
-        let options = ["--host", "127.0.0.1", "--port", &number, "--access-key", "test", "--secret-key", "test"];
+        let options =
+            ["--host", "127.0.0.1", "--port", &number, "--access-key", "test", "--secret-key", "test"];
         let arguments: Vec<&OsStr> =
             options.iter().map(OsStr::new).chain(std::iter::once(files.as_os_str())).collect();
         let child = watchdog.spawn(program, &arguments, Stdio::null(), Stdio::null())?;
