@@ -41,6 +41,7 @@ EVERYTHING = LEAST | {
     "backup": {"arguments": ["--barrier"]},
     "verify": {"depth": "chain", "arguments": ["--sample", "10", "--again"]},
     "drill": {"enabled": True, "arguments": ["--at", "latest"]},
+    "prune": {"enabled": True, "window": "14d", "arguments": ["--keep-daily", "7", "--compact"]},
     "networkPolicy": {"enabled": True, "storePeers": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]},
     "podLabels": {"team": "data"},
     "podAnnotations": {"note": "x"},
@@ -56,6 +57,7 @@ REFUSED = {
     "an unknown setting": {"settings": LEAST["settings"] | {"password": "x"}},
     "a secret among plain variables": LEAST | {"storeEnvironment": {"AWS_SECRET_ACCESS_KEY": "x"}},
     "an unknown value": LEAST | {"archiv": {}},
+    "a prune that promises nothing": LEAST | {"prune": {"enabled": True}},
     "no replica": LEAST | {"archive": {"replicas": 0}},
 }
 
@@ -288,7 +290,7 @@ def check_versions():
 
 def drop_ins(unit):
     """Those that docs/deploy.md allows for the unit."""
-    if unit.startswith(("slotkeep-archive", "slotkeep-backup")):
+    if unit.startswith(("slotkeep-archive", "slotkeep-backup", "slotkeep-prune")):
         return ["writer-of-signed.conf", "local-repository.conf"]
     return ["reader-of-encrypted.conf", "local-repository.conf"]
 

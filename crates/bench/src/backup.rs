@@ -132,7 +132,7 @@ fn contenders(
 }
 
 /// The bytes of RDB that a repository's only backup holds, and all bytes of the repository.
-fn stored_size(repository: &Path) -> Result<(u64, u64), Box<dyn std::error::Error>> {
+pub(crate) fn stored_size(repository: &Path) -> Result<(u64, u64), Box<dyn std::error::Error>> {
     let (mut raw, mut all) = (0, 0);
     let mut folders = vec![repository.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -159,7 +159,7 @@ fn stored_size(repository: &Path) -> Result<(u64, u64), Box<dyn std::error::Erro
     Ok((raw, all))
 }
 
-fn median(figures: &[Usage], of: impl Fn(&Usage) -> f64) -> f64 {
+pub(crate) fn median(figures: &[Usage], of: impl Fn(&Usage) -> f64) -> f64 {
     let mut sorted: Vec<f64> = figures.iter().map(of).collect();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)

@@ -8,6 +8,7 @@
 //! cargo run --release -p slotkeep-bench -- list
 //! cargo run --release -p slotkeep-bench -- verify
 //! cargo run --release -p slotkeep-bench -- moment
+//! cargo run --release -p slotkeep-bench -- store
 //! ```
 //!
 //! Ratios hold from machine to machine; absolute figures do not.
@@ -28,6 +29,7 @@ mod load;
 mod measure;
 mod moment;
 mod rdb;
+mod store;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -62,6 +64,18 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// A moment brought back, in its steps, against the servers' own start with RDBs of that data
     Moment(moment::MomentArgs),
+    /// A backup into an S3 server and an encrypted one, against one into a folder and against the server's own rate
+    Store(store::StoreArgs),
+    /// Put files into an S3 bucket as a backup would; for this program's own use
+    #[command(hide = true)]
+    Put {
+        /// The bucket
+        bucket: String,
+        /// A prefix in it
+        prefix: String,
+        /// The files
+        files: Vec<std::path::PathBuf>,
+    },
     /// Run a command and print what it used, as JSON; for this program's own use
     #[command(hide = true, trailing_var_arg = true)]
     Measure {
@@ -86,6 +100,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Command::Archive(arguments) => archive::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Moment(arguments) => moment::run(&arguments),
+        Command::Store(arguments) => store::run(&arguments),
+        Command::Put { bucket, prefix, files } => store::put(&bucket, &prefix, &files),
         Command::Measure { command } => measure::child(&command),
         Command::Discard { nodes } => discard::run(&nodes),
     }

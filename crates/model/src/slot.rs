@@ -170,13 +170,34 @@ impl SlotSet {
     /// The slots that are in neither set's place: those of the whole cluster that this set lacks.
     #[must_use]
     pub fn complement(&self) -> Self {
-        Slot::all().filter(|slot| !self.contains(*slot)).collect()
+        let mut ranges = Vec::with_capacity(self.ranges.len().saturating_add(1));
+        let mut next = 0;
+        for range in &self.ranges {
+            if next < range.first.0 {
+                ranges.push(SlotRange { first: Slot(next), last: Slot(range.first.0 - 1) });
+            }
+            next = range.last.0 + 1;
+        }
+        if next < Slot::COUNT {
+            ranges.push(SlotRange { first: Slot(next), last: Slot(Slot::COUNT - 1) });
+        }
+        Self { ranges }
     }
 
     /// The slots that are in both sets.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
-        self.iter().filter(|slot| other.contains(*slot)).collect()
+        let (mut ours, mut theirs) = (self.ranges.iter().peekable(), other.ranges.iter().peekable());
+        let mut ranges = Vec::new();
+        while let (Some(one), Some(two)) = (ours.peek(), theirs.peek()) {
+            ranges.extend(SlotRange::new(one.first.max(two.first), one.last.min(two.last)));
+            if one.last < two.last {
+                ours.next();
+            } else {
+                theirs.next();
+            }
+        }
+        Self { ranges }
     }
 }
 
@@ -272,6 +293,35 @@ mod tests {
             ("{}{a}", "{}{a}"),
         ] {
             assert_eq!(hashed_part(key.as_bytes()), part.as_bytes(), "{key}");
+        }
+    }
+
+    #[test]
+    fn sets_are_cut_and_turned_about_as_their_slots_are() {
+        let mut state = 7_u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            u16::try_from((state >> 33) % u64::from(Slot::COUNT)).unwrap()
+        };
+        let mut sets =
+            vec![SlotSet::default(), SlotSet::full(), "0".parse().unwrap(), "16383".parse().unwrap()];
+        for ranges in [1, 2, 3, 20, 200] {
+            let mut range = || {
+                let (one, other) = (Slot(random()), Slot(random()));
+                SlotRange::new(
+                    one.min(other),
+                    one.max(other).min(Slot(one.0.min(other.0).saturating_add(300))),
+                )
+            };
+            sets.push((0..ranges).filter_map(|_| range()).collect());
+        }
+        for set in &sets {
+            let lacking: SlotSet = Slot::all().filter(|slot| !set.contains(*slot)).collect();
+            assert_eq!(set.complement(), lacking, "{set}");
+            for other in &sets {
+                let both: SlotSet = set.iter().filter(|slot| other.contains(*slot)).collect();
+                assert_eq!(set.intersection(other), both, "{set} and {other}");
+            }
         }
     }
 

@@ -12,8 +12,11 @@ use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::repository::Repository;
 
-/// How many manifests are read at a time.
+/// How many manifests one task reads at a time.
 const READS_IN_FLIGHT: usize = 8;
+/// How many manifests one task reads in all, and how many tasks there are at a time: reading JSON is what takes the time.
+const TASK_MANIFESTS: usize = 64;
+const TASKS_IN_FLIGHT: usize = 4;
 
 /// Which backup is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,12 +117,36 @@ impl Repository {
     /// All backups of a cluster.
     pub async fn backups(&self, cluster: &str) -> Result<Listing, RepoError> {
         let ids = self.backup_ids(cluster).await?;
-        let mut reads = futures::stream::iter(ids)
-            .map(async |id| {
-                let manifest = self.read_manifest(cluster, &id).await;
-                (id, manifest)
-            })
-            .buffered(READS_IN_FLIGHT);
+        let tasks = ids.chunks(TASK_MANIFESTS).map(|ids| {
+            let (repository, cluster, ids) = (self.clone(), cluster.to_owned(), ids.to_vec());
+            async { tokio::spawn(async move { repository.read_manifests(&cluster, ids).await }).await }
+        });
+        let tasks: Vec<_> = tasks.collect();
+        let mut tasks = futures::stream::iter(tasks).buffered(TASKS_IN_FLIGHT);
+        let mut listing = Listing::default();
+        while let Some(read) = tasks.next().await {
+            let ended = |error: tokio::task::JoinError| {
+                let what = format!("a worker ended unexpectedly: {error}");
+                RepoError::new("read", layout::backups(cluster), Problem::Store(what))
+            };
+            let read = read.map_err(ended)?;
+            listing.backups.extend(read.backups);
+            listing.unreadable.extend(read.unreadable);
+        }
+        if let Some(newest) = listing.backups.last() {
+            self.saw(cluster, &newest.id).await?;
+        }
+        Ok(listing)
+    }
+
+    /// Those backups, in their order.
+    async fn read_manifests(&self, cluster: &str, ids: Vec<String>) -> Listing {
+        let reads = ids.into_iter().map(|id| async move {
+            let manifest = self.read_manifest(cluster, &id).await;
+            (id, manifest)
+        });
+        let reads: Vec<_> = reads.collect();
+        let mut reads = futures::stream::iter(reads).buffered(READS_IN_FLIGHT);
         let mut listing = Listing::default();
         while let Some((id, manifest)) = reads.next().await {
             match manifest {
@@ -127,10 +154,7 @@ impl Repository {
                 Err(error) => listing.unreadable.push(UnreadableBackup { id, error }),
             }
         }
-        if let Some(newest) = listing.backups.last() {
-            self.saw(cluster, &newest.id).await?;
-        }
-        Ok(listing)
+        listing
     }
 
     /// The backup that is meant.

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::{Problem, RepoError};
+use crate::layout;
 use crate::location::Location;
 use crate::repository::Repository;
 use crate::store::pause;
@@ -38,6 +39,8 @@ struct State {
     bases: HashMap<String, BaseRecord>,
     given_up: Option<String>,
     lists: bool,
+    /// Its manifest was asked to be written, and nobody knows that it is not there: what it names must stay.
+    may_list: bool,
     waits: Waits,
 }
 
@@ -129,6 +132,11 @@ impl Companion {
     /// Tells it of its own record of a base that it had before: a backup that builds on it names that.
     pub fn know_base(&self, base: &BaseRecord) {
         self.state().bases.insert(base.rdb.path.clone(), base.clone());
+    }
+
+    /// Whether what the backup names must stay: it is listed, or may be although the answer never came.
+    pub(crate) fn may_list(&self) -> bool {
+        self.state().may_list
     }
 
     pub(crate) fn know_object(&self, record: ObjectRecord) {
@@ -289,7 +297,7 @@ impl Repository {
         let optional: Vec<Write<'_>> = optional.map(|one| (&**one, one.list_boxed(manifest))).collect();
         self.commit_here(manifest).await.map_err(|error| error.at(&self.location))?;
         everywhere(&self.location, async { Ok(()) }, optional).await?;
-        for companion in self.companions.iter().filter(|companion| !companion.lists()) {
+        for companion in self.companions.iter().filter(|companion| !companion.may_list()) {
             companion.take_back().await;
         }
         Ok(())
@@ -298,9 +306,15 @@ impl Repository {
 
 impl Companion {
     async fn list(&self, manifest: &Manifest) -> Result<(), RepoError> {
-        self.repository.commit_here(&self.manifest(manifest)?).await?;
-        self.state().lists = true;
-        Ok(())
+        let own = self.manifest(manifest)?;
+        self.state().may_list = true;
+        let listed = self.repository.commit_here(&own).await;
+        let path = layout::manifest(&manifest.cluster, &manifest.id);
+        if listed.is_err() && self.repository.must_not_exist(&path).await.is_ok() {
+            self.state().may_list = false;
+        }
+        self.state().lists = listed.is_ok();
+        listed
     }
 
     fn list_boxed<'a>(&'a self, manifest: &'a Manifest) -> BoxFuture<'a, Result<(), RepoError>> {

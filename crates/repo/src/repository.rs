@@ -339,9 +339,9 @@ impl Repository {
         creating(&self.file) == Creating::Conditional
     }
 
-    /// Deletes an object that this process wrote and that no manifest names; in every companion as well, unless it lists the backup by now.
+    /// Deletes an object that this process wrote and that no manifest names; in every companion as well, unless it lists the backup by now or may.
     pub async fn discard(&self, path: &str) -> Result<(), RepoError> {
-        let others = self.live_companions().filter(|companion| !companion.lists());
+        let others = self.live_companions().filter(|companion| !companion.may_list());
         let others: Vec<Write<'_>> = others
             .map(|companion| {
                 let deleted = companion.repository().discard_here(path.to_owned());

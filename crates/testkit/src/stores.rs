@@ -17,12 +17,14 @@ use crate::watchdog::Watchdog;
 const SCRIPT: &str = include_str!("../../../scripts/stores.sh");
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// An S3 server (moto) that is empty when it starts, keeps everything in memory, and dies with this.
+/// An S3 server that is empty when it starts, and dies with this. moto, which keeps everything in memory, or s3s-fs, which is faster.
 #[derive(Debug)]
 pub struct S3Server {
     child: Child,
     port: PortLease,
     watchdog: Watchdog,
+    /// Where buckets are folders.
+    files: Option<PathBuf>,
     _folder: TempDir,
 }
 
@@ -35,7 +37,25 @@ impl S3Server {
         let number = port.port().to_string();
         let arguments = ["-H", "127.0.0.1", "-p", &number].map(OsStr::new);
         let child = watchdog.spawn(&program, &arguments, Stdio::null(), Stdio::null())?;
-        let server = Self { child, port, watchdog, _folder: folder };
+        Self { child, port, watchdog, files: None, _folder: folder }.answering()
+    }
+
+    /// Starts the `s3s-fs` at that path (`cargo install s3s-fs --version 0.14.1 --locked --features binary`), which keeps objects as files
+    /// in that folder, and waits until it answers.
+    pub fn start_s3s_fs(program: &Path, files: &Path) -> Result<Self> {
+        let port = PortLease::take(false)?;
+        let (watchdog, folder) = Watchdog::with_folder("slotkeep-store-")?;
+        let number = port.port().to_string();
+        let options =
+            ["--host", "127.0.0.1", "--port", &number, "--access-key", "test", "--secret-key", "test"];
+        let arguments: Vec<&OsStr> =
+            options.iter().map(OsStr::new).chain(std::iter::once(files.as_os_str())).collect();
+        let child = watchdog.spawn(program, &arguments, Stdio::null(), Stdio::null())?;
+        Self { child, port, watchdog, files: Some(files.to_owned()), _folder: folder }.answering()
+    }
+
+    fn answering(self) -> Result<Self> {
+        let server = self;
         wait_for(START_LIMIT, "the S3 server to answer", || {
             TcpStream::connect(("127.0.0.1", server.port.port()))
                 .map_err(|error| NotYet::because(error.to_string()))
@@ -71,6 +91,9 @@ impl S3Server {
     pub fn make_bucket(&self, name: &str) -> Result<()> {
         use std::io::{Read, Write};
         let failed = || Error::io(format!("make bucket {name}"));
+        if let Some(files) = &self.files {
+            return std::fs::create_dir(files.join(name)).map_err(failed());
+        }
         let mut stream = TcpStream::connect(("127.0.0.1", self.port.port())).map_err(failed())?;
         write!(
             stream,

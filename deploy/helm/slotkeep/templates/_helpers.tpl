@@ -205,6 +205,9 @@ metadata:
     app.kubernetes.io/component: {{ .component }}
 spec:
   schedule: {{ .job.schedule | quote }}
+  {{- if .job.suspend }}
+  suspend: true
+  {{- end }}
   concurrencyPolicy: Forbid
   startingDeadlineSeconds: 3600
   successfulJobsHistoryLimit: 3
