@@ -13,13 +13,14 @@ use object_store::{ObjectStoreExt, PutPayload};
 use slotkeep_format::frames::{FRAME_RAW_BYTES, SEEK_FOOTER_BYTES};
 use slotkeep_format::manifest::ServerRecord;
 use slotkeep_format::segment::{SEGMENT_FOOTER_BYTES, SEGMENT_VERSION};
-use slotkeep_format::{FrameWriter, SeekTable, SegmentRecord, Timeline};
+use slotkeep_format::{Effort, SeekTable, SegmentRecord, Timeline};
 use slotkeep_model::{NodeAddr, ReplId};
 use zstd::bulk::Decompressor;
 
 use crate::crypt::{Layer, Sealer};
 use crate::error::{Problem, RepoError};
 use crate::layout;
+use crate::pack::SegmentPack;
 use crate::repository::Repository;
 use crate::write::{ObjectWriter, WRITE_BUFFER_BYTES};
 
@@ -197,31 +198,106 @@ impl Repository {
         }
     }
 
-    /// Begins a segment that holds the bytes `start..end` of a history. Fails if it is there already.
+    /// Begins a segment that holds the bytes `start..end` of a history, packed with the usual effort. Fails if it is there already.
     pub async fn create_segment(
         &self,
         cluster: &str,
         history: &ReplId,
         range: Range<u64>,
     ) -> Result<SegmentWriter, RepoError> {
+        self.create_segment_with(cluster, history, range, Effort::Usual).await
+    }
+
+    /// The same with another effort.
+    pub async fn create_segment_with(
+        &self,
+        cluster: &str,
+        history: &ReplId,
+        range: Range<u64>,
+        effort: Effort,
+    ) -> Result<SegmentWriter, RepoError> {
         let path = layout::segment(cluster, history, &range);
         let failed = |problem: Problem| RepoError::new("write", &path, problem);
         self.must_not_exist(&path).await?;
-        let frames = FrameWriter::new().map_err(|error| failed(error.into()))?;
+        let pack = SegmentPack::new(effort).map_err(|error| failed(error.into()))?;
         Ok(SegmentWriter {
             repository: self.clone(),
             path,
             history: history.clone(),
             range,
-            frames,
-            frame: Vec::new(),
-            raw_bytes: 0,
-            hasher: Box::new(Hasher::new()),
-            stored_bytes: 0,
-            small: Vec::new(),
-            small_bytes: 0,
-            large: None,
+            pack,
+            kept: Kept::default(),
         })
+    }
+
+    /// Stores a segment that is packed already, in one request, durable when this returns. Fails if it is there already.
+    pub async fn put_segment(
+        &self,
+        cluster: &str,
+        history: &ReplId,
+        range: Range<u64>,
+        pack: SegmentPack,
+        meta: SegmentMeta,
+    ) -> Result<SegmentRecord, RepoError> {
+        let path = layout::segment(cluster, history, &range);
+        self.must_not_exist(&path).await?;
+        let (record, pieces) = self.complete(&path, history, range, pack, meta)?;
+        let stored = self.sealed_whole(&path, pieces)?;
+        self.create(&path, stored).await?;
+        Ok(record)
+    }
+
+    /// What is stored for a segment that is written in one request.
+    fn sealed_whole(&self, path: &Path, pieces: Vec<Bytes>) -> Result<PutPayload, RepoError> {
+        let Some(recipient) = &self.keyring.recipient else {
+            return Ok(pieces.into_iter().collect());
+        };
+        let seal = || {
+            let (mut sealer, header) = Sealer::start(recipient)?;
+            let mut stored = vec![Bytes::from(header)];
+            for piece in pieces {
+                stored.push(sealer.seal(&piece)?.into());
+            }
+            stored.push(sealer.finish()?.into());
+            Ok(stored.into_iter().collect())
+        };
+        seal().map_err(|problem: Problem| RepoError::new("encrypt", path, problem))
+    }
+
+    /// The record, and what the pack has still to store, the record included.
+    fn complete(
+        &self,
+        path: &Path,
+        history: &ReplId,
+        range: Range<u64>,
+        pack: SegmentPack,
+        meta: SegmentMeta,
+    ) -> Result<(SegmentRecord, Vec<Bytes>), RepoError> {
+        let failed = |problem: Problem| RepoError::new("write", path, problem);
+        let wanted = range.end.saturating_sub(range.start);
+        if pack.raw_bytes() != wanted {
+            let what = format!("{} bytes were given for a segment of {wanted}", pack.raw_bytes());
+            return Err(failed(Problem::Damaged(what)));
+        }
+        let (packed, mut pieces) = pack.end().map_err(|error| failed(error.into()))?;
+        let record = SegmentRecord {
+            format_version: SEGMENT_VERSION,
+            history: history.clone(),
+            start: range.start,
+            end: range.end,
+            database: meta.database,
+            commands: meta.commands,
+            source: meta.source,
+            server: meta.server,
+            times: meta.times,
+            stored_bytes: packed.stored_bytes,
+            blake3: packed.blake3.to_hex().to_string(),
+        };
+        let json = record.to_json().map_err(|error| failed(error.into()))?;
+        let json = self.sign(path, json).map_err(failed)?;
+        let end = SegmentRecord::render_json(&json).map_err(|error| failed(error.into()))?;
+        pieces.push(end.into());
+        Ok((record, pieces))
     }
 }
 
@@ -299,12 +375,14 @@ pub struct SegmentWriter {
     path: Path,
     history: ReplId,
     range: Range<u64>,
-    frames: FrameWriter,
-    frame: Vec<u8>,
-    raw_bytes: u64,
-    hasher: Box<Hasher>,
-    stored_bytes: u64,
-    /// What has been compressed, as long as it fits into one request.
+    pack: SegmentPack,
+    kept: Kept,
+}
+
+/// What has been packed of a segment that is being written.
+#[derive(Default)]
+struct Kept {
+    /// As long as it fits into one request.
     small: Vec<Bytes>,
     small_bytes: usize,
     large: Option<ObjectWriter>,
@@ -312,58 +390,26 @@ pub struct SegmentWriter {
 
 impl SegmentWriter {
     /// Appends bytes of the stream. Not cancel-safe.
-    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), RepoError> {
-        self.raw_bytes = self.raw_bytes.saturating_add(bytes.len() as u64);
-        while !bytes.is_empty() {
-            let room = FRAME_RAW_BYTES.saturating_sub(self.frame.len());
-            let (now, later) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
-            self.frame.extend_from_slice(now);
-            bytes = later;
-            if self.frame.len() == FRAME_RAW_BYTES {
-                self.end_frame().await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn end_frame(&mut self) -> Result<(), RepoError> {
-        let stored = self.frames.frame(&self.frame);
-        self.frame.clear();
-        let stored = stored.map_err(|error| RepoError::new("write", &self.path, error))?;
-        self.put(stored).await
-    }
-
-    async fn put(&mut self, stored: Vec<u8>) -> Result<(), RepoError> {
-        self.hasher.update(&stored);
-        self.stored_bytes = self.stored_bytes.saturating_add(stored.len() as u64);
-        self.append(stored).await
-    }
-
-    async fn append(&mut self, stored: Vec<u8>) -> Result<(), RepoError> {
-        if let Some(large) = &mut self.large {
-            return large.write(stored.into()).await;
-        }
-        // Piece by piece: one buffer that grew would take twice as much.
-        self.small_bytes = self.small_bytes.saturating_add(stored.len());
-        self.small.push(stored.into());
-        if self.small_bytes <= ONE_PUT_BYTES {
-            return Ok(());
-        }
-        let large = self.large.insert(self.repository.create_object(self.path.to_string()).await?);
-        for piece in std::mem::take(&mut self.small) {
-            large.write(piece).await?;
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), RepoError> {
+        for piece in bytes.chunks(FRAME_RAW_BYTES) {
+            self.pack.write(piece).map_err(|error| RepoError::new("write", &self.path, error))?;
+            self.kept.append(&self.repository, &self.path, self.pack.take()).await?;
         }
         Ok(())
     }
 
     /// Completes the segment, durable when this returns. Not cancel-safe; a segment that fails is given up.
-    pub async fn finish(mut self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
-        let completed = self.complete(meta).await;
-        match (completed, self.large.take()) {
+    pub async fn finish(self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
+        let Self { repository, path, history, range, pack, mut kept } = self;
+        let completed = match repository.complete(&path, &history, range, pack, meta) {
+            Ok((record, pieces)) => kept.append(&repository, &path, pieces).await.map(|()| record),
+            Err(error) => Err(error),
+        };
+        match (completed, kept.large.take()) {
             (Ok(record), Some(large)) => {
                 // Uploads in parts know no condition: another writer of the same bytes is kept off by the lease of the line, and seen here
                 // unless both complete at the same moment.
-                if let Err(error) = self.repository.must_not_exist(&self.path).await {
+                if let Err(error) = repository.must_not_exist(&path).await {
                     let _ = large.abort().await;
                     return Err(error);
                 }
@@ -371,8 +417,8 @@ impl SegmentWriter {
                 Ok(record)
             }
             (Ok(record), None) => {
-                let stored = self.sealed_whole()?;
-                self.repository.create(&self.path, stored).await?;
+                let stored = repository.sealed_whole(&path, kept.small)?;
+                repository.create(&path, stored).await?;
                 Ok(record)
             }
             (Err(error), large) => {
@@ -384,58 +430,30 @@ impl SegmentWriter {
             }
         }
     }
+}
 
-    /// What is stored for a segment that is written in one request.
-    fn sealed_whole(&mut self) -> Result<PutPayload, RepoError> {
-        let pieces = std::mem::take(&mut self.small);
-        let Some(recipient) = &self.repository.keyring.recipient else {
-            return Ok(pieces.into_iter().collect());
-        };
-        let seal = || {
-            let (mut sealer, header) = Sealer::start(recipient)?;
-            let mut stored = vec![Bytes::from(header)];
-            for piece in pieces {
-                stored.push(sealer.seal(&piece)?.into());
+impl Kept {
+    async fn append(
+        &mut self,
+        repository: &Repository,
+        path: &Path,
+        pieces: Vec<Bytes>,
+    ) -> Result<(), RepoError> {
+        for piece in pieces {
+            if let Some(large) = &mut self.large {
+                large.write(piece).await?;
+                continue;
             }
-            stored.push(sealer.finish()?.into());
-            Ok(stored.into_iter().collect())
-        };
-        seal().map_err(|problem: Problem| RepoError::new("encrypt", &self.path, problem))
-    }
-
-    async fn complete(&mut self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
-        let wanted = self.range.end.saturating_sub(self.range.start);
-        if self.raw_bytes != wanted {
-            let what = format!("{} bytes were given for a segment of {wanted}", self.raw_bytes);
-            return Err(RepoError::new("write", &self.path, Problem::Damaged(what)));
+            // Piece by piece: one buffer that grew would take twice as much.
+            self.small_bytes = self.small_bytes.saturating_add(piece.len());
+            self.small.push(piece);
+            if self.small_bytes > ONE_PUT_BYTES {
+                let large = self.large.insert(repository.create_object(path.to_string()).await?);
+                for piece in std::mem::take(&mut self.small) {
+                    large.write(piece).await?;
+                }
+            }
         }
-        if !self.frame.is_empty() {
-            self.end_frame().await?;
-        }
-        let frames = std::mem::replace(
-            &mut self.frames,
-            FrameWriter::new().map_err(|error| RepoError::new("write", &self.path, error))?,
-        );
-        let table = frames.finish().map_err(|error| RepoError::new("write", &self.path, error))?;
-        self.put(table).await?;
-        let record = SegmentRecord {
-            format_version: SEGMENT_VERSION,
-            history: self.history.clone(),
-            start: self.range.start,
-            end: self.range.end,
-            database: meta.database,
-            commands: meta.commands,
-            source: meta.source,
-            server: meta.server,
-            times: meta.times,
-            stored_bytes: self.stored_bytes,
-            blake3: self.hasher.finalize().to_hex().to_string(),
-        };
-        let failed = |problem: Problem| RepoError::new("write", &self.path, problem);
-        let json = record.to_json().map_err(|error| failed(error.into()))?;
-        let json = self.repository.sign(&self.path, json).map_err(failed)?;
-        let end = SegmentRecord::render_json(&json).map_err(|error| failed(error.into()))?;
-        self.append(end).await?;
-        Ok(record)
+        Ok(())
     }
 }
