@@ -10,8 +10,6 @@ use std::time::Duration;
 
 use clap::Args;
 use comfy_table::{Table, presets};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 use serde_json::Value;
 use slotkeep_testkit::deadline::{NotYet, Stopwatch, wait_for};
 use slotkeep_testkit::{Cluster, ClusterBuilder, servers};
@@ -20,6 +18,8 @@ use crate::discard;
 use crate::load::{self, Load};
 
 const PATIENCE: Duration = Duration::from_secs(120);
+/// In which `/proc` counts CPU time: `USER_HZ`, the same on all machines that the servers run on.
+const TICKS_PER_S: f64 = 100.0;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// What to measure.
@@ -77,7 +77,7 @@ impl Written {
     }
 }
 
-/// What the archive did meanwhile, and until it had stored everything.
+/// What the archive did meanwhile, and until it had stored everything; what it did before, the bases among it, is left out.
 struct Archived {
     written: Written,
     cpu_s: f64,
@@ -235,6 +235,16 @@ impl Archive {
         Ok(kib / 1024.0)
     }
 
+    /// The CPU time that it has used so far.
+    fn cpu_s(&self) -> Result<f64, Box<dyn std::error::Error>> {
+        let told = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // Behind the name, which may hold anything, stand the state and ten other fields, then user and system time in ticks.
+        let (_, behind) = told.rsplit_once(')').ok_or("no name in its stat")?;
+        let ticks = behind.split_ascii_whitespace().skip(11).take(2).map(str::parse::<f64>);
+        let ticks = ticks.sum::<Result<f64, _>>()?;
+        Ok(ticks / TICKS_PER_S)
+    }
+
     pub(crate) fn stop(mut self) -> Result<(), Box<dyn std::error::Error>> {
         Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
         let status = self.child.wait()?;
@@ -256,18 +266,19 @@ fn with_archive(
     slotkeep: &Path,
     scratch: &Path,
 ) -> Result<Archived, Box<dyn std::error::Error>> {
-    let before_s = children_cpu_s()?;
     let archive = Archive::start(slotkeep, cluster, scratch)?;
     archive.wait("the first backup", Archive::has_backup)?;
     wait_online(cluster)?;
     let (base, mut lags) = (archive.figures("received"), Vec::new());
+    // What the bases took is the benchmark of backups' concern.
+    let before_s = archive.cpu_s()?;
     let written = write_for(cluster, loads, during, || lags.push(archive.figures("lag_bytes").iter().sum()))?;
     let clock = Stopwatch::start();
     let end = wait_stored(&archive, cluster)?;
     let drained_s = clock.elapsed().as_secs_f64();
     let peak_mib = archive.peak_mib()?;
+    let cpu_s = archive.cpu_s()? - before_s;
     archive.stop()?;
-    let cpu_s = children_cpu_s()? - before_s;
     let stream_bytes = end.saturating_sub(base.iter().sum());
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
     let stored_ratio = segment_bytes(&scratch.join("repo"))? as f64 / stream_bytes as f64;
@@ -284,13 +295,6 @@ pub(crate) fn wait_stored(archive: &Archive, cluster: &Cluster) -> Result<u64, B
     archive
         .wait("everything to be stored", |archive| archive.figures("sealed").iter().sum::<u64>() >= end)?;
     Ok(end)
-}
-
-fn children_cpu_s() -> Result<f64, Box<dyn std::error::Error>> {
-    let used = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let cpu = used.user_time().num_microseconds() + used.system_time().num_microseconds();
-    #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-    Ok(cpu as f64 / 1e6)
 }
 
 /// The bytes of all segments in a repository.

@@ -21,7 +21,7 @@ pub mod verify;
 
 pub use digest_file::{DigestFileError, decode_digest, encode_digest};
 pub use fence::{FenceRecord, FencedNode};
-pub use frames::{FrameError, FrameWriter, SeekTable};
+pub use frames::{Effort, FrameError, FrameWriter, SeekTable};
 pub use index::{IndexEntry, IndexError, IndexReader, IndexWriter};
 pub use json::{Seal, check_seal};
 pub use lease::{

@@ -107,6 +107,12 @@ pub fn encode_bytes(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// What stands before `payload` in a record of the stream's bytes, for whoever writes both without a copy. Nothing if `payload` is longer than
+/// [`MOST_PAYLOAD_BYTES`].
+pub fn bytes_head(payload: &[u8]) -> Option<[u8; HEAD_BYTES]> {
+    (payload.len() <= MOST_PAYLOAD_BYTES).then(|| head(BYTES, payload))
+}
+
 /// Appends a time sample to `out`.
 pub fn encode_time(sample: &TimeSample, out: &mut Vec<u8>) {
     let mut payload = Vec::with_capacity(24);
@@ -118,11 +124,18 @@ pub fn encode_time(sample: &TimeSample, out: &mut Vec<u8>) {
 
 /// `payload` is at most [`MOST_PAYLOAD_BYTES`] long.
 fn encode(kind: u8, payload: &[u8], out: &mut Vec<u8>) {
-    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes();
-    out.push(kind);
-    out.extend(length);
-    out.extend(checksum(kind, length, payload).to_le_bytes());
+    out.extend_from_slice(&head(kind, payload));
     out.extend_from_slice(payload);
+}
+
+fn head(kind: u8, payload: &[u8]) -> [u8; HEAD_BYTES] {
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let sum = checksum(kind, length, payload).to_le_bytes();
+    let mut head = [kind; HEAD_BYTES];
+    for (place, byte) in head.iter_mut().skip(1).zip(length.into_iter().chain(sum)) {
+        *place = byte;
+    }
+    head
 }
 
 fn checksum(kind: u8, length: [u8; 4], payload: &[u8]) -> u64 {
@@ -288,6 +301,14 @@ mod tests {
             let (found, clean) = read(&[&damaged]);
             assert!(!clean && found == records()[..found.len()], "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_head_and_its_bytes_are_a_record() {
+        let (mut whole, bytes) = (Vec::new(), vec![7; 1000]);
+        encode_bytes(&bytes, &mut whole);
+        assert_eq!(whole, [bytes_head(&bytes).unwrap().as_slice(), &bytes].concat());
+        assert_eq!(bytes_head(&vec![0; MOST_PAYLOAD_BYTES + 1]), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use object_store::path::Path;
 use slotkeep_format::frames::{FRAME_RAW_BYTES, SEEK_FOOTER_BYTES};
 use slotkeep_format::manifest::ServerRecord;
 use slotkeep_format::segment::{SEGMENT_FOOTER_BYTES, SEGMENT_VERSION};
-use slotkeep_format::{FrameWriter, SeekTable, SegmentRecord, Timeline};
+use slotkeep_format::{Effort, SeekTable, SegmentRecord, Timeline};
 use slotkeep_model::{NodeAddr, ReplId};
 use zstd::bulk::Decompressor;
 
@@ -22,6 +22,7 @@ use crate::companions::{Companion, everywhere};
 use crate::crypt::Layer;
 use crate::error::{Problem, RepoError};
 use crate::layout;
+use crate::pack::SegmentPack;
 use crate::repository::Repository;
 use crate::sink::Sink;
 
@@ -196,15 +197,49 @@ impl Repository {
         }
     }
 
-    /// Begins a segment that holds the bytes `start..end` of a history. Fails if it is there already.
+    /// Begins a segment that holds the bytes `start..end` of a history, packed with the usual effort. Fails if it is there already.
     pub async fn create_segment(
         &self,
         cluster: &str,
         history: &ReplId,
         range: Range<u64>,
     ) -> Result<SegmentWriter, RepoError> {
+        self.create_segment_with(cluster, history, range, Effort::Usual).await
+    }
+
+    /// The same with another effort.
+    pub async fn create_segment_with(
+        &self,
+        cluster: &str,
+        history: &ReplId,
+        range: Range<u64>,
+        effort: Effort,
+    ) -> Result<SegmentWriter, RepoError> {
         let path = layout::segment(cluster, history, &range);
-        let failed = |problem: Problem| RepoError::new("write", &path, problem);
+        let pack = SegmentPack::new(effort).map_err(|error| RepoError::new("write", &path, error))?;
+        self.begin_segment(path, history, range, pack).await
+    }
+
+    /// Stores a segment that is packed already, durable when this returns. Fails if it is there already.
+    pub async fn put_segment(
+        &self,
+        cluster: &str,
+        history: &ReplId,
+        range: Range<u64>,
+        pack: SegmentPack,
+        meta: SegmentMeta,
+    ) -> Result<SegmentRecord, RepoError> {
+        let path = layout::segment(cluster, history, &range);
+        self.begin_segment(path, history, range, pack).await?.finish(meta).await
+    }
+
+    async fn begin_segment(
+        &self,
+        path: Path,
+        history: &ReplId,
+        range: Range<u64>,
+        pack: SegmentPack,
+    ) -> Result<SegmentWriter, RepoError> {
         let mut own = Sink::new(self, &path);
         let others = self.live_companions();
         let mut others: Vec<_> =
@@ -212,21 +247,9 @@ impl Repository {
         let looks = others.iter_mut().map(|(one, sink)| (&**one, sink.look().boxed())).collect();
         everywhere(&self.location, own.look(), looks).await?;
         if own.is_there && others.iter().all(|(_, sink)| sink.is_there) {
-            return Err(failed(Problem::Exists));
+            return Err(RepoError::new("write", &path, Problem::Exists));
         }
-        let frames = FrameWriter::new().map_err(|error| failed(error.into()))?;
-        Ok(SegmentWriter {
-            path,
-            history: history.clone(),
-            range,
-            frames,
-            frame: Vec::new(),
-            raw_bytes: 0,
-            hasher: Box::new(Hasher::new()),
-            stored_bytes: 0,
-            own,
-            others,
-        })
+        Ok(SegmentWriter { path, history: history.clone(), range, pack, own, others })
     }
 }
 
@@ -303,105 +326,102 @@ pub struct SegmentWriter {
     path: Path,
     history: ReplId,
     range: Range<u64>,
-    frames: FrameWriter,
-    frame: Vec<u8>,
-    raw_bytes: u64,
-    hasher: Box<Hasher>,
-    stored_bytes: u64,
+    pack: SegmentPack,
     own: Sink,
     others: Vec<(Arc<Companion>, Sink)>,
 }
 
+/// A segment that is packed to its end, on its way into its repositories.
+struct Storing<'w> {
+    own: &'w mut Sink,
+    others: &'w mut Vec<(Arc<Companion>, Sink)>,
+}
+
 impl SegmentWriter {
     /// Appends bytes of the stream. Not cancel-safe.
-    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), RepoError> {
-        self.raw_bytes = self.raw_bytes.saturating_add(bytes.len() as u64);
-        while !bytes.is_empty() {
-            let room = FRAME_RAW_BYTES.saturating_sub(self.frame.len());
-            let (now, later) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
-            self.frame.extend_from_slice(now);
-            bytes = later;
-            if self.frame.len() == FRAME_RAW_BYTES {
-                self.end_frame().await?;
-            }
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), RepoError> {
+        for piece in bytes.chunks(FRAME_RAW_BYTES) {
+            self.pack.write(piece).map_err(|error| RepoError::new("write", &self.path, error))?;
+            let packed = self.pack.take();
+            self.storing().append(packed).await?;
         }
         Ok(())
     }
 
-    async fn end_frame(&mut self) -> Result<(), RepoError> {
-        let stored = self.frames.frame(&self.frame);
-        self.frame.clear();
-        let stored = stored.map_err(|error| RepoError::new("write", &self.path, error))?;
-        self.put(stored).await
-    }
-
-    async fn put(&mut self, stored: Vec<u8>) -> Result<(), RepoError> {
-        self.hasher.update(&stored);
-        self.stored_bytes = self.stored_bytes.saturating_add(stored.len() as u64);
-        self.append(stored.into()).await
-    }
-
-    async fn append(&mut self, stored: Bytes) -> Result<(), RepoError> {
-        let Self { own, others, .. } = self;
-        let location = own.repository.location.clone();
-        let each =
-            others.iter_mut().map(|(one, sink)| (&**one, sink.append(stored.clone()).boxed())).collect();
-        everywhere(&location, own.append(stored.clone()), each).await?;
-        for (_, sink) in others.extract_if(.., |(companion, _)| companion.failure().is_some()) {
-            // Nobody waits for one that was given up.
-            tokio::spawn(sink.abort());
-        }
-        Ok(())
+    const fn storing(&mut self) -> Storing<'_> {
+        Storing { own: &mut self.own, others: &mut self.others }
     }
 
     /// Completes the segment, durable when this returns. Not cancel-safe; a segment that fails is given up.
-    pub async fn finish(mut self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
-        let record = match self.complete(meta).await {
+    pub async fn finish(self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
+        let Self { path, history, range, pack, mut own, mut others } = self;
+        let mut storing = Storing { own: &mut own, others: &mut others };
+        let completed = match complete(&path, history, range, pack, meta) {
+            Ok((record, pieces)) => storing.append(pieces).await.map(|()| record),
+            Err(error) => Err(error),
+        };
+        let record = match completed {
             Ok(record) => record,
             Err(error) => {
-                self.own.abort().await;
-                for (_, sink) in self.others {
+                own.abort().await;
+                for (_, sink) in others {
                     sink.abort().await;
                 }
                 return Err(error);
             }
         };
-        let location = self.own.repository.location.clone();
-        let each = self.others.iter_mut().map(|(one, sink)| {
+        let location = own.repository.location.clone();
+        let each = others.iter_mut().map(|(one, sink)| {
             let finish = async { sink.finish(&record).await.map(drop) };
             (&**one, finish.boxed())
         });
-        let written = everywhere(&location, self.own.finish(&record), each.collect()).await?;
-        if written { Ok(record) } else { Err(RepoError::new("write", &self.path, Problem::Exists)) }
+        let written = everywhere(&location, own.finish(&record), each.collect()).await?;
+        if written { Ok(record) } else { Err(RepoError::new("write", &path, Problem::Exists)) }
     }
+}
 
-    async fn complete(&mut self, meta: SegmentMeta) -> Result<SegmentRecord, RepoError> {
-        let wanted = self.range.end.saturating_sub(self.range.start);
-        if self.raw_bytes != wanted {
-            let what = format!("{} bytes were given for a segment of {wanted}", self.raw_bytes);
-            return Err(RepoError::new("write", &self.path, Problem::Damaged(what)));
+impl Storing<'_> {
+    async fn append(&mut self, pieces: Vec<Bytes>) -> Result<(), RepoError> {
+        let location = self.own.repository.location.clone();
+        for piece in pieces {
+            let others = self.others.iter_mut();
+            let each = others.map(|(one, sink)| (&**one, sink.append(piece.clone()).boxed())).collect();
+            everywhere(&location, self.own.append(piece.clone()), each).await?;
+            for (_, sink) in self.others.extract_if(.., |(companion, _)| companion.failure().is_some()) {
+                // Nobody waits for one that was given up.
+                tokio::spawn(sink.abort());
+            }
         }
-        if !self.frame.is_empty() {
-            self.end_frame().await?;
-        }
-        let frames = std::mem::replace(
-            &mut self.frames,
-            FrameWriter::new().map_err(|error| RepoError::new("write", &self.path, error))?,
-        );
-        let table = frames.finish().map_err(|error| RepoError::new("write", &self.path, error))?;
-        self.put(table).await?;
-        Ok(SegmentRecord {
-            format_version: SEGMENT_VERSION,
-            history: self.history.clone(),
-            start: self.range.start,
-            end: self.range.end,
-            database: meta.database,
-            commands: meta.commands,
-            source: meta.source,
-            server: meta.server,
-            times: meta.times,
-            stored_bytes: self.stored_bytes,
-            blake3: self.hasher.finalize().to_hex().to_string(),
-        })
+        Ok(())
     }
+}
+
+/// The record of a segment, and what the pack has still to store before it.
+fn complete(
+    path: &Path,
+    history: ReplId,
+    range: Range<u64>,
+    pack: SegmentPack,
+    meta: SegmentMeta,
+) -> Result<(SegmentRecord, Vec<Bytes>), RepoError> {
+    let wanted = range.end.saturating_sub(range.start);
+    if pack.raw_bytes() != wanted {
+        let what = format!("{} bytes were given for a segment of {wanted}", pack.raw_bytes());
+        return Err(RepoError::new("write", path, Problem::Damaged(what)));
+    }
+    let (packed, pieces) = pack.end().map_err(|error| RepoError::new("write", path, error))?;
+    let record = SegmentRecord {
+        format_version: SEGMENT_VERSION,
+        history,
+        start: range.start,
+        end: range.end,
+        database: meta.database,
+        commands: meta.commands,
+        source: meta.source,
+        server: meta.server,
+        times: meta.times,
+        stored_bytes: packed.stored_bytes,
+        blake3: packed.blake3.to_hex().to_string(),
+    };
+    Ok((record, pieces))
 }

@@ -190,6 +190,10 @@ impl Splitter {
 
     /// Whether a command came to its end.
     fn advance(&mut self, input: &mut &[u8]) -> Result<bool, StreamError> {
+        if self.take_whole(input) {
+            self.end_command();
+            return Ok(true);
+        }
         while let Some(token) = self.lexer.next(input)? {
             match token {
                 Token::Command { args } => {
@@ -206,6 +210,21 @@ impl Splitter {
             }
         }
         Ok(false)
+    }
+
+    /// Takes a command that stands whole at the front of the input, as most do.
+    fn take_whole(&mut self, input: &mut &[u8]) -> bool {
+        if !self.lexer.is_between_commands() {
+            return false;
+        }
+        let Self { lexer, head, .. } = self;
+        head.used = 0;
+        let args = lexer.whole(input, |arg| {
+            head.begin_arg();
+            head.keep(arg);
+        });
+        self.arg_count = args.unwrap_or(0);
+        args.is_some()
     }
 
     /// The command that came to its end.

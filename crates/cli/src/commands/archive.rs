@@ -40,7 +40,7 @@ pub(crate) struct ArchiveArgs {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = span, help_heading = "Log")]
     seal_after: Duration,
     /// Seal at the latest at so many bytes
-    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size, help_heading = "Log")]
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size, help_heading = "Log")]
     seal_size: u64,
     /// What the servers are told to have been received: what WAIT and min-replicas-to-write count
     #[arg(long, value_enum, default_value_t = AckArg::Local, help_heading = "Log")]

@@ -29,7 +29,7 @@ pub struct SealPolicy {
 
 impl Default for SealPolicy {
     fn default() -> Self {
-        Self { after: Duration::from_secs(10), quiet_after: Duration::from_secs(60), size_bytes: 32 << 20 }
+        Self { after: Duration::from_secs(10), quiet_after: Duration::from_secs(60), size_bytes: 16 << 20 }
     }
 }
 
@@ -52,6 +52,10 @@ pub(crate) enum Step {
         database: Option<u32>,
         /// Whether the history ends here as well.
         fork: bool,
+        /// How many commands the piece holds.
+        commands: u64,
+        /// Whether its size ended it: more comes than its age allows for.
+        full: bool,
     },
 }
 
@@ -73,6 +77,8 @@ pub(crate) struct Intake {
     start: u64,
     first_byte_at: Option<Duration>,
     first_command_at: Option<Duration>,
+    /// Commands of the current piece that came to their end.
+    commands: u64,
     /// Age alone does not end a piece: what has been cut is not sealed fast enough.
     patient: bool,
     /// The piece ends at the first safe cut from here on.
@@ -94,6 +100,7 @@ impl Intake {
             start: offset.saturating_add(1),
             first_byte_at: None,
             first_command_at: None,
+            commands: 0,
             patient: false,
             seal_from: None,
             fork: None,
@@ -156,6 +163,7 @@ impl Intake {
             self.first_byte_at.get_or_insert(now);
         }
         while let Some(seen) = self.next_command(&mut rest)? {
+            self.commands = self.commands.saturating_add(1);
             if seen.carries_data {
                 self.first_command_at.get_or_insert(now);
             }
@@ -229,7 +237,9 @@ impl Intake {
         let end = self.received();
         self.release(end, steps);
         let fork = self.fork.take_if(|fork| *fork == end).is_some();
-        steps.push(Step::Cut { end, database: self.splitter.db(), fork });
+        let full = self.piece_bytes() >= self.policy.size_bytes;
+        let commands = std::mem::take(&mut self.commands);
+        steps.push(Step::Cut { end, database: self.splitter.db(), fork, commands, full });
         self.start = end.saturating_add(1);
         self.first_byte_at = None;
         self.first_command_at = None;
@@ -302,7 +312,10 @@ mod tests {
         assert!(tick(&mut intake, 0).is_empty(), "nothing to seal");
         feed(&mut intake, PING, 1);
         assert!(tick(&mut intake, 60).is_empty());
-        assert_eq!(tick(&mut intake, 61), [Step::Cut { end: 114, database: Some(0), fork: false }]);
+        assert_eq!(
+            tick(&mut intake, 61),
+            [Step::Cut { end: 114, database: Some(0), fork: false, commands: 1, full: false }]
+        );
         feed(&mut intake, &command(&["SET", "k", "v"]), 70);
         assert!(tick(&mut intake, 79).is_empty());
         assert_eq!(tick(&mut intake, 80).len(), 1);
@@ -343,7 +356,7 @@ mod tests {
             steps,
             [
                 Step::Bytes { range: 0..28, safe_cut: 28 },
-                Step::Cut { end: 28, database: Some(3), fork: true },
+                Step::Cut { end: 28, database: Some(3), fork: true, commands: 2, full: false },
                 Step::Bytes { range: 28..42, safe_cut: 42 },
             ]
         );
@@ -399,6 +412,7 @@ mod tests {
             let policy = SealPolicy { after: Duration::from_secs(after), size_bytes: size, ..policy() };
             let mut intake = Intake::new(1000, None, policy);
             let mut pieces = vec![Vec::new()];
+            let mut counts = Vec::new();
             for (second, bytes) in stream.chunks(chunk).enumerate() {
                 let mut steps = Vec::new();
                 let now = Duration::from_secs(second as u64);
@@ -409,7 +423,9 @@ mod tests {
                     match step {
                         Step::Bytes { range, .. } => pieces.last_mut().unwrap().extend(&bytes[range]),
                         Step::Time(_) => {}
-                        Step::Cut { end, .. } => {
+                        Step::Cut { end, commands, full, .. } => {
+                            prop_assert_eq!(full, pieces.last().unwrap().len() as u64 >= size);
+                            counts.push(commands);
                             let held: usize = pieces.iter().map(Vec::len).sum();
                             prop_assert_eq!(end, 1000 + held as u64);
                             pieces.push(Vec::new());
@@ -419,11 +435,15 @@ mod tests {
             }
             prop_assert_eq!(pieces.concat(), stream);
             let mut at = 1000;
-            for piece in pieces.iter().rev().skip(1).rev() {
+            for (piece, wanted) in pieces.iter().zip(counts) {
                 let start = StreamStart { offset: ReplOffset(at), db: None, in_transaction: false };
                 let mut splitter = Splitter::new(start);
                 let mut rest = piece.as_slice();
-                while splitter.next(&mut rest).unwrap().is_some() {}
+                let mut found = 0;
+                while splitter.next(&mut rest).unwrap().is_some() {
+                    found += 1;
+                }
+                prop_assert_eq!(found, wanted);
                 at += piece.len() as u64;
                 prop_assert_eq!(splitter.safe_cut().0, at);
             }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use jiff::Timestamp;
 use slotkeep_model::{NodeAddr, ReplId, ReplOffset};
 use slotkeep_wire::replica::{Handshake, HandshakeEvent, HandshakeOptions, Request};
@@ -12,11 +13,14 @@ use slotkeep_wire::resp::Command;
 use slotkeep_wire::transfer::{Chunk, PayloadHeader, Transfer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::pace::Pace;
 use crate::backup::pipeline::{Pipeline, Stopped};
 use crate::net::{LinkError, LinkProblem, Stream};
 use crate::{Context, Error, ErrorKind, Result};
 
 const READ_BYTES: usize = 256 << 10;
+/// What is longer is handed on in the buffer that it was read into, the rest in one of its own length.
+const COPIED_BYTES: usize = READ_BYTES / 4;
 /// How often a replica that waits or loads shows the server that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
@@ -62,13 +66,24 @@ pub(crate) struct Link<'a> {
     buffer: Vec<u8>,
     /// Bytes that came with what was read before them and have not been taken yet.
     rest: Vec<u8>,
+    /// What has been read of the stream and not been taken yet.
+    gathered: Vec<u8>,
+    pace: Pace,
 }
 
 impl<'a> Link<'a> {
     /// Connects.
     pub(crate) async fn open(context: &'a Context, node: &NodeAddr) -> Result<Self> {
         let stream = context.connector.dial(node).await?;
-        Ok(Self { context, node: node.clone(), stream, buffer: vec![0; READ_BYTES], rest: Vec::new() })
+        Ok(Self {
+            context,
+            node: node.clone(),
+            stream,
+            buffer: vec![0; READ_BYTES],
+            rest: Vec::new(),
+            gathered: Vec::new(),
+            pace: Pace::default(),
+        })
     }
 
     /// Shakes hands and waits until the snapshot or the stream begins.
@@ -137,16 +152,30 @@ impl<'a> Link<'a> {
     }
 
     /// The next bytes of the stream, none at its end. Cancel-safe.
-    pub(crate) async fn read(&mut self) -> Result<&[u8]> {
+    pub(crate) async fn read(&mut self) -> Result<Vec<u8>> {
         if !self.rest.is_empty() {
-            self.buffer.clear();
-            self.buffer.append(&mut self.rest);
-            let read = self.buffer.len();
-            self.buffer.resize(read.max(READ_BYTES), 0);
-            return Ok(self.buffer.get(..read).unwrap_or_default());
+            return Ok(std::mem::take(&mut self.rest));
         }
-        let read = self.stream.read(&mut self.buffer).await.map_err(|error| self.broken(error))?;
-        Ok(self.buffer.get(..read).unwrap_or_default())
+        // The snapshot is over.
+        self.buffer = Vec::new();
+        if let Some(pause) = self.pace.pause(self.context.clock.elapsed()) {
+            self.context.clock.sleep(pause).await;
+        }
+        self.gathered.reserve_exact(READ_BYTES.saturating_sub(self.gathered.len()));
+        self.stream.read_buf(&mut self.gathered).await.map_err(|error| self.broken(error))?;
+        // TLS gives a record at a time. An error or the end is met again.
+        while !self.gathered.is_empty()
+            && self.gathered.len() < READ_BYTES
+            && let Some(Ok(1..)) = self.stream.read_buf(&mut self.gathered).now_or_never()
+        {}
+        let read = self.gathered.len();
+        self.pace.took(read, read >= READ_BYTES, self.context.clock.elapsed());
+        if read > COPIED_BYTES {
+            return Ok(std::mem::take(&mut self.gathered));
+        }
+        let bytes = self.gathered.clone();
+        self.gathered.clear();
+        Ok(bytes)
     }
 
     /// Acknowledges the bytes up to `offset`. Not cancel-safe.

@@ -20,6 +20,8 @@ mod leftovers;
 pub(crate) mod line;
 mod lineage;
 pub(crate) mod link;
+mod pace;
+mod pack;
 pub(crate) mod rebase;
 mod roster;
 pub(crate) mod sampler;

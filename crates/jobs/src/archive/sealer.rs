@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use slotkeep_format::lineage::HISTORY_VERSION;
-use slotkeep_format::{HistoryRecord, SpoolHeader, SpoolReader, SpoolRecord, Timeline};
+use slotkeep_format::{Effort, HistoryRecord, SpoolHeader, SpoolReader, SpoolRecord, Timeline};
 use slotkeep_model::{ReplId, ReplOffset};
 use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry, SegmentMeta};
 use slotkeep_wire::stream::{Splitter, StreamStart};
@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::held::contiguous;
+use super::pack::Packed;
 use super::share::TakenLease;
 use super::spool::{ClosedFile, SpoolFolder};
 use crate::{Context, Error, ErrorKind, Result};
@@ -201,11 +202,11 @@ impl Sealer {
     ) -> Result<()> {
         let mut known = HashSet::new();
         let mut outcome = Ok(true);
-        while let Some(file) = queue.recv().await {
+        while let Some(mut file) = queue.recv().await {
             waiting.store(1_u64.saturating_add(queue.len() as u64), Ordering::Relaxed);
             // After a failure the rest stays where it is, in order.
             if matches!(outcome, Ok(true)) {
-                outcome = self.seal_in_time(&file.path, &mut known, publish).await;
+                outcome = self.seal_in_time(&mut file, &mut known, publish).await;
             }
             if !matches!(outcome, Ok(true))
                 && let Some(abandoned) = &self.abandoned
@@ -220,13 +221,13 @@ impl Sealer {
     /// Seals a file, however often it takes; false if the lease is lost.
     async fn seal_in_time(
         &self,
-        path: &Path,
+        file: &mut ClosedFile,
         known: &mut HashSet<ReplId>,
         publish: &watch::Sender<SealState>,
     ) -> Result<bool> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match Box::pin(self.seal(path, known)).await {
+            let error = match Box::pin(self.seal(file, known)).await {
                 Ok(Outcome::Lost) => return Ok(false),
                 Ok(Outcome::Sealed(sealed)) => {
                     publish.send_modify(|state| {
@@ -253,19 +254,23 @@ impl Sealer {
 }
 
 impl Sealer {
-    async fn seal(&self, path: &Path, known: &mut HashSet<ReplId>) -> Result<Outcome> {
+    /// Its pack is used once: while the repository takes nothing, packs are not kept in memory.
+    async fn seal(&self, file: &mut ClosedFile, known: &mut HashSet<ReplId>) -> Result<Outcome> {
         if let Some(lease) = &self.lease
             && !lease.may_write().await?
         {
             return Ok(Outcome::Lost);
         }
-        let sealed = store_file(&self.repository, path, known).await?;
+        let sealed = match file.packed.take() {
+            Some(packed) => Some(store_packed(&self.repository, *packed, known).await?),
+            None => store_file((&self.repository, &self.folder), &file.path, known, file.effort).await?,
+        };
         if let Some(lease) = &self.lease
             && !lease.confirm().await?
         {
             return Ok(Outcome::Lost);
         }
-        self.folder.remove(path);
+        self.folder.remove(&file.path);
         Ok(Outcome::Sealed(sealed))
     }
 }
@@ -284,7 +289,7 @@ pub(crate) async fn settle_file(
         if !wanted {
             return Ok(false);
         }
-        Box::pin(store_file(repository, path, &mut HashSet::new())).await?;
+        Box::pin(store_file((repository, folder), path, &mut HashSet::new(), Effort::Usual)).await?;
     }
     folder.remove(path);
     Ok(true)
@@ -360,21 +365,57 @@ async fn scan_file(path: &Path) -> Result<Option<(Scanned, u64)>> {
     Ok(scanned.and_then(|scanned| Some((scanned.clone(), scanned.end?))))
 }
 
-/// Stores what a file holds as a segment; gives the segment's end, or nothing if the file holds no whole command.
-async fn store_file(
+async fn store_history(
     repository: &Repository,
-    path: &Path,
+    header: &SpoolHeader,
     known: &mut HashSet<ReplId>,
-) -> Result<Option<(ReplId, u64)>> {
-    let unreadable = |error: std::io::Error| unreadable(path, &error);
-    let Some((scanned, end)) = scan_file(path).await? else { return Ok(None) };
-    let header = &scanned.header;
+) -> Result<()> {
     if !known.contains(&header.history) {
         repository.put_history(&header.cluster, &history_record(header)).await?;
         known.insert(header.history.clone());
     }
-    let behind = end.saturating_add(1);
-    let created = repository.create_segment(&header.cluster, &header.history, header.start..behind).await;
+    Ok(())
+}
+
+/// Stores a segment that was packed while its file was written; gives its end.
+async fn store_packed(
+    repository: &Repository,
+    packed: Packed,
+    known: &mut HashSet<ReplId>,
+) -> Result<(ReplId, u64)> {
+    let header = &packed.header;
+    store_history(repository, header, known).await?;
+    let meta = SegmentMeta {
+        database: header.database,
+        commands: packed.commands,
+        source: header.source.clone(),
+        server: header.server.clone(),
+        times: packed.times,
+    };
+    let range = header.start..packed.end.saturating_add(1);
+    match repository.put_segment(&header.cluster, &header.history, range, packed.pack, meta).await {
+        Ok(_) | Err(RepoError { problem: Problem::Exists, .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok((header.history.clone(), packed.end))
+}
+
+/// Stores what a file holds as a segment; gives the segment's end, or nothing if the file holds no whole command.
+async fn store_file(
+    (repository, folder): (&Repository, &SpoolFolder),
+    path: &Path,
+    known: &mut HashSet<ReplId>,
+    effort: Effort,
+) -> Result<Option<(ReplId, u64)>> {
+    let unreadable = |error: std::io::Error| unreadable(path, &error);
+    // Never closed.
+    let _turn = folder.reading.acquire().await;
+    let Some((scanned, end)) = scan_file(path).await? else { return Ok(None) };
+    let header = &scanned.header;
+    store_history(repository, header, known).await?;
+    let range = header.start..end.saturating_add(1);
+    let behind = range.end;
+    let created = repository.create_segment_with(&header.cluster, &header.history, range, effort).await;
     match created {
         Ok(mut segment) => {
             let mut left = behind.saturating_sub(header.start);

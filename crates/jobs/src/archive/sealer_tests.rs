@@ -98,7 +98,7 @@ async fn a_seal_counts_only_if_the_lease_is_confirmed_behind_it() {
     let seal = async |start_offset: u64| {
         let sealer = start();
         let path = bench.file(start_offset);
-        sealer.files().send(ClosedFile { path: path.clone() }).unwrap();
+        sealer.files().send(ClosedFile { path: path.clone(), packed: None, effort: Effort::Usual }).unwrap();
         let state = sealer.state.clone();
         sealer.finish().await.unwrap();
         let last = state.borrow().last.clone();

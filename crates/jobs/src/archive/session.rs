@@ -17,6 +17,7 @@ use super::decide::Position;
 use super::intake::{Intake, Step};
 use super::line::{Ack, End, Line, LineState};
 use super::link::Link;
+use super::pack::PieceEnd;
 use super::sampler::Sampled;
 use super::sealer::Patience;
 use super::spool::{SpoolState, SpoolStopped, SpoolWriter};
@@ -93,6 +94,7 @@ impl<'l> Session<'l> {
             position.history.clone(),
             position.offset,
             line.sealer.files(),
+            Arc::clone(&line.context.clock),
         );
         let header = SpoolHeader {
             format_version: SPOOL_VERSION,
@@ -135,7 +137,7 @@ impl<'l> Session<'l> {
             None => {}
         }
         // Without it the first file could not be begun; why is told when the session ends.
-        let _ = session.writer.begin(session.header.clone()).await;
+        let _ = session.writer.begin(session.header.clone(), None).await;
         session.publish(line);
         Ok(session)
     }
@@ -234,7 +236,7 @@ impl<'l> Session<'l> {
             Ok(()) = self.spooled.changed() => Event::Spooled,
             Ok(()) = line.seal_by.changed() => Event::SealBy,
             Some(sampled) = line.samples.recv() => Event::Sampled(sampled),
-            read = self.link.read() => Event::Read(read.map(<[u8]>::to_vec)),
+            read = self.link.read() => Event::Read(read),
             Ok(()) = line.sealer.state.changed() => Event::Sealed,
             () = line.context.clock.sleep(TICK) => Event::Tick,
         }
@@ -256,6 +258,10 @@ impl<'l> Session<'l> {
         if let Some(wanted) = self.intake.take_ack_wanted() {
             self.ack_wanted = Some(wanted);
             self.last_ack_at = None;
+            // A client may wait for it.
+            if let Err(SpoolStopped) = self.writer.sync().await {
+                return Err(self.spool_stopped());
+            }
         }
         Ok(())
     }
@@ -273,7 +279,8 @@ impl<'l> Session<'l> {
                     self.writer.bytes(piece, safe_cut).await
                 }
                 Step::Time(sample) => self.writer.time(sample).await,
-                Step::Cut { end, database, fork } => {
+                Step::Cut { end, database, fork, commands, full } => {
+                    let before = PieceEnd { end, commands, full };
                     if fork && let Some(fork) = self.fork.take() {
                         self.enter(&fork, line);
                     }
@@ -281,15 +288,18 @@ impl<'l> Session<'l> {
                     self.header.database = database;
                     self.header.slots = line.shard.borrow().slots.clone();
                     self.header.begun_at = line.context.clock.now();
-                    self.writer.begin(self.header.clone()).await
+                    self.writer.begin(self.header.clone(), Some(before)).await
                 }
             };
             if let Err(SpoolStopped) = written {
-                let why = self.spooled.borrow().failed.clone();
-                return Err(spool_failed(why.as_deref()));
+                return Err(self.spool_stopped());
             }
         }
         Ok(())
+    }
+
+    fn spool_stopped(&self) -> Error {
+        spool_failed(self.spooled.borrow().failed.as_deref())
     }
 
     async fn tick(&mut self, line: &mut Line, now: Duration) -> Result<Option<End>> {

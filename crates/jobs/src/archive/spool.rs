@@ -5,24 +5,30 @@
 //! process at a time.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use slotkeep_format::spool::{encode_bytes, encode_header, encode_time};
-use slotkeep_format::{SpoolHeader, TimeSample};
+use slotkeep_format::spool::{MOST_PAYLOAD_BYTES, bytes_head, encode_header, encode_time};
+use slotkeep_format::{Effort, SpoolHeader, TimeSample};
 use slotkeep_model::ReplId;
-use tokio::sync::{mpsc, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::ports::{Rng, random_hex};
+use super::pack::{Holding, Packed, Packing, PieceEnd};
+use crate::ports::{Clock, Rng, random_hex};
 use crate::{Error, ErrorKind, Result};
 
 /// What waits for the disk; each is at most what is read from a link at a time.
 const QUEUE_MESSAGES: usize = 32;
 /// So many bytes are written at the most before they are made durable.
 const GROUP_BYTES: u64 = 8 << 20;
+/// While bytes come without a pause they are made durable so often, unless somebody waits for them. What comes after a pause is made durable at
+/// once.
+const GROUP_EVERY: Duration = Duration::from_millis(50);
 const SUFFIX: &str = "spool";
 const LOCK: &str = "lock";
 /// The file that says which agent uses the folder.
@@ -38,6 +44,10 @@ pub(crate) struct SpoolFolder {
     used_bytes: AtomicU64,
     limit_bytes: u64,
     sequence: AtomicU64,
+    /// What the packs of its files take.
+    holding: Holding,
+    /// Files are read again one at a time: each takes the memory of a segment.
+    pub(crate) reading: Semaphore,
     /// Removed with everything in it when it is dropped.
     passing: bool,
     _lock: File,
@@ -96,6 +106,8 @@ impl SpoolFolder {
             used_bytes: AtomicU64::new(0),
             limit_bytes,
             sequence: AtomicU64::new(0),
+            holding: Holding::default(),
+            reading: Semaphore::new(1),
             passing,
             _lock: lock,
         })
@@ -225,15 +237,19 @@ pub(crate) struct SpoolState {
 }
 
 /// A file that is closed: whole up to its last safe cut.
-#[derive(Debug)]
 pub(crate) struct ClosedFile {
     pub(crate) path: PathBuf,
+    /// What it holds as a segment, if a cut ended it and there was room.
+    pub(crate) packed: Option<Box<Packed>>,
+    /// How it is packed if not.
+    pub(crate) effort: Effort,
 }
 
 enum Message {
-    Begin(Box<SpoolHeader>),
+    Begin { header: Box<SpoolHeader>, before: Option<PieceEnd> },
     Bytes { bytes: Vec<u8>, safe_cut: u64 },
     Time(TimeSample),
+    Sync,
 }
 
 /// The writer of one link's files: a thread of its own, so that a slow disk holds up nothing else.
@@ -254,12 +270,23 @@ impl SpoolWriter {
         history: ReplId,
         durable: u64,
         closed: mpsc::UnboundedSender<ClosedFile>,
+        clock: Arc<dyn Clock>,
     ) -> Self {
         let (queue, messages) = mpsc::channel(QUEUE_MESSAGES);
         let (publish, state) = watch::channel(SpoolState { history, durable, failed: None });
         let thread = tokio::task::spawn_blocking(move || {
-            let mut writer =
-                Writer { folder, publish, closed, header: None, waiting: Vec::new(), file: None };
+            let mut writer = Writer {
+                folder,
+                publish,
+                closed,
+                clock,
+                header: None,
+                effort: Effort::Usual,
+                waiting: Vec::new(),
+                file: None,
+                synced_at: None,
+                sync_wanted: false,
+            };
             writer.run(messages);
         });
         Self { queue, state, thread }
@@ -270,9 +297,14 @@ impl SpoolWriter {
         self.state.clone()
     }
 
-    /// Begins a new file, behind a safe cut.
-    pub(crate) async fn begin(&self, header: SpoolHeader) -> Result<(), SpoolStopped> {
-        self.queue.send(Message::Begin(Box::new(header))).await.map_err(|_| SpoolStopped)
+    /// Begins a new file, behind a safe cut. `before` is how the piece before it ended, if there is one.
+    pub(crate) async fn begin(
+        &self,
+        header: SpoolHeader,
+        before: Option<PieceEnd>,
+    ) -> Result<(), SpoolStopped> {
+        let message = Message::Begin { header: Box::new(header), before };
+        self.queue.send(message).await.map_err(|_| SpoolStopped)
     }
 
     /// Takes the next bytes; `safe_cut` is the last one up to their end.
@@ -283,6 +315,11 @@ impl SpoolWriter {
     /// Takes a time sample of bytes that have been given.
     pub(crate) async fn time(&self, sample: TimeSample) -> Result<(), SpoolStopped> {
         self.queue.send(Message::Time(sample)).await.map_err(|_| SpoolStopped)
+    }
+
+    /// Has what was given made durable without delay: somebody waits for it.
+    pub(crate) async fn sync(&self) -> Result<(), SpoolStopped> {
+        self.queue.send(Message::Sync).await.map_err(|_| SpoolStopped)
     }
 
     /// Ends the last file, and tells what was reached.
@@ -297,15 +334,21 @@ struct Writer {
     folder: Arc<SpoolFolder>,
     publish: watch::Sender<SpoolState>,
     closed: mpsc::UnboundedSender<ClosedFile>,
+    clock: Arc<dyn Clock>,
     header: Option<Box<SpoolHeader>>,
-    /// Samples that came before the file's first byte, encoded.
-    waiting: Vec<u8>,
+    /// How the current piece is packed.
+    effort: Effort,
+    /// Samples that came before the file's first byte.
+    waiting: Vec<TimeSample>,
     file: Option<OpenFile>,
+    synced_at: Option<Duration>,
+    sync_wanted: bool,
 }
 
 struct OpenFile {
     path: PathBuf,
     file: File,
+    packing: Option<Packing>,
     safe_cut: Option<u64>,
     unsynced_bytes: u64,
 }
@@ -313,84 +356,131 @@ struct OpenFile {
 impl Writer {
     fn run(&mut self, mut messages: mpsc::Receiver<Message>) {
         let outcome = self.take_all(&mut messages);
-        let ended = self.close();
+        let ended = self.close(None);
         if let Err(error) = outcome.and(ended) {
             self.publish.send_modify(|state| state.failed = Some(Arc::new(error)));
         }
     }
 
     fn take_all(&mut self, messages: &mut mpsc::Receiver<Message>) -> io::Result<()> {
-        while let Some(message) = messages.blocking_recv() {
+        loop {
+            let first = match self.sync_due_in() {
+                None => messages.blocking_recv(),
+                Some(pause) => match receive_within(messages, &*self.clock, pause) {
+                    Some(received) => received,
+                    None => {
+                        self.sync()?;
+                        continue;
+                    }
+                },
+            };
+            let Some(message) = first else { return Ok(()) };
             self.take(message)?;
-            while self.file.as_ref().is_none_or(|file| file.unsynced_bytes < GROUP_BYTES)
+            while self.unsynced_bytes() < GROUP_BYTES
                 && let Ok(message) = messages.try_recv()
             {
                 self.take(message)?;
             }
-            self.sync()?;
+            let now_due = self.sync_due_in().is_some_and(|pause| pause.is_zero());
+            if now_due || self.sync_wanted || self.unsynced_bytes() >= GROUP_BYTES {
+                self.sync()?;
+            }
         }
-        Ok(())
+    }
+
+    fn unsynced_bytes(&self) -> u64 {
+        self.file.as_ref().map_or(0, |file| file.unsynced_bytes)
+    }
+
+    /// In how long what was written is to be made durable, if it is not.
+    fn sync_due_in(&self) -> Option<Duration> {
+        if self.unsynced_bytes() == 0 {
+            return None;
+        }
+        let due_at = self.synced_at.map_or(Duration::ZERO, |at| at.saturating_add(GROUP_EVERY));
+        Some(due_at.saturating_sub(self.clock.elapsed()))
     }
 
     fn take(&mut self, message: Message) -> io::Result<()> {
         match message {
-            Message::Begin(header) => {
-                self.close()?;
+            Message::Begin { header, before } => {
+                self.close(before)?;
                 self.waiting.clear();
                 self.header = Some(header);
+                self.effort = before.map_or(Effort::Usual, |before| before.next_effort());
                 Ok(())
             }
             Message::Time(sample) => match self.file {
-                Some(_) => {
-                    let mut record = Vec::new();
-                    encode_time(&sample, &mut record);
-                    self.write(&record)
-                }
+                Some(_) => self.time(sample),
                 None => {
-                    encode_time(&sample, &mut self.waiting);
+                    self.waiting.push(sample);
                     Ok(())
                 }
             },
-            Message::Bytes { bytes, safe_cut } => {
-                let mut records = Vec::with_capacity(bytes.len().saturating_add(64));
-                if self.file.is_none() {
-                    self.open(&mut records)?;
-                }
-                encode_bytes(&bytes, &mut records);
-                records.append(&mut self.waiting);
-                self.write(&records)?;
-                if let Some(file) = &mut self.file {
-                    file.safe_cut = Some(safe_cut);
-                }
+            Message::Bytes { bytes, safe_cut } => self.bytes(&bytes, safe_cut),
+            Message::Sync => {
+                self.sync_wanted = true;
                 Ok(())
             }
         }
     }
 
-    fn open(&mut self, records: &mut Vec<u8>) -> io::Result<()> {
-        let header = self.header.as_ref().ok_or_else(|| io::Error::other("no file was begun"))?;
-        encode_header(header, records).map_err(io::Error::other)?;
-        let (path, file) = self.folder.create(header)?;
-        self.file = Some(OpenFile { path, file, safe_cut: None, unsynced_bytes: 0 });
-        File::open(&self.folder.path)?.sync_all()
+    fn bytes(&mut self, bytes: &[u8], safe_cut: u64) -> io::Result<()> {
+        if self.file.is_none() {
+            self.open()?;
+        }
+        for piece in bytes.chunks(MOST_PAYLOAD_BYTES) {
+            let head = bytes_head(piece).ok_or_else(|| io::Error::other("a record is too long"))?;
+            self.write(&head, piece)?;
+        }
+        if let Some(file) = &mut self.file {
+            file.safe_cut = Some(safe_cut);
+            file.packing.take_if(|packing| !packing.bytes(bytes));
+        }
+        for sample in std::mem::take(&mut self.waiting) {
+            self.time(sample)?;
+        }
+        Ok(())
     }
 
-    fn write(&mut self, records: &[u8]) -> io::Result<()> {
+    fn time(&mut self, sample: TimeSample) -> io::Result<()> {
+        let mut record = Vec::new();
+        encode_time(&sample, &mut record);
+        if let Some(packing) = self.file.as_mut().and_then(|file| file.packing.as_mut()) {
+            packing.time(sample);
+        }
+        self.write(&record, &[])
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        let header = self.header.as_ref().ok_or_else(|| io::Error::other("no file was begun"))?;
+        let mut record = Vec::new();
+        encode_header(header, &mut record).map_err(io::Error::other)?;
+        let (path, file) = self.folder.create(header)?;
+        let packing = Packing::begin(&self.folder.holding, self.effort);
+        self.file = Some(OpenFile { path, file, packing, safe_cut: None, unsynced_bytes: 0 });
+        File::open(&self.folder.path)?.sync_all()?;
+        self.write(&record, &[])
+    }
+
+    fn write(&mut self, head: &[u8], payload: &[u8]) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
-        file.file.write_all(records)?;
-        let bytes = records.len() as u64;
+        write_both(&mut file.file, head, payload)?;
+        let bytes = head.len().saturating_add(payload.len()) as u64;
         file.unsynced_bytes = file.unsynced_bytes.saturating_add(bytes);
         self.folder.used_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        self.sync_wanted = false;
         let Some(file) = &mut self.file else { return Ok(()) };
         if file.unsynced_bytes == 0 {
             return Ok(());
         }
         file.file.sync_data()?;
         file.unsynced_bytes = 0;
+        self.synced_at = Some(self.clock.elapsed());
         if let (Some(durable), Some(header)) = (file.safe_cut, &self.header) {
             self.publish.send_modify(|state| {
                 state.history = header.history.clone();
@@ -402,12 +492,38 @@ impl Writer {
     }
 
     /// Hands the file over, even if its last bytes could not be written.
-    fn close(&mut self) -> io::Result<()> {
+    fn close(&mut self, piece: Option<PieceEnd>) -> io::Result<()> {
         let synced = self.sync();
-        if let Some(file) = self.file.take() {
+        if let (Some(file), Some(header)) = (self.file.take(), &self.header) {
+            let packed = file.packing.zip(piece).and_then(|(packing, piece)| packing.end(header, piece));
+            let packed = packed.filter(|_| synced.is_ok()).map(Box::new);
             // Without a receiver the next run finds the file.
-            let _ = self.closed.send(ClosedFile { path: file.path });
+            let _ = self.closed.send(ClosedFile { path: file.path, packed, effort: self.effort });
         }
         synced
     }
+}
+
+/// The next message or the end of all, or nothing if neither comes in time.
+fn receive_within(
+    messages: &mut mpsc::Receiver<Message>,
+    clock: &dyn Clock,
+    limit: Duration,
+) -> Option<Option<Message>> {
+    Handle::current().block_on(async {
+        tokio::select! {
+            biased;
+            message = messages.recv() => Some(message),
+            () = clock.sleep(limit) => None,
+        }
+    })
+}
+
+fn write_both(file: &mut File, head: &[u8], payload: &[u8]) -> io::Result<()> {
+    let written = match file.write_vectored(&[IoSlice::new(head), IoSlice::new(payload)]) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+        written => written?,
+    };
+    file.write_all(head.get(written..).unwrap_or_default())?;
+    file.write_all(payload.get(written.saturating_sub(head.len())..).unwrap_or_default())
 }

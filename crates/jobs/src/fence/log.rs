@@ -149,7 +149,7 @@ async fn look_behind(context: &Context, shard: &ShardLog, kept: u64) -> Result<b
         if bytes.is_empty() {
             return Ok(false);
         }
-        let mut rest = bytes;
+        let mut rest = bytes.as_slice();
         while let Some(command) = splitter.next(&mut rest).map_err(|error| senseless(&error))? {
             if !["PING", "REPLCONF", "SELECT"].iter().any(|name| command.is(name)) {
                 return Ok(false);

@@ -10,6 +10,9 @@ use super::StreamError;
 /// The longest header: a mark, twenty digits and CRLF.
 const HEADER_LIMIT: usize = 23;
 
+/// A header with more digits than this is left to the machine, which is slower and tells what is wrong.
+const PLAIN_DIGITS: usize = 10;
+
 /// A part of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Token<'i> {
@@ -109,6 +112,18 @@ impl Lexer {
         Ok(None)
     }
 
+    /// Takes a command that stands whole at the front of `input`, if one does: `arg` sees its arguments, and the answer is how many they are.
+    /// Else nothing is taken, whatever `arg` has seen, and [`Lexer::next`] tells more. Only between two commands; what [`Lexer::next`] would
+    /// give, sooner.
+    pub(crate) fn whole<'i>(&mut self, input: &mut &'i [u8], arg: impl FnMut(&'i [u8])) -> Option<u64> {
+        let (args, rest) = whole_command(input, arg)?;
+        let start = self.offset.checked_add(1)?;
+        self.offset = self.offset.checked_add(input.len().checked_sub(rest.len())? as u64)?;
+        self.command_start = start;
+        *input = rest;
+        Some(args)
+    }
+
     fn take<'i>(&mut self, input: &mut &'i [u8], len: usize) -> Result<&'i [u8], StreamError> {
         let (front, rest) = input.split_at_checked(len).unwrap_or((*input, &[]));
         *input = rest;
@@ -168,6 +183,38 @@ impl Lexer {
         self.state = if number == 0 { State::Cr } else { State::Data { left: number } };
         Ok(Token::Arg { len: number })
     }
+}
+
+/// The number of arguments of the command at the front, which `arg` sees, and what stands behind it. Nothing if it is not whole, or anything but
+/// the plainest of its kind.
+fn whole_command<'i>(input: &'i [u8], mut arg: impl FnMut(&'i [u8])) -> Option<(u64, &'i [u8])> {
+    let (args, mut rest) = plain_header(b'*', input)?;
+    if args == 0 {
+        return None;
+    }
+    for _ in 0..args {
+        let (length, after) = plain_header(b'$', rest)?;
+        let (bytes, after) = after.split_at_checked(usize::try_from(length).ok()?)?;
+        arg(bytes);
+        rest = after.strip_prefix(b"\r\n")?;
+    }
+    Some((args, rest))
+}
+
+/// The number in a header, and what stands behind it.
+fn plain_header(mark: u8, input: &[u8]) -> Option<(u64, &[u8])> {
+    let mut rest = input.strip_prefix(&[mark])?;
+    let mut number = 0_u64;
+    for digits in 0..=PLAIN_DIGITS {
+        let (byte, after) = rest.split_first()?;
+        rest = after;
+        match byte {
+            b'0'..=b'9' => number = number.wrapping_mul(10).wrapping_add(u64::from(byte & 15)),
+            b'\r' if digits > 0 => return Some((number, rest.strip_prefix(b"\n")?)),
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// A number in decimal digits.

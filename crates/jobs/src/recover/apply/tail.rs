@@ -133,7 +133,7 @@ async fn since(recovery: &Recovery, addr: &NodeAddr, fork: &Place, tail: &Tail) 
     while splitter.offset().0 < now {
         let read = async {
             let late = context.connector.timeout();
-            context.within(late, link.read()).await.map(|read| read.map(<[u8]>::to_vec)).transpose()
+            context.within(late, link.read()).await.transpose()
         };
         let bytes = context.unless_stopped(read).await?.filter(|bytes| !bytes.is_empty());
         let bytes = bytes.ok_or_else(unknown)?;
