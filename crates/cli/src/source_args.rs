@@ -54,6 +54,8 @@ enum FilesArg {
     Snapshot,
     /// The append-only file as it is, base and commands; --type incremental goes on where it was left. The node does not fork
     Aof,
+    /// What the server's own BACKUP seals: a fresh base, for which it forks, and the commands behind it (Redis 8.10)
+    Backup,
 }
 
 /// What append-only files give, too.
@@ -103,6 +105,7 @@ impl SourceArgs {
                 Some(match self.files_from {
                     FilesArg::Snapshot => Reading::Snapshot(dirs),
                     FilesArg::Aof => Reading::Aof(dirs, engine),
+                    FilesArg::Backup => Reading::Sealed(dirs),
                 })
             }
             SourceArg::Scan => Some(Reading::Scan(ScanOptions {

@@ -15,6 +15,7 @@ mod broken;
 mod busy;
 mod files;
 mod scan;
+mod sealed;
 
 use std::process::Command;
 

@@ -221,7 +221,7 @@ enum BaseFile {
 }
 
 /// The version of the base, if there is one and it is an RDB.
-async fn rdb_version(files: &mut AofFiles, folder: &Path) -> Result<Option<RdbVersion>> {
+pub(super) async fn rdb_version(files: &mut AofFiles, folder: &Path) -> Result<Option<RdbVersion>> {
     let Some(first) = files.files.first_mut().filter(|_| files.has_base) else { return Ok(None) };
     let mut magic = Vec::new();
     let read = async {

@@ -14,6 +14,7 @@ mod key_list;
 mod pace;
 mod rdb_out;
 mod scan;
+mod sealed;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -56,6 +57,8 @@ pub enum Reading {
     Snapshot(DataDirs),
     /// From the append-only files in these folders. A private server applies those whose base is no RDB.
     Aof(DataDirs, EngineOptions),
+    /// From the files that the servers' own `BACKUP` seals in these folders.
+    Sealed(DataDirs),
 }
 
 /// How a shard's base was read, in words that follow on "was".
@@ -255,6 +258,9 @@ impl Job {
         match &self.reading {
             Reading::Scan(options) => Ok(scan::take(self, options, shard, candidate, progress).await?.into()),
             Reading::Snapshot(dirs) => Ok(snapshot::take(self, dirs, candidate, progress).await?.into()),
+            Reading::Sealed(dirs) => {
+                Box::pin(sealed::take(self, dirs, &shard.shard, candidate, progress)).await
+            }
             Reading::Aof(dirs, engine) => {
                 let known = self.known.as_ref();
                 Box::pin(aof::take(self, (dirs, engine), known, &shard.shard, candidate, progress)).await
