@@ -12,17 +12,21 @@ use slotkeep_format::{MarkRecord, MarkedObject, PrunedRecord, Unneeded};
 use slotkeep_repo::{Repository, layout};
 
 use super::judge::{Candidate, judge};
-use super::report::{Kind, PruneReport, Step};
+use super::report::{PruneReport, Step};
 use super::stock::Stock;
 use super::{PrunePlan, SHORTEST_GRACE};
 use crate::backup::new_backup_id;
-use crate::{Context, Error, Result};
+use crate::{Context, Error, ObjectKind, Result};
 
 /// How many objects are deleted at a time.
 const DELETES_IN_FLIGHT: usize = 8;
 
 /// What goes in which order: each row when the one before is gone.
-const ORDER: [&[Kind]; 3] = [&[Kind::Backup], &[Kind::Base, Kind::Log], &[Kind::History, Kind::Topology]];
+const ORDER: [&[ObjectKind]; 3] = [
+    &[ObjectKind::Backup],
+    &[ObjectKind::Base, ObjectKind::Log],
+    &[ObjectKind::History, ObjectKind::Topology],
+];
 
 /// What is to be deleted, by path.
 type Announced = BTreeMap<String, Candidate>;
@@ -122,7 +126,7 @@ impl PrunePlan {
                 }
             }
             delete(context, repository, now, done).await?;
-            if kinds.contains(&Kind::Backup) {
+            if kinds.contains(&ObjectKind::Backup) {
                 let left =
                     stock.manifest_objects.iter().filter(|(_, object)| !is_deleted(done, &object.path));
                 standing = left.map(|(id, _)| id.clone()).collect();

@@ -7,7 +7,7 @@
 use slotkeep_model::{NodeId, Slot};
 use slotkeep_wire::nodes_conf::{ConfMove, ConfNode};
 
-use super::plan::Sketch;
+use super::planner::Sketch;
 
 /// The cluster that new nodes are going to join.
 #[derive(Clone, Debug, Default)]
