@@ -12,6 +12,7 @@ pub mod lease;
 pub mod lineage;
 pub mod manifest;
 pub mod prune;
+pub mod repository_file;
 pub mod retention;
 pub mod segment;
 pub mod spool;
@@ -28,8 +29,9 @@ pub use lease::{
     Holder, LeaseClaim, LeaseNote, LeaseRecord, LeaseStep, LeaseTable, LineBase, LineCut, LineShard, Tenure,
 };
 pub use lineage::{HistoryRecord, Parent, ShardState, TopologyRecord};
-pub use manifest::{Manifest, ManifestError, RepositoryFile};
+pub use manifest::{Manifest, ManifestError};
 pub use prune::{MarkRecord, MarkedObject, PinRecord, PrunedLog, PrunedRecord, Unneeded};
+pub use repository_file::RepositoryFile;
 pub use retention::{Holdings, KeptFor, LogNeed, RetentionPlan, RetentionPolicy, plan_retention};
 pub use segment::{SegmentError, SegmentRecord};
 pub use spool::{SpoolError, SpoolHeader, SpoolReader, SpoolRecord};

@@ -1,4 +1,4 @@
-//! The manifest of a backup, and the file that makes a folder or bucket a repository. Both are JSON, for people to read.
+//! The manifest of a backup: JSON, for people to read.
 //!
 //! A manifest is the commit: it is written last, by a create that fails if it exists, and names every object of the backup
 //! with its length and BLAKE3. Unknown fields are ignored; a newer format version is refused.
@@ -6,23 +6,22 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use slotkeep_model::{
-    Node, NodeAddr, NodeId, Product, RdbVersion, ReplId, ReplOffset, Role, ServerVersion, Shard, SlotDigest,
-    SlotSet, Topology,
+    Node, NodeAddr, RdbVersion, ReplId, ReplOffset, Role, Shard, SlotDigest, SlotSet, Topology,
 };
 use thiserror::Error;
 
-use crate::json::{optional_text, parse_versioned, render, text};
+use crate::json::{parse_versioned, render, text};
 
+mod base;
+mod node;
 mod read;
 
+pub use base::{BaseRecord, CrcRecord, HeaderRecord, ObjectRecord};
+pub use node::{NodeRecord, ProductRecord, RoleRecord, ServerRecord};
 pub use read::{AofMark, AofRecord, ReadRecord, ReadSource};
 
 /// The newest format of manifests that this code writes and reads. Version 2 added cuts behind the bases.
 pub const FORMAT_VERSION: u32 = 2;
-/// The newest format of `slotkeep.json` that this code reads. Version 2 added encryption and signatures.
-pub const REPOSITORY_VERSION: u32 = 2;
-/// The format of a `slotkeep.json` without keys, which every version reads.
-pub const REPOSITORY_VERSION_WITHOUT_KEYS: u32 = 1;
 
 /// What is wrong with a manifest or a repository file.
 #[derive(Debug, Error)]
@@ -44,26 +43,6 @@ pub enum ManifestError {
     /// It contradicts itself.
     #[error("it contradicts itself: {0}")]
     Contradiction(String),
-}
-
-/// `slotkeep.json`: what makes a folder or a bucket a repository.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RepositoryFile {
-    /// [`REPOSITORY_VERSION`] at the time of writing.
-    pub format_version: u32,
-    /// Chosen at random when the repository was made.
-    pub repository_id: String,
-    /// When the repository was made, by the clock of the machine that made it.
-    pub created_at: Timestamp,
-    /// Whether the store refused to create an object that existed when the repository was made; absent if nobody looked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub conditional_create: Option<bool>,
-    /// The age recipient that objects are encrypted to, the repository's own; none in a repository that is not encrypted.
-    #[serde(default)]
-    pub recipients: Vec<String>,
-    /// The public half of the Ed25519 key that signs manifests and the log, in hex; absent if nothing is signed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signing_key: Option<String>,
 }
 
 /// How a backup was made.
@@ -204,147 +183,6 @@ impl ShardRecord {
     }
 }
 
-/// A node as the cluster knew it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeRecord {
-    /// Its id; a standalone server has none.
-    #[serde(with = "optional_text", default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<NodeId>,
-    /// Its address.
-    #[serde(with = "text")]
-    pub addr: NodeAddr,
-    /// Whether the cluster took it for alive.
-    pub online: bool,
-}
-
-/// Primary or replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RoleRecord {
-    /// It took writes.
-    Primary,
-    /// It followed a primary.
-    Replica,
-}
-
-impl From<Role> for RoleRecord {
-    fn from(role: Role) -> Self {
-        match role {
-            Role::Primary => Self::Primary,
-            Role::Replica => Self::Replica,
-        }
-    }
-}
-
-/// A server's product and version.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerRecord {
-    /// `redis` or `valkey`.
-    pub product: ProductRecord,
-    /// Three numbers.
-    pub version: String,
-}
-
-/// Which server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ProductRecord {
-    /// Redis.
-    Redis,
-    /// Valkey.
-    Valkey,
-}
-
-impl From<ServerVersion> for ServerRecord {
-    fn from(server: ServerVersion) -> Self {
-        let product = match server.product {
-            Product::Redis => ProductRecord::Redis,
-            Product::Valkey => ProductRecord::Valkey,
-        };
-        Self { product, version: format!("{}.{}.{}", server.major, server.minor, server.patch) }
-    }
-}
-
-impl ServerRecord {
-    /// The version as a number; `None` if its text is not one.
-    pub fn version(&self) -> Option<ServerVersion> {
-        let product = match self.product {
-            ProductRecord::Redis => Product::Redis,
-            ProductRecord::Valkey => Product::Valkey,
-        };
-        ServerVersion::parse(product, &self.version)
-    }
-}
-
-/// An RDB snapshot of one shard, and what is derived from it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BaseRecord {
-    /// The RDB, framed.
-    pub rdb: ObjectRecord,
-    /// The RDB's version.
-    #[serde(with = "text")]
-    pub rdb_version: RdbVersion,
-    /// Whether the server's CRC64 was there and right.
-    pub crc64: CrcRecord,
-    /// The index, framed; absent if the RDB was not interpreted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub index: Option<ObjectRecord>,
-    /// The digest; absent if the RDB was not interpreted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<ObjectRecord>,
-    /// Number of keys, expired ones included; absent if the RDB was not interpreted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub keys: Option<u64>,
-    /// Number of function libraries; absent if the RDB was not interpreted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub functions: Option<u64>,
-    /// Why the RDB was stored without being interpreted: a version or type that was not known then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_interpreted: Option<String>,
-}
-
-impl BaseRecord {
-    /// The objects of the base.
-    pub fn objects(&self) -> impl Iterator<Item = &ObjectRecord> {
-        std::iter::once(&self.rdb).chain(&self.index).chain(&self.digest)
-    }
-}
-
-/// What became of the server's own checksum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CrcRecord {
-    /// It was there, and right.
-    Verified,
-    /// The server wrote none (`rdbchecksum no`, or a version before 5).
-    NotComputed,
-}
-
-/// A stored object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ObjectRecord {
-    /// Its path in the repository.
-    pub path: String,
-    /// Its length as stored.
-    pub stored_bytes: u64,
-    /// The length of what it holds, before compression.
-    pub raw_bytes: u64,
-    /// BLAKE3 of the stored bytes, in hex.
-    pub blake3: String,
-    /// The header of an encrypted object: it fixes the key of all that follows, so that a part can be proved without the rest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub header: Option<HeaderRecord>,
-}
-
-/// The header of an age file, with the nonce behind it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeaderRecord {
-    /// Its length.
-    pub bytes: u64,
-    /// Its BLAKE3, in hex.
-    pub blake3: String,
-}
-
 /// Settings that one or more nodes share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingsRecord {
@@ -469,18 +307,6 @@ impl Manifest {
             ));
         }
         Ok(())
-    }
-}
-
-impl RepositoryFile {
-    /// Reads the file.
-    pub fn parse(json: &[u8]) -> Result<Self, ManifestError> {
-        parse_versioned(json, REPOSITORY_VERSION)
-    }
-
-    /// The file as JSON.
-    pub fn render(&self) -> Result<Vec<u8>, ManifestError> {
-        render(self)
     }
 }
 

@@ -26,6 +26,7 @@ pub mod link;
 pub mod log;
 pub mod merge;
 pub mod net;
+mod object_kind;
 pub mod ports;
 pub mod progress;
 pub mod prune;
@@ -39,6 +40,7 @@ mod value;
 pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};
+pub use object_kind::ObjectKind;
 pub use value::{quoted, unescaped};
 
 /// What every job needs: the clock, randomness and the way to the nodes.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use slotkeep_format::RepositoryFile;
-use slotkeep_format::manifest::{REPOSITORY_VERSION, REPOSITORY_VERSION_WITHOUT_KEYS};
+use slotkeep_format::repository_file::{REPOSITORY_VERSION, REPOSITORY_VERSION_WITHOUT_KEYS};
 
 use crate::companions::{Companion, Write, everywhere};
 use crate::crypt::{Keyring, NewKeys, Recipients, SigningKey, Unlock, fingerprint, sign, unsigned};

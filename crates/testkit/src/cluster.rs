@@ -137,11 +137,16 @@ impl Cluster {
     /// replica follows its primary. Nodes that are stopped or paused are not asked.
     pub fn wait_ok(&self) -> Result<()> {
         wait_for(AGREE_LIMIT, "the cluster to be whole", || {
-            let mut first_view: Option<Vec<String>> = None;
+            // A replica calls its link up a moment before its primary does, so primaries are looked at when all replicas say so: one
+            // that was looked at earlier may not have known of a replica at all.
             for node in self.nodes.iter().filter(|node| node.is_running()) {
                 node.check_alive()?;
+                check_link(node, &mut look_at(node)?)?;
+            }
+            let mut first_view: Option<Vec<String>> = None;
+            for node in self.nodes.iter().filter(|node| node.is_running()) {
                 let mut client = look_at(node)?;
-                check_replication(node, &mut client)?;
+                check_replicas(node, &mut client)?;
                 if !self.shape.clustered {
                     continue;
                 }
@@ -282,13 +287,18 @@ fn look_at(node: &Node) -> Result<Client> {
     Client::connect(&node.endpoint.with_timeout(LOOK_TIMEOUT))
 }
 
-fn check_replication(node: &Node, client: &mut Client) -> Result<(), NotYet> {
+/// Whether a replica follows its primary; a primary follows nobody.
+fn check_link(node: &Node, client: &mut Client) -> Result<(), NotYet> {
     let info = client.info("replication")?;
-    let follows = field_of(&info, "master_link_status").is_none_or(|status| status == "up");
-    if !follows {
-        return Err(NotYet::because(format!("replica {} does not follow its primary", node.number)));
+    if field_of(&info, "master_link_status").is_none_or(|status| status == "up") {
+        return Ok(());
     }
-    // A replica calls its link up a moment before its primary does. Readers that announce no port are not the cluster's replicas.
+    Err(NotYet::because(format!("replica {} does not follow its primary", node.number)))
+}
+
+/// Whether a node calls all its replicas online. Readers that announce no port are not the cluster's replicas.
+fn check_replicas(node: &Node, client: &mut Client) -> Result<(), NotYet> {
+    let info = client.info("replication")?;
     let attaching = |line: &str| {
         line.starts_with("slave")
             && line.contains(",state=")

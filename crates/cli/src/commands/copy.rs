@@ -4,9 +4,10 @@ use std::str::FromStr as _;
 
 use clap::Args;
 use slotkeep_jobs::Result;
-use slotkeep_jobs::copy::{CopyOptions, CopyPlan, CopyReport, Kind, State, Target, copy_progress};
+use slotkeep_jobs::copy::{CopyOptions, CopyPlan, CopyReport, State, Target, copy_progress};
 use slotkeep_repo::{BackupSelector, Location, Unlock};
 
+use super::object_words::many;
 use crate::args::{AccessArgs, RepoArgs};
 use crate::exit;
 use crate::output::{Output, bytes, count, table, table_text};
@@ -75,7 +76,7 @@ fn render(report: &CopyReport) -> String {
         let copied = if report.dry_run { "to copy>" } else { "copied>" };
         let mut rows = table(&["", copied, "bytes>", "there>", "bytes>"]);
         for row in &report.kinds {
-            let kind = kind(row.kind);
+            let kind = many(row.kind);
             rows.add_row([
                 if several { format!("{}: {kind}", row.cluster) } else { kind.to_owned() },
                 count(row.objects),
@@ -127,17 +128,4 @@ fn closing(report: &CopyReport, to_copy: usize, copied: usize) -> String {
         took_ms % 1000 / 100,
         bytes(rate)
     )
-}
-
-const fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Backup => "backups",
-        Kind::Base => "objects of bases",
-        Kind::Log => "segments of log",
-        Kind::History => "histories",
-        Kind::Topology => "topologies",
-        Kind::Verification => "verifications",
-        Kind::Fence => "fences",
-        Kind::Pin => "pins",
-    }
 }

@@ -17,6 +17,7 @@ pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod log;
 pub(crate) mod merge;
+mod object_words;
 pub(crate) mod prune;
 pub(crate) mod recover;
 pub(crate) mod repair;

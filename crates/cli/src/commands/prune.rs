@@ -10,13 +10,13 @@ use slotkeep_format::manifest::BackupKind;
 use slotkeep_format::{KeptFor, RetentionPolicy, Unneeded};
 use slotkeep_jobs::compact::{CompactOptions, CompactPlan};
 use slotkeep_jobs::prune::{
-    BackupRow, CLOCK_TOLERANCE, Kind, Pinned, PruneOptions, PrunePlan, PruneReport, Step, TotalRow, pin,
-    unpin,
+    BackupRow, CLOCK_TOLERANCE, Pinned, PruneOptions, PrunePlan, PruneReport, Step, TotalRow, pin, unpin,
 };
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::{BackupSelector, Repository};
 
 use super::compact::TARGET_SIZE;
+use super::object_words::{many, one, short};
 use crate::args::{AccessArgs, RepoArgs, size, span};
 use crate::exit;
 use crate::output::{Output, bytes, count, table, table_text};
@@ -186,7 +186,7 @@ fn render(report: &PruneReport) -> String {
         let mut rows = table(&["goes", "because", "", "objects>", "bytes>"]);
         for row in &report.goes {
             rows.add_row([
-                kind(row.kind).to_owned(),
+                short(row.kind).to_owned(),
                 row.why.map(why).unwrap_or_default().to_owned(),
                 row.step.map(|now| step(now, report.dry_run)).unwrap_or_default().to_owned(),
                 count(row.objects),
@@ -293,36 +293,6 @@ fn closing(report: &PruneReport) -> String {
         text += " As long as a manifest can't be read, nothing but manifests is given up.";
     }
     text
-}
-
-const fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Backup => "backup",
-        Kind::Base => "base",
-        Kind::Log => "log",
-        Kind::History => "history",
-        Kind::Topology => "topology",
-    }
-}
-
-const fn one(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Backup => "backup",
-        Kind::Base => "object of a base",
-        Kind::Log => "segment of log",
-        Kind::History => "history",
-        Kind::Topology => "topology",
-    }
-}
-
-const fn many(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Backup => "backups",
-        Kind::Base => "objects of bases",
-        Kind::Log => "segments of log",
-        Kind::History => "histories",
-        Kind::Topology => "topologies",
-    }
 }
 
 const fn why(why: Unneeded) -> &'static str {

@@ -19,9 +19,9 @@ use slotkeep_repo::{
 
 use crate::ports::random_hex;
 use crate::progress::{Phase, ShardProgress, add};
-use crate::{Context, Error, ErrorKind, Result};
+use crate::{Context, Error, ErrorKind, ObjectKind, Result};
 use plan::{ClusterPlan, Item, Sight, Sum, Wanted, Work, plan};
-pub use report::{BackupRow, CopyReport, Kind, KindRow, Refused, State};
+pub use report::{BackupRow, CopyReport, KindRow, Refused, State};
 
 /// How many objects are on their way at a time.
 const COPIES_IN_FLIGHT: usize = 4;
@@ -155,10 +155,10 @@ impl CopyPlan {
 
     fn rows(&self) -> Vec<KindRow> {
         let planned = |cluster: &ClusterPlan| {
-            let mut sums: BTreeMap<Kind, Sum> = BTreeMap::new();
+            let mut sums: BTreeMap<ObjectKind, Sum> = BTreeMap::new();
             let backups = cluster.backups.iter().filter(|backup| backup.state == State::ToCopy);
             for backup in backups.clone() {
-                sums.entry(Kind::Backup).or_default().add(backup.manifest_bytes);
+                sums.entry(ObjectKind::Backup).or_default().add(backup.manifest_bytes);
             }
             let pins = cluster.backups.iter().flat_map(|backup| &backup.pins);
             for work in cluster.files.iter().chain(&cluster.data).chain(&cluster.records).chain(pins) {
@@ -200,10 +200,14 @@ impl CopyPlan {
     }
 }
 
-fn kind_rows(cluster: &str, copied: &BTreeMap<Kind, Sum>, there: &BTreeMap<Kind, Sum>) -> Vec<KindRow> {
-    let kinds: std::collections::BTreeSet<Kind> = copied.keys().chain(there.keys()).copied().collect();
-    let row = |kind: Kind| {
-        let of = |sums: &BTreeMap<Kind, Sum>| sums.get(&kind).copied().unwrap_or_default();
+fn kind_rows(
+    cluster: &str,
+    copied: &BTreeMap<ObjectKind, Sum>,
+    there: &BTreeMap<ObjectKind, Sum>,
+) -> Vec<KindRow> {
+    let kinds: std::collections::BTreeSet<ObjectKind> = copied.keys().chain(there.keys()).copied().collect();
+    let row = |kind: ObjectKind| {
+        let of = |sums: &BTreeMap<ObjectKind, Sum>| sums.get(&kind).copied().unwrap_or_default();
         let (copied, there) = (of(copied), of(there));
         KindRow {
             cluster: cluster.to_owned(),
@@ -301,7 +305,7 @@ struct Copying<'a> {
     source: &'a Repository,
     target: &'a Repository,
     progress: &'a ShardProgress,
-    copied: BTreeMap<Kind, Sum>,
+    copied: BTreeMap<ObjectKind, Sum>,
 }
 
 impl Copying<'_> {
@@ -323,7 +327,7 @@ impl Copying<'_> {
             }
             let copied = self.source.copy_manifest(self.target, &plan.cluster, &backup.id).await;
             let path = manifest_file(&plan.cluster, &backup.id);
-            let done = self.note(Kind::Backup, &path, copied, &mut plan.refused)?;
+            let done = self.note(ObjectKind::Backup, &path, copied, &mut plan.refused)?;
             backup.state = if done { State::Copied } else { State::Refused };
         }
         self.all(&plan.records, &mut plan.refused).await
@@ -344,7 +348,7 @@ impl Copying<'_> {
     /// Counts what was copied; whether it was. What goes wrong with the object alone is kept, everything else ends the copy.
     fn note(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         path: &str,
         outcome: Result<u64, CopyError>,
         refused: &mut Vec<Refused>,

@@ -12,8 +12,8 @@ use slotkeep_model::ReplId;
 use slotkeep_repo::layout::manifest_file;
 use slotkeep_repo::{Part, Pruned, SegmentEntry, StoredObject};
 
-use super::report::{Kind, Refused, State};
-use crate::ErrorKind;
+use super::report::{Refused, State};
+use crate::{ErrorKind, ObjectKind};
 
 /// A backup of the source, and the bytes of the log from its bases to its cuts.
 pub(super) struct Wanted {
@@ -43,7 +43,7 @@ pub(super) enum Item {
 
 /// An object to copy.
 pub(super) struct Work {
-    pub(super) kind: Kind,
+    pub(super) kind: ObjectKind,
     pub(super) path: String,
     pub(super) bytes: u64,
     pub(super) item: Item,
@@ -95,7 +95,7 @@ pub(super) struct ClusterPlan {
     pub(super) backups: Vec<BackupPlan>,
     /// Records of verifications.
     pub(super) records: Vec<Work>,
-    pub(super) there: BTreeMap<Kind, Sum>,
+    pub(super) there: BTreeMap<ObjectKind, Sum>,
     pub(super) refused: Vec<Refused>,
     pub(super) remarks: Vec<String>,
 }
@@ -141,14 +141,14 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     /// Whether the object is to be copied; notes it if the target has it, or something else in its place.
-    fn is_missing(&mut self, kind: Kind, path: &str, bytes: u64) -> bool {
+    fn is_missing(&mut self, kind: ObjectKind, path: &str, bytes: u64) -> bool {
         match self.there.get(path) {
             None => true,
             Some(there) if *there == bytes => {
                 self.plan.there.entry(kind).or_default().add(bytes);
                 false
             }
-            Some(_) if kind == Kind::History => {
+            Some(_) if kind == ObjectKind::History => {
                 self.plan.there.entry(kind).or_default().add(bytes);
                 self.plan.remarks.push(format!(
                     "the target's {path} was written there and is another: it stays, as what is known first of a history does"
@@ -173,9 +173,9 @@ impl Planner<'_> {
     fn base(&mut self, record: &ObjectRecord, here: bool) {
         if !here && !self.there.contains_key(record.path.as_str()) {
             self.refuse(&record.path, "the source does not have it".to_owned(), ErrorKind::Corrupt);
-        } else if self.is_missing(Kind::Base, &record.path, record.stored_bytes) {
+        } else if self.is_missing(ObjectKind::Base, &record.path, record.stored_bytes) {
             self.plan.data.push(Work {
-                kind: Kind::Base,
+                kind: ObjectKind::Base,
                 path: record.path.clone(),
                 bytes: record.stored_bytes,
                 item: Item::Object(record.clone()),
@@ -186,12 +186,12 @@ impl Planner<'_> {
     fn segment(&mut self, object: &StoredObject, history: &ReplId, held: bool) {
         if held && !self.there.contains_key(object.path.as_str()) {
             // The target has compacted its log.
-            self.plan.there.entry(Kind::Log).or_default().add(object.bytes);
-        } else if self.is_missing(Kind::Log, &object.path, object.bytes)
+            self.plan.there.entry(ObjectKind::Log).or_default().add(object.bytes);
+        } else if self.is_missing(ObjectKind::Log, &object.path, object.bytes)
             && let Some(entry) = SegmentEntry::of(history, object)
         {
             self.plan.data.push(Work {
-                kind: Kind::Log,
+                kind: ObjectKind::Log,
                 path: object.path.clone(),
                 bytes: object.bytes,
                 item: Item::Segment(entry),
@@ -203,13 +203,13 @@ impl Planner<'_> {
     fn pin(&mut self, object: &StoredObject, backup: String) {
         let of = |plan: &BackupPlan| plan.id == backup && plan.state != State::GivenUp;
         let Some(place) = self.plan.backups.iter().position(of) else { return };
-        let work = self.file(Kind::Pin, object, Part::Pin(backup));
+        let work = self.file(ObjectKind::Pin, object, Part::Pin(backup));
         if let Some(backup) = self.plan.backups.get_mut(place) {
             backup.pins.extend(work);
         }
     }
 
-    fn file(&mut self, kind: Kind, object: &StoredObject, part: Part) -> Option<Work> {
+    fn file(&mut self, kind: ObjectKind, object: &StoredObject, part: Part) -> Option<Work> {
         let missing = self.is_missing(kind, &object.path, object.bytes);
         missing.then(|| Work { kind, path: object.path.clone(), bytes: object.bytes, item: Item::File(part) })
     }
@@ -264,7 +264,7 @@ pub(super) fn plan(sight: Sight<'_>) -> ClusterPlan {
         }
         let bytes = here.get(path.as_str()).copied().unwrap_or_default();
         let there = planner.there.get(path.as_str()) == Some(&bytes);
-        let state = if planner.is_missing(Kind::Backup, &path, bytes) {
+        let state = if planner.is_missing(ObjectKind::Backup, &path, bytes) {
             State::ToCopy
         } else if there {
             State::There
@@ -356,7 +356,7 @@ fn others(planner: &mut Planner<'_>, here: &[StoredObject], log: &mut Log<'_>) {
     for object in here {
         match Part::of(&cluster, &object.path) {
             Some(Part::History(history)) if log.wants_history(&history) => {
-                let work = planner.file(Kind::History, object, Part::History(history));
+                let work = planner.file(ObjectKind::History, object, Part::History(history));
                 planner.plan.files.extend(work);
             }
             Some(Part::Segment(history, range)) if log.wants(&cluster, &history, &range) => {
@@ -364,15 +364,15 @@ fn others(planner: &mut Planner<'_>, here: &[StoredObject], log: &mut Log<'_>) {
                 planner.segment(object, &history, held);
             }
             Some(Part::Topology(id)) if !log.pruned.gave_up_topology(&cluster, &id) => {
-                let work = planner.file(Kind::Topology, object, Part::Topology(id));
+                let work = planner.file(ObjectKind::Topology, object, Part::Topology(id));
                 planner.plan.files.extend(work);
             }
             Some(part @ Part::Fence(_)) => {
-                let work = planner.file(Kind::Fence, object, part);
+                let work = planner.file(ObjectKind::Fence, object, part);
                 planner.plan.files.extend(work);
             }
             Some(part @ Part::Verification(_)) => {
-                let work = planner.file(Kind::Verification, object, part);
+                let work = planner.file(ObjectKind::Verification, object, part);
                 planner.plan.records.extend(work);
             }
             Some(Part::Pin(backup)) => planner.pin(object, backup),
@@ -430,7 +430,7 @@ mod tests {
         let there = [object(&segment(1..5), 10), object(&segment(4..12), 30), object(&segment(15..30), 30)];
         let plan = planned(&here, &there, &Pruned::default());
         assert_eq!(paths(&plan.data), [segment(9..20)]);
-        assert_eq!(plan.there[&Kind::Log], Sum { objects: 3, bytes: 30 });
+        assert_eq!(plan.there[&ObjectKind::Log], Sum { objects: 3, bytes: 30 });
         assert!(plan.refused.is_empty());
     }
 

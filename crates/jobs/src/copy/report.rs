@@ -2,29 +2,7 @@
 
 use serde::Serialize;
 
-use crate::ErrorKind;
-
-/// What sort of object it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A backup's manifest.
-    Backup,
-    /// An object of a base.
-    Base,
-    /// A segment of the log.
-    Log,
-    /// The file of a history.
-    History,
-    /// How the cluster looked.
-    Topology,
-    /// What a verification came to.
-    Verification,
-    /// Which nodes were kept from taking writes.
-    Fence,
-    /// A pin.
-    Pin,
-}
+use crate::{ErrorKind, ObjectKind};
 
 /// What becomes of a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,7 +37,7 @@ pub struct KindRow {
     /// The cluster.
     pub cluster: String,
     /// Their kind.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// How many are to be copied, or were.
     pub objects: u64,
     /// Their length as stored.

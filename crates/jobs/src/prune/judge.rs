@@ -10,8 +10,8 @@ use slotkeep_format::{Holdings, KeptFor, RetentionPlan, RetentionPolicy, Unneede
 use slotkeep_model::ReplId;
 use slotkeep_repo::StoredObject;
 
-use super::report::Kind;
 use super::stock::{BaseStock, HistoryStock, Stock};
+use crate::ObjectKind;
 
 /// For how long after an agent's last word what agents have told each other of is kept, though no backup names it.
 const TOLD_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
@@ -30,7 +30,7 @@ pub(super) struct Rules<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
     pub(super) object: StoredObject,
-    pub(super) kind: Kind,
+    pub(super) kind: ObjectKind,
     pub(super) why: Unneeded,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Judgement {
     /// By path.
     pub(super) unneeded: BTreeMap<String, Candidate>,
     /// What stays: objects and bytes.
-    pub(super) stays: BTreeMap<Kind, (u64, u64)>,
+    pub(super) stays: BTreeMap<ObjectKind, (u64, u64)>,
     /// Of these, what nothing names and is too young to be given up.
     pub(super) young: (u64, u64),
 }
@@ -147,18 +147,18 @@ struct Judging<'a> {
 }
 
 impl Judging<'_> {
-    fn give_up(&mut self, object: &StoredObject, kind: Kind, why: Unneeded) {
+    fn give_up(&mut self, object: &StoredObject, kind: ObjectKind, why: Unneeded) {
         let candidate = Candidate { object: object.clone(), kind, why };
         self.out.unneeded.insert(object.path.clone(), candidate);
     }
 
-    fn stay(&mut self, object: &StoredObject, kind: Kind) {
+    fn stay(&mut self, object: &StoredObject, kind: ObjectKind) {
         let (objects, bytes) = self.out.stays.entry(kind).or_default();
         *objects = objects.saturating_add(1);
         *bytes = bytes.saturating_add(object.bytes);
     }
 
-    fn stay_young(&mut self, object: &StoredObject, kind: Kind) {
+    fn stay_young(&mut self, object: &StoredObject, kind: ObjectKind) {
         self.stay(object, kind);
         let (objects, bytes) = &mut self.out.young;
         *objects = objects.saturating_add(1);
@@ -169,9 +169,9 @@ impl Judging<'_> {
         let gone: BTreeSet<&String> = self.plan.remove.iter().collect();
         for (id, object) in &self.stock.manifest_objects {
             if gone.contains(id) {
-                self.give_up(object, Kind::Backup, Unneeded::NotKept);
+                self.give_up(object, ObjectKind::Backup, Unneeded::NotKept);
             } else {
-                self.stay(object, Kind::Backup);
+                self.stay(object, ObjectKind::Backup);
             }
         }
     }
@@ -180,13 +180,13 @@ impl Judging<'_> {
         for (folder, base) in &history.bases {
             for object in &base.objects {
                 if self.plan.objects.contains(&object.path) {
-                    self.give_up(object, Kind::Base, Unneeded::OfRemoved);
+                    self.give_up(object, ObjectKind::Base, Unneeded::OfRemoved);
                 } else if self.plan.named.contains(&object.path) || !self.all_readable {
-                    self.stay(object, Kind::Base);
+                    self.stay(object, ObjectKind::Base);
                 } else if self.young.folders.contains(folder) || self.rules.is_young(object) {
-                    self.stay_young(object, Kind::Base);
+                    self.stay_young(object, ObjectKind::Base);
                 } else {
-                    self.give_up(object, Kind::Base, Unneeded::Unlisted);
+                    self.give_up(object, ObjectKind::Base, Unneeded::Unlisted);
                 }
             }
         }
@@ -198,21 +198,21 @@ impl Judging<'_> {
         for (range, object) in &history.segments {
             let need = self.plan.log.as_ref().filter(|_| self.stock.lineage_known);
             let Some(need) = need else {
-                self.stay(object, Kind::Log);
+                self.stay(object, ObjectKind::Log);
                 continue;
             };
             if !need.needs(id, range) {
                 // It may be the beginning of a line whose base is still being stored.
                 if self.rules.is_young(object) {
-                    self.stay_young(object, Kind::Log);
+                    self.stay_young(object, ObjectKind::Log);
                 } else {
-                    self.give_up(object, Kind::Log, Unneeded::Outside);
+                    self.give_up(object, ObjectKind::Log, Unneeded::Outside);
                 }
             } else if range.end <= covered_to {
-                self.give_up(object, Kind::Log, Unneeded::Covered);
+                self.give_up(object, ObjectKind::Log, Unneeded::Covered);
             } else {
                 covered_to = range.end;
-                self.stay(object, Kind::Log);
+                self.stay(object, ObjectKind::Log);
             }
         }
     }
@@ -235,9 +235,9 @@ impl Judging<'_> {
         for (id, history) in &self.stock.histories {
             let Some(file) = &history.file else { continue };
             if needed.contains(id) {
-                self.stay(file, Kind::History);
+                self.stay(file, ObjectKind::History);
             } else {
-                self.give_up(file, Kind::History, Unneeded::Empty);
+                self.give_up(file, ObjectKind::History, Unneeded::Empty);
             }
         }
     }
@@ -249,9 +249,9 @@ impl Judging<'_> {
             from.map_or(0, |from| self.stock.topologies.partition_point(|seen| seen.seen_at <= from));
         for (number, topology) in self.stock.topologies.iter().enumerate() {
             if number.saturating_add(1) < before && !self.rules.is_young(&topology.object) {
-                self.give_up(&topology.object, Kind::Topology, Unneeded::Old);
+                self.give_up(&topology.object, ObjectKind::Topology, Unneeded::Old);
             } else {
-                self.stay(&topology.object, Kind::Topology);
+                self.stay(&topology.object, ObjectKind::Topology);
             }
         }
     }

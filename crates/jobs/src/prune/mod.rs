@@ -25,7 +25,7 @@ use judge::{Candidate, Judgement, Rules, judge};
 use stock::Stock;
 
 pub use pin::{Pinned, pin, unpin};
-pub use report::{BackupRow, Kind, ObjectRow, PruneReport, Refusal, Step, TotalRow, UnfinishedRow};
+pub use report::{BackupRow, ObjectRow, PruneReport, Refusal, Step, TotalRow, UnfinishedRow};
 
 /// The shortest grace. Whoever lists an object has to have finished reading it by then, and whoever writes one, to have named it.
 pub const SHORTEST_GRACE: SignedDuration = SignedDuration::from_hours(1);

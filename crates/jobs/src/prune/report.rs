@@ -8,22 +8,7 @@ use slotkeep_format::manifest::BackupKind;
 use slotkeep_format::{KeptFor, Unneeded};
 
 use super::PrunePlan;
-
-/// What sort of object it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A backup's manifest.
-    Backup,
-    /// An object of a base.
-    Base,
-    /// A segment of the log.
-    Log,
-    /// The file of a history.
-    History,
-    /// How the cluster looked.
-    Topology,
-}
+use crate::ObjectKind;
 
 /// What becomes of an object that is not needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -65,7 +50,7 @@ pub struct ObjectRow {
     /// Its path.
     pub path: String,
     /// What it is.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// Its length.
     pub bytes: u64,
     /// Why it is not needed.
@@ -91,7 +76,7 @@ pub struct UnfinishedRow {
 #[derive(Clone, Debug, Serialize)]
 pub struct TotalRow {
     /// What they are.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// Why they are not needed; absent if they stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<Unneeded>,
@@ -222,7 +207,7 @@ impl PrunePlan {
     fn backup_rows(&self, objects: &[ObjectRow]) -> Vec<BackupRow> {
         let steps: BTreeMap<&str, Step> = objects
             .iter()
-            .filter(|object| object.kind == Kind::Backup)
+            .filter(|object| object.kind == ObjectKind::Backup)
             .map(|object| (object.path.as_str(), object.step))
             .collect();
         let row = |manifest: &slotkeep_format::Manifest| {
@@ -253,7 +238,7 @@ impl PrunePlan {
 }
 
 fn together(objects: &[ObjectRow]) -> Vec<TotalRow> {
-    let mut sums: BTreeMap<(Kind, Unneeded, Step), (u64, u64)> = BTreeMap::new();
+    let mut sums: BTreeMap<(ObjectKind, Unneeded, Step), (u64, u64)> = BTreeMap::new();
     for object in objects {
         let (count, bytes) = sums.entry((object.kind, object.why, object.step)).or_default();
         *count = count.saturating_add(1);

@@ -13,17 +13,21 @@ use slotkeep_format::{MarkRecord, MarkedObject, PrunedRecord, Unneeded};
 use slotkeep_repo::{Repository, layout};
 
 use super::judge::{Candidate, judge};
-use super::report::{Kind, PruneReport, Step};
+use super::report::{PruneReport, Step};
 use super::stock::Stock;
 use super::{PrunePlan, SHORTEST_GRACE};
 use crate::backup::new_backup_id;
-use crate::{Context, Error, ErrorKind, Result};
+use crate::{Context, Error, ErrorKind, ObjectKind, Result};
 
 /// How many objects are deleted at a time.
 const DELETES_IN_FLIGHT: usize = 8;
 
 /// What goes in which order: each row when the one before is gone.
-const ORDER: [&[Kind]; 3] = [&[Kind::Backup], &[Kind::Base, Kind::Log], &[Kind::History, Kind::Topology]];
+const ORDER: [&[ObjectKind]; 3] = [
+    &[ObjectKind::Backup],
+    &[ObjectKind::Base, ObjectKind::Log],
+    &[ObjectKind::History, ObjectKind::Topology],
+];
 
 /// Fails if this machine's clock is not the store's: `told` is when something was written just now. What is young by the one would be old by the
 /// other, and what was marked a moment ago be due.
@@ -159,7 +163,7 @@ impl PrunePlan {
                 }
             }
             delete(context, repository, now, done).await?;
-            if kinds.contains(&Kind::Backup) {
+            if kinds.contains(&ObjectKind::Backup) {
                 let left =
                     stock.manifest_objects.iter().filter(|(_, object)| !is_deleted(done, &object.path));
                 standing = left.map(|(id, _)| id.clone()).collect();

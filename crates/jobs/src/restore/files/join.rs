@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use slotkeep_model::{NodeAddr, NodeId, Slot};
 use slotkeep_wire::nodes_conf::{ConfMove, ConfNode};
 
-use super::plan::Sketch;
+use super::planner::Sketch;
 use crate::{Error, ErrorKind, Result};
 
 /// The cluster that new nodes are going to join.

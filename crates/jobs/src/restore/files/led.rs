@@ -5,7 +5,7 @@ use slotkeep_wire::nodes_conf::{ConfNode, ConfRole, NodesConf};
 use slotkeep_wire::replica::Credentials;
 
 use super::place::bus_port;
-use super::plan::{Planner, Sketch};
+use super::planner::{Planner, Sketch};
 use crate::{Error, ErrorKind, Result};
 
 /// The bus port of a node that has none: nothing listens there, so nobody waits for an answer.
