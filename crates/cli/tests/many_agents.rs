@@ -147,9 +147,12 @@ fn die_and_freeze(shards: usize, bucket: Option<&S3Server>) {
         outside(&["init"]);
     }
     let ledger = Ledger::start(&cluster, LedgerOptions { seed: 7, lists: 60, accounts: 12 }).unwrap();
+    // Each seal is some requests, and this server takes a hundred a second.
+    let slowly = if bucket.is_some() { &["--seal-after", "2s"][..] } else { &[] };
+    let options = [&LEASE[..], slowly].concat();
     let start = |number: usize| {
         let spool = folder.join(format!("spool-{number}"));
-        Agent::start_in(&repo, &environment, &spool, &cluster, &LEASE)
+        Agent::start_in(&repo, &environment, &spool, &cluster, &options)
     };
     let mut agents: Vec<(usize, Agent)> = vec![(0, start(0))];
     // The first one makes the repository.

@@ -21,6 +21,7 @@ const BUCKET: &str = "days";
 pub(crate) struct Bucket {
     server: S3Server,
     pub(crate) store: FaultyStore,
+    repo: String,
     folder: TempDir,
 }
 
@@ -29,13 +30,14 @@ impl Bucket {
         let server = S3Server::start().unwrap();
         server.make_bucket(BUCKET).unwrap();
         let store = FaultyStore::start(&server, seed).unwrap();
-        let bucket = Self { server, store, folder: tempfile::tempdir().unwrap() };
+        let repo = format!("s3://{BUCKET}/redis");
+        let bucket = Self { server, store, repo, folder: tempfile::tempdir().unwrap() };
         bucket.calm(&["init", "--repo", bucket.repo()], 0);
         bucket
     }
 
-    pub(crate) fn repo(&self) -> &'static str {
-        "s3://days/redis"
+    pub(crate) fn repo(&self) -> &str {
+        &self.repo
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

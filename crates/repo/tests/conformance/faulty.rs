@@ -146,6 +146,18 @@ async fn a_download_that_breaks_is_read_on() {
 }
 
 #[tokio::test]
+async fn a_listing_that_breaks_is_asked_for_again() {
+    let (_folder, store) = folder();
+    let faulty = Faulty::new(store);
+    let repository = Place::new(Arc::new(faulty.clone()), Protection::None).init().await.unwrap();
+    repository.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+    faulty.faults.set(0, 2, FateOnce::Fails);
+    assert_eq!(repository.backup_ids("main").await.unwrap(), ["20260101T000000.000Z-aaaa"]);
+    faulty.faults.set(0, 100, FateOnce::Fails);
+    assert!(repository.backup_ids("main").await.is_err());
+}
+
+#[tokio::test]
 async fn a_listing_that_lags_shows_less_and_nothing_wrong() {
     let (_folder, store) = folder();
     let faulty = Faulty::new(store);
