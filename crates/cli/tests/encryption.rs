@@ -119,3 +119,39 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     std::fs::remove_file(Path::new(&repo).join(format!("main/backups/{newest}.json"))).unwrap();
     on("laptop", &["show", "--identity", later.file()]).expect_code(26);
 }
+
+/// Neither over replication nor from files does a backup that goes on with another need to read what is stored.
+#[test]
+fn a_host_that_only_writes_goes_on_with_backups() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let repo = path("repo");
+    let on = |machine: &str, arguments: &[&str]| {
+        let mut command = command();
+        command.args(arguments).args(["--json", "--repo", &repo]);
+        Run::of(&command.env("SLOTKEEP_STATE", path(machine)).output().unwrap())
+    };
+    let reader = Reader::new(folder.path(), "reader");
+    on("host", &["init", "--recipient", &reader.public]).expect_code(0);
+    let cluster =
+        ClusterBuilder::new(server("valkey-9.1")).primaries(2).config("appendonly", "yes").start().unwrap();
+    let mut client = cluster.client().unwrap();
+    let addr = cluster.nodes()[0].addr().to_string();
+    let program = server("valkey-9.1").program().to_str().unwrap().to_owned();
+    let from_files = ["--source", "files", "--files-from", "aof"];
+    for source in [&[][..], &from_files] {
+        let full = [&["backup", "--jobs-per-host", "3", "--cluster", &addr], source].concat();
+        on("host", &full).expect_code(0);
+        client.command(&["INCR", "counter"]).unwrap();
+        let next = [&full[..], &["--type", "incremental", "--no-fallback"]].concat();
+        let taken = on("host", &next).expect_code(0).json();
+        assert_eq!(taken["kind"], "incremental");
+        let compared =
+            ["diff", "latest", &addr, "--identity", reader.file(), "--engine", &program].map(str::to_owned);
+        let compared: Vec<&str> = compared.iter().map(String::as_str).collect();
+        on("reader", &compared).expect_code(0);
+    }
+    let verify = ["verify", "--depth", "structure", "--identity", reader.file()];
+    let proved = on("reader", &verify).expect_code(0).json();
+    assert_eq!(proved["findings"].as_array().unwrap().len(), 0, "{proved}");
+}

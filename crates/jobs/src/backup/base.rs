@@ -258,10 +258,13 @@ impl TakenBase {
         }
     }
 
-    /// Its keys and digest; nothing if it was not interpreted.
+    /// Its keys and digest; nothing if it was not interpreted, or if this machine may only write.
     pub(crate) async fn total(&self, repository: &Repository) -> Result<Option<SlotDigest>> {
         if self.total.is_some() || self.base.not_interpreted.is_some() {
             return Ok(self.total);
+        }
+        if !repository.is_readable() {
+            return Ok(None);
         }
         Ok(Some(crate::base::Base::open(repository, &self.base)?.digest().await?.total()))
     }

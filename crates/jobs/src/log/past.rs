@@ -39,6 +39,8 @@ pub struct Past {
     pub chain: Chain,
     /// What backups of append-only files tell.
     pub(super) files: FileLines,
+    /// Whether nothing but they shows how the cluster looked.
+    files_alone: bool,
     segments: BTreeMap<ReplId, Vec<SegmentEntry>>,
     /// Of each base of the chain, by number: which backup names it, and as which shard.
     bases: Vec<(usize, usize)>,
@@ -69,8 +71,10 @@ impl Past {
     pub async fn load(repository: &Repository, cluster: &str) -> Result<Self> {
         let Listing { backups, unreadable } = repository.backups(cluster).await?;
         let mut topologies = repository.topologies(cluster).await?;
+        let mut files_alone = false;
         if topologies.is_empty() {
             topologies = files::topologies(&backups);
+            files_alone = !topologies.is_empty();
         }
         topologies.sort_by(|a, b| (a.seen_at, &a.id).cmp(&(b.seen_at, &b.id)));
         let mut known = repository.histories(cluster).await?;
@@ -92,6 +96,7 @@ impl Past {
             repository: repository.clone(),
             cluster: cluster.to_owned(),
             files: FileLines::of(&backups),
+            files_alone,
             backups,
             unreadable,
             topologies,
@@ -148,6 +153,12 @@ impl Past {
     /// Whether there is a log at all.
     pub fn has_log(&self) -> bool {
         self.segments.values().any(|segments| !segments.is_empty()) || !self.files.is_empty()
+    }
+
+    /// The newest backup, where all log is that of append-only files: nothing goes on behind it, and each shard has a moment of its own there.
+    pub(super) fn newest_of_files(&self) -> Option<&Manifest> {
+        let of_files = |backup: &&Manifest| backup.shards.iter().all(|shard| shard.aof().is_some());
+        self.backups.iter().rfind(of_files).filter(|_| self.files_alone)
     }
 
     /// Fails if there is no log.

@@ -38,7 +38,7 @@ pub enum Aim {
     Backup(Box<Manifest>),
     /// A moment by the servers' clocks.
     Moment(Timestamp),
-    /// The last moment that can be reached.
+    /// The last moment that can be reached; where all log is that of append-only files, the end of the newest backup.
     Latest,
     /// These places; shards that none belongs to, the moment when the last of these bytes was written.
     Places(Vec<Place>),
@@ -164,7 +164,11 @@ pub async fn resolve(past: &Past, aim: &Aim) -> Result<Point> {
         }
         Aim::Latest => {
             past.expect_log()?;
-            at_moment(past, latest(past).await?, &[], End::Known).await
+            match past.newest_of_files() {
+                // The moment of the first shard's end would cost the others what they have behind it.
+                Some(manifest) => of_backup(past, manifest).await,
+                None => at_moment(past, latest(past).await?, &[], End::Known).await,
+            }
         }
         Aim::Places(places) => {
             past.expect_log()?;
