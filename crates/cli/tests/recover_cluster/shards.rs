@@ -6,6 +6,7 @@ use slotkeep_testkit::{ClusterBuilder, servers};
 use crate::common::log::field;
 use crate::harness::{Bench, cluster_client, free_addrs, seed};
 use crate::scene::{ALL, IN_FLIGHT_MS, ROUNDING_MS, Scene, now_ms, role, shard};
+use crate::spares::empty_nodes;
 
 /// A primary is lost: its replica takes over by vote, and the old one comes back as its replica.
 fn a_lost_primary_is_replaced(name: &str) {
@@ -158,6 +159,25 @@ fn a_shard_comes_back_from_a_backup_with_the_password_of_its_cluster() {
         "--server",
         program,
     ];
+    // A node that runs has to let us in, and to get in with the others.
+    let runs = empty_nodes(&ClusterBuilder::new(server.clone()).primaries(1));
+    let locked = empty_nodes(&ClusterBuilder::new(server.clone()).primaries(1).password("pass word"));
+    locked.nodes()[0].client().unwrap().command(&["CONFIG", "SET", "masterauth", ""]).unwrap();
+    let [open_addr, locked_addr] = [&runs, &locked].map(|cluster| cluster.nodes()[0].addr().to_string());
+    let run = bench.slotkeep(&[
+        "recover",
+        "--cluster",
+        &at,
+        "--spare",
+        &format!("{open_addr},{locked_addr}"),
+        "--yes",
+    ]);
+    assert_eq!(run.code, 46, "{}\n{}", run.stdout, run.stderr);
+    assert!(run.stdout.contains(&format!("{open_addr} can't be used for a new node")), "{}", run.stdout);
+    let no_password =
+        format!("{locked_addr} can't be used for a new node: an empty node runs there that has no password");
+    assert!(run.stdout.contains(&no_password), "{}", run.stdout);
+
     let run = bench.slotkeep(&[&words[..], &["--yes"]].concat());
     assert_eq!(run.code, 0, "{}\n{}", run.stdout, run.stderr);
     cluster.wait_ok().unwrap();

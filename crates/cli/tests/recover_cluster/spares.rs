@@ -10,13 +10,17 @@ use crate::harness::{Bench, Run, client, cluster_client, config, free_addrs};
 use crate::scene::{ALL, IN_FLIGHT_MS, ROUNDING_MS, Scene, now_ms, role, shard};
 
 /// Servers in cluster mode that run, hold nothing and know nobody.
-fn empty_nodes(server: &Server, count: usize) -> Cluster {
-    let cluster = ClusterBuilder::new(server.clone()).primaries(count).prepare().unwrap();
+pub(crate) fn empty_nodes(builder: &ClusterBuilder) -> Cluster {
+    let cluster = builder.prepare().unwrap();
     for node in cluster.nodes() {
         std::fs::remove_file(node.dir().join("nodes.conf")).unwrap();
         node.start().unwrap();
     }
     cluster
+}
+
+fn empty(server: &Server, count: usize) -> Cluster {
+    empty_nodes(&ClusterBuilder::new(server.clone()).primaries(count))
 }
 
 fn addrs(nodes: &[Node]) -> Vec<SocketAddr> {
@@ -66,8 +70,8 @@ fn open(plan: &Value) -> String {
 #[test]
 fn nodes_that_run_take_the_places_of_lost_ones() {
     let mut scene = Scene::start("valkey-9.1", true, &[]);
-    let spares = empty_nodes(&scene.server, 4);
-    let older = empty_nodes(&servers::require("redis-6.2").unwrap(), 1);
+    let spares = empty(&scene.server, 4);
+    let older = empty(&servers::require("redis-6.2").unwrap(), 1);
     let (nodes, old) = (addrs(spares.nodes()), older.nodes()[0].addr());
     // Enough to be missed.
     let (big, mut first) = ("x".repeat(50_000), scene.first(1).client().unwrap());
@@ -172,7 +176,7 @@ fn nodes_that_run_become_a_cluster_of_which_nothing_lives() {
     scene.ledger().wait_for_more(200).unwrap();
     scene.wait_held(0);
 
-    let spares = empty_nodes(&scene.server, 6);
+    let spares = empty(&scene.server, 6);
     let nodes = addrs(spares.nodes());
     let killed = now_ms();
     client(started[0], None, None).command(&["SHUTDOWN", "NOSAVE"]).unwrap_err();

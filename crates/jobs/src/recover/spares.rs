@@ -68,7 +68,7 @@ async fn ask(context: &Context, addr: &NodeAddr, word: &Word) -> Result<SpareSta
         return Ok(SpareState::Taken(why.to_owned()));
     }
     let of_default = context.connector.credentials().is_some_and(|known| known.user.is_none());
-    if of_default && !setting(&mut connection, "masterauth").await?.is_some_and(|value| !value.is_empty()) {
+    if of_default && setting(&mut connection, "masterauth").await?.is_none_or(|value| value.is_empty()) {
         let why = "an empty node runs there that has no password for its primary, and the cluster wants one: set masterauth there";
         return Ok(SpareState::Taken(why.to_owned()));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use slotkeep_jobs::discover::{Discovery, discover};
 use slotkeep_jobs::progress::ShardProgress;
-use slotkeep_jobs::restore::live::{LiveOptions, LivePlan, LiveReport, OnConflict, plan, restore};
+use slotkeep_jobs::restore::live::{Coverage, LiveOptions, LivePlan, LiveReport, OnConflict, plan, restore};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_model::NodeAddr;
 use slotkeep_repo::Repository;
@@ -118,7 +118,7 @@ pub(crate) async fn run(
         patience: Duration::from_secs(live.patience),
         state,
         restart: live.restart,
-        partial_target: false,
+        coverage: Coverage::Whole,
     };
     let plan = plan(&context, repository, manifest, &seeds, &options).await?;
     for warning in &plan.warnings {

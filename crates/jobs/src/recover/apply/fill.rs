@@ -25,7 +25,7 @@ use crate::recover::facts::{EmptyNode, SpareState, Survey};
 use crate::recover::plan::{Remedy, ShardPlan};
 use crate::recover::spares::setting;
 use crate::restore::check_loads;
-use crate::restore::live::{LiveOptions, OnConflict, plan, restore};
+use crate::restore::live::{Coverage, LiveOptions, OnConflict, plan, restore};
 use crate::{Error, ErrorKind, Result};
 
 /// The setting that keeps a node from serving what it has while slots have no owner.
@@ -201,7 +201,7 @@ impl Filler<'_> {
             patience: PATIENCE,
             state: journal.path().join("state.json"),
             restart: true,
-            partial_target: true,
+            coverage: Coverage::Part,
         };
         let evicted_before = evicted(&mut context.connector.connect(addr).await?).await?;
         let live = plan(context, repository, manifest, std::slice::from_ref(addr), &options).await?;

@@ -11,6 +11,7 @@ use slotkeep_model::{Product, ServerVersion};
 
 use crate::settings::{Defaults, is_local, is_secret, newer};
 use crate::stock_server::quoted;
+use crate::{Error, ErrorKind, Result};
 
 /// The ACL file's name in a node's folder.
 pub(super) const USERS_FILE: &str = "users.acl";
@@ -97,6 +98,22 @@ pub(super) fn sort(
         }
     }
     sorted
+}
+
+/// Has a node speak TLS to the others as well, if they do, and if that is not known.
+pub(super) fn speak_tls(recorded: &mut Recorded, is_known: bool) -> Result<()> {
+    for name in ["tls-cluster", "tls-replication"] {
+        if !is_known {
+            recorded.kept.insert(name.to_owned(), "yes".to_owned());
+        } else if recorded.kept.get(name).is_none_or(|value| value != "yes") {
+            let what = format!(
+                "the recorded nodes speak TLS to clients and plain text to each other ({name} is not yes)"
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what)
+                .hint("start empty nodes in cluster mode that are set up as the others are, and give their addresses with --spare"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether that can be a setting of `CONFIG GET`, and not a directive that reads files or runs code.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use slotkeep_model::{NodeAddr, NodeId, Slot};
 use slotkeep_wire::nodes_conf::{ConfMove, ConfNode};
 
-use super::planner::Sketch;
+use super::planner::{Planner, Sketch};
 use crate::{Error, ErrorKind, Result};
 
 /// The cluster that new nodes are going to join.
@@ -68,5 +68,16 @@ impl Joining {
             Some(ConfMove { slots, from, to })
         };
         self.moves.iter().filter_map(with).collect()
+    }
+}
+
+impl<'a> Planner<'a> {
+    /// Gives nodes their settings that are all to be replicas of a primary that lives.
+    pub(super) fn sketch_replicas(&self, primary: &Followed) -> Result<Vec<Sketch<'a>>> {
+        let shards = self.manifest.shards.iter().zip(&self.point.shards);
+        let nodes = shards.flat_map(|shard| self.options.nodes.iter().map(move |addr| (shard, addr)));
+        nodes
+            .map(|(shard, addr)| self.sketch_node(shard, &shard.0.primary, addr, 0, Some(primary.clone())))
+            .collect()
     }
 }

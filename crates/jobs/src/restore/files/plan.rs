@@ -72,9 +72,9 @@ pub struct FilesPlan {
     /// Whether the nodes are a part of a cluster that lives: then it is not theirs to say whether that is whole.
     #[serde(skip)]
     pub(super) joins: bool,
-    /// Whether the nodes speak TLS.
+    /// Files by which the nodes speak TLS; in plain text without.
     #[serde(skip)]
-    pub(super) tls: bool,
+    pub(super) tls: Option<TlsFiles>,
 }
 
 impl NodePlan {

@@ -67,7 +67,7 @@ pub async fn plan(context: &Context, point: &Point, options: &FilesOptions) -> R
         needs_password,
         led: planner.led,
         joins: options.joining.is_some(),
-        tls: options.tls.is_some(),
+        tls: options.tls.clone(),
     })
 }
 
@@ -109,7 +109,7 @@ pub(super) struct Sketch<'a> {
 }
 
 pub(super) struct Planner<'a> {
-    point: &'a Point,
+    pub(super) point: &'a Point,
     pub(super) manifest: &'a Manifest,
     pub(super) options: &'a FilesOptions,
     pub(super) target: ServerVersion,
@@ -139,16 +139,8 @@ impl<'a> Planner<'a> {
         Ok(sketches)
     }
 
-    /// The same for nodes that are all to be replicas of a primary that lives.
-    fn sketch_replicas(&self, primary: &Followed) -> Result<Vec<Sketch<'a>>> {
-        let shards = self.manifest.shards.iter().zip(&self.point.shards);
-        let nodes = shards.flat_map(|shard| self.options.nodes.iter().map(move |addr| (shard, addr)));
-        nodes
-            .map(|(shard, addr)| self.sketch_node(shard, &shard.0.primary, addr, 0, Some(primary.clone())))
-            .collect()
-    }
-
-    fn sketch_node(
+    /// Gives a node its settings and a new id.
+    pub(super) fn sketch_node(
         &self,
         (shard, state): (&'a ShardRecord, &'a ShardPoint),
         replaces: &'a NodeRecord,
@@ -168,7 +160,7 @@ impl<'a> Planner<'a> {
             })
             .unwrap_or_default();
         if self.options.tls.is_some() {
-            speak_tls(&mut recorded, settings.is_some())?;
+            conf::speak_tls(&mut recorded, settings.is_some())?;
         }
         let kept_log = recorded.kept.get("appendonly").is_some_and(|value| value == "yes");
         let applies_log = follows.is_none() && state.log_bytes > 0 && self.options.links.is_empty();
@@ -327,20 +319,4 @@ fn settings_of<'a>(manifest: &'a Manifest, nodes: &[&NodeAddr]) -> Option<&'a Se
     };
     let preferred = || nodes.iter().filter_map(|node| of(node)).chain(&manifest.settings);
     preferred().find(|settings| settings.unreadable.is_empty()).or_else(|| preferred().next())
-}
-
-/// Has a node speak TLS to the others as well, if they do, and if that is not known.
-fn speak_tls(recorded: &mut Recorded, is_known: bool) -> Result<()> {
-    for name in ["tls-cluster", "tls-replication"] {
-        if !is_known {
-            recorded.kept.insert(name.to_owned(), "yes".to_owned());
-        } else if recorded.kept.get(name).is_none_or(|value| value != "yes") {
-            let what = format!(
-                "the recorded nodes speak TLS to clients and plain text to each other ({name} is not yes)"
-            );
-            return Err(Error::new(ErrorKind::Unsupported, what)
-                .hint("start empty nodes in cluster mode that are set up as the others are, and give their addresses with --spare"));
-        }
-    }
-    Ok(())
 }

@@ -96,7 +96,7 @@ pub(super) fn context_for(context: &Context, plan: &FilesPlan) -> Result<Context
     // A password that nobody asks for is an error to the server.
     let given = context.connector.credentials().filter(|_| plan.needs_password);
     let credentials = plan.credentials.as_ref().or(given).cloned();
-    if plan.tls {
+    if plan.tls.is_some() {
         let connector = context.connector.as_another(credentials, ANSWER_TIMEOUT);
         return Ok(Context { connector: Arc::new(connector), ..context.clone() });
     }

@@ -39,7 +39,7 @@ use slotkeep_repo::Repository;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use options::{LiveOptions, LiveReport, NodeReport, OnConflict};
+pub use options::{Coverage, LiveOptions, LiveReport, NodeReport, OnConflict};
 pub use plan::{LivePlan, PlannedNode, plan};
 
 use crate::discover::read_info;

@@ -28,6 +28,16 @@ impl std::fmt::Display for OnConflict {
     }
 }
 
+/// How many of the slots a target must serve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Coverage {
+    /// All.
+    #[default]
+    Whole,
+    /// Those of which the backup holds keys.
+    Part,
+}
+
 /// How to restore into a running cluster.
 #[derive(Clone, Debug)]
 pub struct LiveOptions {
@@ -47,8 +57,8 @@ pub struct LiveOptions {
     pub state: PathBuf,
     /// Whether to begin anew although that file tells of a restore that was interrupted.
     pub restart: bool,
-    /// Whether the target may serve a part of the slots only: all that the backup holds keys of.
-    pub partial_target: bool,
+    /// How many of the slots the target must serve.
+    pub coverage: Coverage,
 }
 
 /// What a restore did.

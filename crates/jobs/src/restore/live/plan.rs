@@ -10,7 +10,7 @@ use slotkeep_wire::resp::Command;
 
 use super::functions::{self, Library};
 use super::journal::Record;
-use super::options::{LiveOptions, OnConflict};
+use super::options::{Coverage, LiveOptions, OnConflict};
 use super::target::{SlotMap, Target};
 use super::vacancy;
 use crate::base::Base;
@@ -86,10 +86,10 @@ pub async fn plan(
         manifest.shards.iter().map(|shard| Base::open(repository, &shard.base)).collect::<Result<_>>()?;
     let discovery = discover(context, seeds).await?;
     let topology = discovery.topology();
-    if !options.partial_target {
+    if options.coverage == Coverage::Whole {
         check_covered(topology)?;
     }
-    let target = Target::open(context, topology, options.partial_target).await?;
+    let target = Target::open(context, topology, options.coverage).await?;
     let map = target.map();
     for node in &map.nodes {
         check_loads(manifest, node.server)?;

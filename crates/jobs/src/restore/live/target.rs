@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use slotkeep_model::{NodeAddr, NodeId, ServerVersion, Slot, SlotSet, Topology};
 use slotkeep_wire::resp::Command;
 
+use super::options::Coverage;
 use crate::discover::{discover, read_info, version_of};
 use crate::net::{Connection, LinkError, LinkProblem};
 use crate::{Context, Error, ErrorKind, Result};
@@ -76,13 +77,13 @@ struct State {
 pub(super) struct Target {
     state: Mutex<State>,
     looking: tokio::sync::Mutex<()>,
-    /// Whether it may serve a part of the slots only.
-    partial: bool,
+    /// How many of the slots it must serve.
+    coverage: Coverage,
 }
 
 impl Target {
     /// Looks at the target for the first time.
-    pub(super) async fn open(context: &Context, topology: &Topology, partial: bool) -> Result<Self> {
+    pub(super) async fn open(context: &Context, topology: &Topology, coverage: Coverage) -> Result<Self> {
         let mut nodes = Vec::new();
         for shard in &topology.shards {
             let known = (shard.primary.addr.clone(), shard.primary.id.clone(), shard.slots.clone());
@@ -99,7 +100,7 @@ impl Target {
             suspect: Vec::new(),
             repairing: SlotSet::default(),
         };
-        Ok(Self { state: Mutex::new(state), looking: tokio::sync::Mutex::new(()), partial })
+        Ok(Self { state: Mutex::new(state), looking: tokio::sync::Mutex::new(()), coverage })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -149,7 +150,7 @@ impl Target {
             let known = (shard.primary.addr.clone(), shard.primary.id.clone(), shard.slots.clone());
             nodes.push(look_at(context, known).await?);
         }
-        if !self.partial && topology.covered().len() != usize::from(Slot::COUNT) {
+        if self.coverage == Coverage::Whole && topology.covered().len() != usize::from(Slot::COUNT) {
             return Err(Error::new(ErrorKind::NotACluster, "the target does not serve every slot"));
         }
         let new = SlotMap::new(nodes, topology.cluster_mode);
