@@ -205,14 +205,15 @@ fn objects(repository: &Path) -> Outcome<Vec<String>> {
 pub(crate) fn put(bucket: &str, prefix: &str, files: &[PathBuf]) -> Outcome<()> {
     let store: Arc<dyn ObjectStore> = Arc::new(AmazonS3Builder::from_env().with_bucket_name(bucket).build()?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let puts = files.iter().enumerate().map(|(number, file)| {
-            let (store, file, name) = (Arc::clone(&store), file.clone(), format!("{prefix}/{number}"));
-            async move { tokio::spawn(put_one(store, file, name)).await? }
-        });
-        try_join_all(puts).await.map(drop)
-    })?;
-    Ok(())
+    runtime
+        .block_on(async {
+            let puts = files.iter().enumerate().map(|(number, file)| {
+                let (store, file, name) = (Arc::clone(&store), file.clone(), format!("{prefix}/{number}"));
+                async move { tokio::spawn(put_one(store, file, name)).await? }
+            });
+            try_join_all(puts).await.map(drop)
+        })
+        .map_err(|error: Box<dyn std::error::Error + Send + Sync>| error.to_string().into())
 }
 
 async fn put_one(

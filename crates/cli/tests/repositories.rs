@@ -200,7 +200,8 @@ fn each_is_encrypted_for_its_own_readers_or_not_at_all() {
     let full = run(scene.backup("full", "one", &others), 0).json();
     LIVED.write(30);
     // What goes on from there reads digests of bases, in each of them.
-    let readers = [&others[..], &["--identity", &format!("{},{}", first.0, second.0)]].concat();
+    let identities = format!("{},{}", first.0, second.0);
+    let readers = [&others[..], &["--identity", &identities]].concat();
     let more = run(scene.backup("incremental", "one", &readers), 0).json();
     assert_eq!((&more["kind"], has(&more)), (&Value::from("incremental"), vec![true; 3]), "{more:#}");
     let at = |repo: &str, identity: &[&str]| {

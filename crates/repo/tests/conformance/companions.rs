@@ -108,7 +108,13 @@ async fn a_required_one_that_fails_at_any_moment_fails_for_all() {
                 assert!(number > 8, "only {number} operations");
                 break;
             }
-            let error = outcome.unwrap_err();
+            let Err(error) = outcome else {
+                // An answer was lost, and what was written was found.
+                assert!(
+                    fate == FateOnce::LosesAnswer && companion.lists() && holds(&pair.second, &raw).await
+                );
+                continue;
+            };
             assert!(error.on.contains(&pair.second.location().to_string()), "operation {number}: {error}");
             assert!(
                 ids(&pair.first).await.is_empty() && !companion.lists(),
