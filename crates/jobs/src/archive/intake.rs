@@ -312,7 +312,10 @@ mod tests {
         assert!(tick(&mut intake, 0).is_empty(), "nothing to seal");
         feed(&mut intake, PING, 1);
         assert!(tick(&mut intake, 60).is_empty());
-        assert_eq!(tick(&mut intake, 61), [Step::Cut { end: 114, database: Some(0), fork: false, commands: 1, full: false }]);
+        assert_eq!(
+            tick(&mut intake, 61),
+            [Step::Cut { end: 114, database: Some(0), fork: false, commands: 1, full: false }]
+        );
         feed(&mut intake, &command(&["SET", "k", "v"]), 70);
         assert!(tick(&mut intake, 79).is_empty());
         assert_eq!(tick(&mut intake, 80).len(), 1);

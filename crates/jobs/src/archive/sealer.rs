@@ -376,8 +376,7 @@ async fn store_file(
     store_history(repository, header, known).await?;
     let range = header.start..end.saturating_add(1);
     let behind = range.end;
-    let created =
-        repository.create_segment_with(&header.cluster, &header.history, range, effort).await;
+    let created = repository.create_segment_with(&header.cluster, &header.history, range, effort).await;
     match created {
         Ok(mut segment) => {
             let mut left = behind.saturating_sub(header.start);

@@ -181,8 +181,7 @@ async fn a_file_is_sealed_alike_with_its_pack_and_without() {
     let (packed_bench, plain_bench) = (Bench::new().await, Bench::new().await);
     let (closed_sender, mut closed) = mpsc::unbounded_channel();
     let clock = Arc::new(SystemClock::new());
-    let writer =
-        SpoolWriter::start(Arc::clone(&packed_bench.spool), history(), 0, closed_sender, clock);
+    let writer = SpoolWriter::start(Arc::clone(&packed_bench.spool), history(), 0, closed_sender, clock);
     let length = COMMAND.len();
     // More than one frame, each time, in pieces that cut commands.
     let stream = COMMAND.repeat(60_000);
