@@ -2,13 +2,15 @@ use std::sync::Arc;
 
 use slotkeep_format::manifest::{ProductRecord, ServerRecord};
 use slotkeep_format::spool::{SPOOL_VERSION, encode_bytes, encode_header};
-use slotkeep_format::{Holder, LeaseNote, LeaseRecord};
+use slotkeep_format::{Holder, LeaseNote, LeaseRecord, SegmentRecord, TimeSample};
 use slotkeep_repo::Location;
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
 use super::*;
+use crate::archive::pack::PieceEnd;
 use crate::archive::share::PresenceTime;
+use crate::archive::spool::SpoolWriter;
 use crate::net::{Connector, ConnectorOptions};
 use crate::ports::{Clock, SystemClock, SystemRng};
 
@@ -48,19 +50,7 @@ impl Bench {
     /// A file that holds one command behind the bytes before `start`.
     fn file(&self, start: u64) -> PathBuf {
         let mut bytes = Vec::new();
-        let header = SpoolHeader {
-            format_version: SPOOL_VERSION,
-            cluster: "main".to_owned(),
-            history: history(),
-            parent: None,
-            start,
-            database: None,
-            slots: "0-16383".parse().unwrap(),
-            source: "127.0.0.1:1".parse().unwrap(),
-            server: ServerRecord { product: ProductRecord::Valkey, version: "9.1.2".to_owned() },
-            begun_at: self.context.clock.now(),
-        };
-        encode_header(&header, &mut bytes).unwrap();
+        encode_header(&header(start), &mut bytes).unwrap();
         encode_bytes(COMMAND, &mut bytes);
         let path = self.folder.path().join(format!("{start}.spool"));
         std::fs::write(&path, bytes).unwrap();
@@ -70,6 +60,21 @@ impl Bench {
     async fn segments(&self) -> Vec<u64> {
         let segments = self.repository.segments("main", &history()).await.unwrap();
         segments.iter().map(|segment| segment.start).collect()
+    }
+}
+
+fn header(start: u64) -> SpoolHeader {
+    SpoolHeader {
+        format_version: SPOOL_VERSION,
+        cluster: "main".to_owned(),
+        history: history(),
+        parent: None,
+        start,
+        database: None,
+        slots: "0-16383".parse().unwrap(),
+        source: "127.0.0.1:1".parse().unwrap(),
+        server: ServerRecord { product: ProductRecord::Valkey, version: "9.1.2".to_owned() },
+        begun_at: jiff::Timestamp::UNIX_EPOCH,
     }
 }
 
@@ -145,4 +150,74 @@ async fn nothing_is_written_after_a_sleep_before_the_lease_is_confirmed() {
     assert!(!lease.may_write().await.unwrap());
     bench.time.holds_until(u64::MAX);
     assert!(!lease.may_write().await.unwrap(), "lost once is lost for ever");
+}
+
+/// Seals a file, and gives the record and the bytes of the segment that holds `start`.
+async fn sealed(bench: &Bench, file: ClosedFile, start: u64) -> (SegmentRecord, Vec<u8>) {
+    let sealer = Sealer {
+        context: bench.context.clone(),
+        repository: bench.repository.clone(),
+        folder: Arc::clone(&bench.spool),
+        patience: Patience::None,
+        lease: None,
+        abandoned: None,
+    }
+    .start();
+    sealer.files().send(file).unwrap();
+    sealer.finish().await.unwrap();
+    let segments = bench.repository.segments("main", &history()).await.unwrap();
+    let entry = segments.into_iter().find(|segment| segment.start == start).unwrap();
+    let mut reader = bench.repository.read_segment(&entry).await.unwrap();
+    let record = reader.record().clone();
+    let mut raw = Vec::new();
+    while let Some(bytes) = reader.next().await.unwrap() {
+        raw.extend(bytes);
+    }
+    (record, raw)
+}
+
+#[tokio::test]
+async fn a_file_is_sealed_alike_with_its_pack_and_without() {
+    let (packed_bench, plain_bench) = (Bench::new().await, Bench::new().await);
+    let (closed_sender, mut closed) = mpsc::unbounded_channel();
+    let clock = Arc::new(SystemClock::new());
+    let writer = SpoolWriter::start(Arc::clone(&packed_bench.spool), history(), 0, closed_sender, clock);
+    let length = COMMAND.len();
+    // More than one frame, each time, in pieces that cut commands.
+    let stream = COMMAND.repeat(60_000);
+    let sample = |offset| TimeSample { from_ms: 5, until_ms: 6, offset };
+    let mut start = 1;
+    writer.begin(header(start), None).await.unwrap();
+    for (full, effort) in [(true, Effort::Usual), (false, Effort::Light)] {
+        writer.time(sample(start - 1)).await.unwrap();
+        let mut given = 0;
+        for piece in stream.chunks(99_999) {
+            given += piece.len();
+            let safe_cut = start - 1 + (given - given % length) as u64;
+            writer.bytes(piece.to_vec(), safe_cut).await.unwrap();
+        }
+        start += given as u64;
+        writer.time(sample(start - 1)).await.unwrap();
+        let end = PieceEnd { end: start - 1, commands: 60_000, full };
+        writer.begin(header(start), Some(end)).await.unwrap();
+        let file = closed.recv().await.unwrap();
+        let begun = start - given as u64;
+        assert!(file.packed.is_some() && file.effort == effort);
+        let copy = plain_bench.folder.path().join(format!("{begun}.spool"));
+        std::fs::copy(&file.path, &copy).unwrap();
+        let plain = ClosedFile { path: copy, packed: None, effort: file.effort };
+        let (with, without) =
+            (sealed(&packed_bench, file, begun).await, sealed(&plain_bench, plain, begun).await);
+        assert_eq!(with.0, without.0);
+        assert_eq!((with.0.commands, with.0.times.samples().len()), (60_000, 2));
+        assert!(with.1 == stream && without.1 == stream);
+    }
+    // What no cut has ended may hold half a command: only its file tells.
+    writer.bytes(stream[..length + 5].to_vec(), start - 1 + length as u64).await.unwrap();
+    let state = writer.end().await;
+    assert_eq!(state.durable, start - 1 + length as u64);
+    let file = closed.recv().await.unwrap();
+    assert!(file.packed.is_none());
+    let (record, raw) = sealed(&packed_bench, file, start).await;
+    assert_eq!((record.commands, raw.as_slice()), (1, COMMAND));
 }
