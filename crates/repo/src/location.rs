@@ -11,7 +11,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, parse_url_opts};
 
 use crate::error::{Problem, RepoError};
-use crate::store::{CONNECT_LIMIT, REQUEST_LIMIT, SILENCE_LIMIT};
+use crate::store::{CONNECT_LIMIT, Early, REQUEST_LIMIT, SILENCE_LIMIT};
 
 /// A folder, or a URL such as `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
 ///
@@ -67,7 +67,7 @@ impl Location {
     pub(crate) fn store(&self) -> Result<Arc<dyn ObjectStore>, RepoError> {
         let failed = |error: object_store::Error| RepoError::new("open", self, error);
         match self {
-            Self::Folder(path) => Ok(Arc::new(local(path).map_err(failed)?)),
+            Self::Folder(path) => Ok(Arc::new(Early::new(local(path).map_err(failed)?))),
             Self::Url(url) => {
                 let limits = [
                     ("timeout", REQUEST_LIMIT),
