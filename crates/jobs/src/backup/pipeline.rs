@@ -13,8 +13,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::buf::{BufMut, Limit};
 use bytes::Bytes;
+use bytes::buf::{BufMut, Limit};
 use slotkeep_format::FrameWriter;
 use slotkeep_format::frames::FRAME_RAW_BYTES;
 use slotkeep_format::manifest::ObjectRecord;
