@@ -16,6 +16,7 @@ pub struct SlotDigest {
 
 impl SlotDigest {
     /// Takes a key with that hash into the digest.
+    #[inline]
     pub fn add_key(&mut self, hash: u128) {
         self.keys = self.keys.saturating_add(1);
         self.sum = self.sum.wrapping_add(hash);
@@ -60,6 +61,7 @@ impl DatasetDigest {
     }
 
     /// The digest of one slot, to be changed.
+    #[inline]
     #[expect(clippy::missing_panics_doc, clippy::expect_used, reason = "a slot is below the number of rows")]
     pub fn slot_mut(&mut self, slot: Slot) -> &mut SlotDigest {
         self.rows.get_mut(slot.index()).expect("a row for every slot")

@@ -12,7 +12,7 @@ use object_store::{ObjectStore, parse_url_opts};
 
 use crate::error::{Problem, RepoError};
 use crate::probe::PROBE_PREFIX;
-use crate::store::{CONNECT_LIMIT, REQUEST_LIMIT, SILENCE_LIMIT};
+use crate::store::{CONNECT_LIMIT, Early, REQUEST_LIMIT, SILENCE_LIMIT};
 use crate::unfinished::is_beside_its_place;
 
 /// A folder, or a URL such as `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
@@ -69,7 +69,7 @@ impl Location {
     pub(crate) fn store(&self) -> Result<Arc<dyn ObjectStore>, RepoError> {
         let failed = |error: object_store::Error| RepoError::new("open", self, error);
         match self {
-            Self::Folder(path) => Ok(Arc::new(local(path).map_err(failed)?)),
+            Self::Folder(path) => Ok(Arc::new(Early::new(local(path).map_err(failed)?))),
             Self::Url(url) => {
                 let limits = [
                     ("timeout", REQUEST_LIMIT),

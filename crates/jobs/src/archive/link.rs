@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use bytes::BufMut;
+use bytes::buf::Limit;
 use futures::FutureExt;
 use jiff::Timestamp;
 use slotkeep_model::{NodeAddr, ReplId, ReplOffset};
@@ -97,7 +99,7 @@ impl<'a> Link<'a> {
             if let Some(bytes) = handshake.to_send() {
                 self.stream.write_all(&bytes).await.map_err(|error| self.broken(error))?;
             }
-            let fed = match self.read_alive("waiting for the snapshot", announced.is_some()).await? {
+            let fed = match self.read_alive("waiting for the snapshot", announced.is_some(), None).await? {
                 0 => handshake.connection_closed(),
                 read => handshake.feed(self.buffer.get(..read).unwrap_or_default()),
             };
@@ -134,18 +136,27 @@ impl<'a> Link<'a> {
     ) -> Result<(), Interruption> {
         let mut transfer = Transfer::new(header);
         let rest = std::mem::take(&mut self.rest);
-        if let Some(behind) = pass_on(&mut transfer, &rest, pipeline).await? {
-            self.rest = behind;
-            return Ok(());
-        }
+        let mut rest = rest.as_slice();
         loop {
-            let read = self.read_alive("receiving the snapshot", true).await?;
+            let mut room = pipeline.room();
+            let read = if rest.is_empty() {
+                self.read_alive("receiving the snapshot", true, Some(&mut room)).await?
+            } else {
+                let (now, later) = rest.split_at(rest.len().min(room.remaining_mut()));
+                room.put_slice(now);
+                rest = later;
+                now.len()
+            };
             if read == 0 {
                 return Err(self.cut_short(&transfer).into());
             }
-            let bytes = self.buffer.get(..read).unwrap_or_default();
-            if let Some(behind) = pass_on(&mut transfer, bytes, pipeline).await? {
-                self.rest = behind;
+            let mut input = pipeline.last_read(read);
+            let (count, ended) = count_payload(&mut transfer, &mut input)?;
+            if ended {
+                self.rest = [input, rest].concat();
+            }
+            pipeline.take_read(count).await?;
+            if ended {
                 return Ok(());
             }
         }
@@ -209,15 +220,26 @@ impl<'a> Link<'a> {
         self.failed(LinkProblem::Protocol(words)).into()
     }
 
-    /// Reads what there is; writes a line feed every second meanwhile if `alive`.
-    async fn read_alive(&mut self, doing: &'static str, alive: bool) -> Result<usize> {
+    /// Reads what there is, into the link's own buffer if no other is given; writes a line feed every second meanwhile if `alive`.
+    async fn read_alive(
+        &mut self,
+        doing: &'static str,
+        alive: bool,
+        mut target: Option<&mut Limit<&mut Vec<u8>>>,
+    ) -> Result<usize> {
         let timeout = self.context.connector.timeout();
         let give_up = self.context.clock.sleep(timeout);
         tokio::pin!(give_up);
         loop {
+            let reading = async {
+                match &mut target {
+                    Some(target) => self.stream.read_buf(*target).await,
+                    None => self.stream.read(&mut self.buffer).await,
+                }
+            };
             let outcome = tokio::select! {
                 biased;
-                read = self.stream.read(&mut self.buffer) => Some(read),
+                read = reading => Some(read),
                 () = self.context.clock.sleep(KEEP_ALIVE), if alive => None,
                 () = &mut give_up => return Err(self.failed(LinkProblem::Timeout { doing, after: timeout }).into()),
             };
@@ -243,17 +265,15 @@ impl<'a> Link<'a> {
     }
 }
 
-/// Passes on what of `bytes` belongs to the payload; at its end gives what stands behind it.
-async fn pass_on(
-    transfer: &mut Transfer,
-    mut bytes: &[u8],
-    pipeline: &mut Pipeline,
-) -> Result<Option<Vec<u8>>, Interruption> {
+/// How many bytes more are certainly the payload's, counted from the first that was not yet: what was held back before is right in front
+/// of `input`. And whether the payload has ended: what stands behind it is left in `input`.
+fn count_payload(transfer: &mut Transfer, input: &mut &[u8]) -> Result<(usize, bool)> {
+    let mut count = 0_usize;
     loop {
-        match transfer.next(&mut bytes).map_err(|error| Error::new(ErrorKind::Corrupt, error.to_string()))? {
-            Some(Chunk::Bytes(piece)) => pipeline.write(piece).await?,
-            Some(Chunk::End) => return Ok(Some(bytes.to_vec())),
-            None => return Ok(None),
+        match transfer.next(input).map_err(|error| Error::new(ErrorKind::Corrupt, error.to_string()))? {
+            Some(Chunk::Bytes(piece)) => count = count.saturating_add(piece.len()),
+            Some(Chunk::End) => return Ok((count, true)),
+            None => return Ok((count, false)),
         }
     }
 }

@@ -1,12 +1,15 @@
 //! What an RDB means: its digest and its index, made while it passes.
 
 use slotkeep_format::{IndexEntry, IndexWriter};
-use slotkeep_model::{DatasetDigest, TimestampMs};
+use slotkeep_model::{DatasetDigest, Slot, TimestampMs};
 use slotkeep_rdb::Digester;
 use slotkeep_rdb::{Event, Level, Parser};
 
 /// The version of the hash that `slotkeep-rdb` documents; digests of different versions can't be compared.
 pub(crate) const HASH_VERSION: u32 = 1;
+
+/// How many keys are added to the digest at a time.
+const SUMMED_AT_A_TIME: usize = 64;
 
 /// What an RDB was found to hold.
 #[derive(Debug)]
@@ -38,6 +41,9 @@ pub(crate) struct Interpreter {
     parser: Parser,
     digester: Digester,
     digest: DatasetDigest,
+    /// Keys that are not yet in the digest. Each needs a row that is in no cache; the processor fetches many at once, if they are
+    /// asked for in a row.
+    unsummed: Vec<(Slot, u128)>,
     index: IndexWriter,
     keys: u64,
 }
@@ -48,6 +54,7 @@ impl Default for Interpreter {
             parser: Parser::new(Level::Element),
             digester: Digester::new(),
             digest: DatasetDigest::default(),
+            unsummed: Vec::with_capacity(SUMMED_AT_A_TIME),
             index: IndexWriter::default(),
             keys: 0,
         }
@@ -64,7 +71,12 @@ impl Interpreter {
             }
             let Some(key) = self.digester.event(&event) else { continue };
             self.keys += 1;
-            key.add_to(&mut self.digest);
+            if !key.is_empty_collection() {
+                self.unsummed.push((key.slot, key.hash));
+                if self.unsummed.len() == SUMMED_AT_A_TIME {
+                    self.sum();
+                }
+            }
             let expiry = key.expiry_ms.map(|expiry_ms| (TimestampMs(expiry_ms), key.hash));
             let entry = IndexEntry {
                 offset: key.offset,
@@ -79,6 +91,12 @@ impl Interpreter {
         Ok(())
     }
 
+    fn sum(&mut self) {
+        for (slot, hash) in self.unsummed.drain(..) {
+            self.digest.slot_mut(slot).add_key(hash);
+        }
+    }
+
     /// Keys seen so far.
     pub(crate) const fn keys(&self) -> u64 {
         self.keys
@@ -90,8 +108,9 @@ impl Interpreter {
     }
 
     /// Ends the reading; the reason if the RDB is not complete.
-    pub(crate) fn finish(self) -> Result<Interpretation, NotUnderstood> {
+    pub(crate) fn finish(mut self) -> Result<Interpretation, NotUnderstood> {
         self.parser.finish()?;
+        self.sum();
         let mut digest = self.digest;
         digest.functions = self.digester.functions();
         Ok(Interpretation { digest })

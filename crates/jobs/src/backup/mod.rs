@@ -5,6 +5,7 @@
 //! back its bases and is never listed. Segments of the log stay: they are whole, and no manifest names them.
 
 pub(crate) mod base;
+mod buffers;
 pub(crate) mod commit;
 mod companions;
 mod continuation;

@@ -5,6 +5,7 @@
 //!          └─► interpretation (parse, digest, index, zstd) ─► upload ─► index
 //! ```
 //!
+//! A connection's bytes are read straight into the frame and never copied as they are: both workers look at the same.
 //! Every arrow is a queue of at most [`QUEUE_PIECES`] pieces of one frame, so the memory of a base does not depend on its size. A
 //! queue that ends without its end mark means that what came before was not whole: the object is aborted.
 //! Interpretation may give up; the RDB is stored all the same.
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use bytes::buf::{BufMut, Limit};
 use slotkeep_format::FrameWriter;
 use slotkeep_format::frames::FRAME_RAW_BYTES;
 use slotkeep_format::manifest::ObjectRecord;
@@ -20,15 +22,19 @@ use slotkeep_model::DatasetDigest;
 use slotkeep_rdb::{Envelope, EnvelopeReport};
 use slotkeep_repo::layout::BaseLayout;
 use slotkeep_repo::{ObjectWriter, Repository};
+use slotkeep_wire::transfer::MARK_LEN;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::buffers::Buffers;
 use super::interpret::{Interpretation, Interpreter};
 use crate::progress::{ShardProgress, add};
 use crate::{Error, ErrorKind, Result};
 
 /// Pieces that wait in each queue.
 const QUEUE_PIECES: usize = 2;
+/// How many bytes may stand in a frame behind those that are certainly the RDB's: less than a mark.
+const UNCERTAIN_BYTES: usize = MARK_LEN;
 
 /// What goes into the workers.
 enum Raw {
@@ -55,7 +61,11 @@ pub(crate) struct PipelineReport {
 pub(crate) struct Pipeline {
     store: mpsc::Sender<Raw>,
     interpret: mpsc::Sender<Raw>,
+    buffers: Arc<Buffers>,
+    /// The frame that is being filled. Behind the RDB's bytes may stand some of which it is not known yet whether they belong to it.
     frame: Vec<u8>,
+    /// How many bytes of the frame are certainly the RDB's; always less than a whole frame.
+    certain: usize,
     progress: Arc<ShardProgress>,
     tasks: Tasks,
 }
@@ -95,27 +105,53 @@ impl Pipeline {
             rdb: tokio::spawn(upload(rdb, rdb_queue, Some(counted))),
             index: tokio::spawn(upload(index, index_queue, None)),
         };
-        Ok(Self { store, interpret, frame: Vec::with_capacity(FRAME_RAW_BYTES), progress, tasks })
+        let buffers = Arc::<Buffers>::default();
+        let frame = buffers.take(FRAME_RAW_BYTES + UNCERTAIN_BYTES);
+        Ok(Self { store, interpret, buffers, frame, certain: 0, progress, tasks })
     }
 
-    /// Takes the next bytes of the RDB. Not cancel-safe: cancelled, the pipeline must be given up.
-    pub(crate) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Stopped> {
-        add(&self.progress.raw_bytes, bytes.len() as u64);
-        while !bytes.is_empty() {
-            let room = FRAME_RAW_BYTES - self.frame.len();
-            let (now, later) = bytes.split_at(bytes.len().min(room));
-            self.frame.extend_from_slice(now);
-            bytes = later;
-            if self.frame.len() == FRAME_RAW_BYTES {
-                self.dispatch().await?;
-            }
+    /// Where the next bytes may be read to.
+    pub(crate) fn room(&mut self) -> Limit<&mut Vec<u8>> {
+        let room = (FRAME_RAW_BYTES + UNCERTAIN_BYTES).saturating_sub(self.frame.len());
+        (&mut self.frame).limit(room)
+    }
+
+    /// The last bytes that were read to [`Self::room`], `count` of them.
+    pub(crate) fn last_read(&self, count: usize) -> &[u8] {
+        self.frame.get(self.frame.len().saturating_sub(count)..).unwrap_or_default()
+    }
+
+    /// Takes so many more of the bytes that were read to [`Self::room`] for the RDB's; all but the last few must be.
+    /// Not cancel-safe: cancelled, the pipeline must be given up.
+    pub(crate) async fn take_read(&mut self, count: usize) -> Result<(), Stopped> {
+        add(&self.progress.raw_bytes, count as u64);
+        self.certain = self.certain.saturating_add(count).min(self.frame.len());
+        if self.certain >= FRAME_RAW_BYTES {
+            self.dispatch().await?;
         }
         Ok(())
     }
 
+    /// Takes the next bytes of the RDB. Not cancel-safe: cancelled, the pipeline must be given up.
+    pub(crate) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Stopped> {
+        while !bytes.is_empty() {
+            let room = FRAME_RAW_BYTES.saturating_sub(self.frame.len()).max(1);
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.frame.extend_from_slice(now);
+            bytes = later;
+            self.take_read(now.len()).await?;
+        }
+        Ok(())
+    }
+
+    /// Hands the frame on; what is read beyond it begins the next one.
     async fn dispatch(&mut self) -> Result<(), Stopped> {
-        let frame = std::mem::replace(&mut self.frame, Vec::with_capacity(FRAME_RAW_BYTES));
-        let piece = Bytes::from(frame);
+        let mut next = self.buffers.take(FRAME_RAW_BYTES + UNCERTAIN_BYTES);
+        let end = self.certain.min(FRAME_RAW_BYTES);
+        next.extend_from_slice(self.frame.get(end..).unwrap_or_default());
+        self.frame.truncate(end);
+        self.certain -= end;
+        let piece = self.buffers.lend(std::mem::replace(&mut self.frame, next));
         self.store.send(Raw::Piece(piece.clone())).await.map_err(|_| Stopped)?;
         // Interpretation may have given up: the bytes are stored without it.
         let _ = self.interpret.send(Raw::Piece(piece)).await;
@@ -125,7 +161,7 @@ impl Pipeline {
     /// Ends the RDB, and gives what was stored once it is durable. Not cancel-safe.
     pub(crate) async fn finish(mut self) -> Result<PipelineReport> {
         let ended = async {
-            if !self.frame.is_empty() {
+            if self.certain > 0 {
                 self.dispatch().await?;
             }
             self.store.send(Raw::End).await.map_err(|_| Stopped)?;
@@ -222,14 +258,17 @@ fn store_worker(mut queue: mpsc::Receiver<Raw>, out: &mpsc::Sender<Stored>) -> R
     let stopped = |_| Error::new(ErrorKind::Failed, "the upload of the snapshot ended early");
     let mut envelope = Envelope::new();
     let mut frames = FrameWriter::new().map_err(compression)?;
+    let buffers = Arc::<Buffers>::default();
     let mut raw_bytes = 0_u64;
     loop {
         match queue.blocking_recv() {
             Some(Raw::Piece(piece)) => {
                 envelope.feed(&piece);
                 raw_bytes = raw_bytes.saturating_add(piece.len() as u64);
-                let stored = frames.frame(&piece).map_err(compression)?;
-                out.blocking_send(Stored::Piece(stored.into())).map_err(stopped)?;
+                let mut stored = buffers.take(0);
+                frames.frame_into(&piece, &mut stored).map_err(compression)?;
+                drop(piece);
+                out.blocking_send(Stored::Piece(buffers.lend(stored))).map_err(stopped)?;
             }
             Some(Raw::End) => break,
             None => return Err(Error::new(ErrorKind::Failed, "the snapshot was given up before its end")),

@@ -2,10 +2,12 @@
 //!
 //! What the library does by itself over HTTP: a request that fails with 5xx, 429 or at connecting is tried again up to ten times
 //! within three minutes, with exponential back-off (100 ms to 15 s) and jitter. What it does not do is here: a download that breaks after
-//! those three minutes is read on from where it stood, and a listing that breaks is asked for again ([`resume`]); a create whose answer was lost is looked at instead of being
-//! taken for someone else's ([`create`]).
+//! those three minutes is read on from where it stood, and a listing that breaks is asked for again ([`resume`]); a create whose answer was
+//! lost is looked at instead of being taken for someone else's ([`create`]). A local folder's large objects go to the disk as they are
+//! written ([`early`]).
 
 mod create;
+mod early;
 pub(crate) mod pause;
 mod rate;
 mod resume;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 
 pub(crate) use create::{Creating, create_new};
+pub(crate) use early::Early;
 pub use rate::RateLimit;
 pub use stop::StopPoint;
 
