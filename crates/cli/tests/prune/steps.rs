@@ -10,7 +10,7 @@ use crate::common::files;
 use crate::harness::{Bench, RUNTIME};
 use crate::lived::{paths, restored};
 
-fn steps(report: &PruneReport, kind: Kind) -> Vec<Step> {
+fn steps(report: &PruneReport, kind: ObjectKind) -> Vec<Step> {
     report.objects.iter().filter(|object| object.kind == kind).map(|object| object.step).collect()
 }
 
