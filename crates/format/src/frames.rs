@@ -177,15 +177,29 @@ impl Frame {
         decompressor: &mut Decompressor<'_>,
         stored: &[u8],
     ) -> Result<Vec<u8>, FrameError> {
+        let mut raw = Vec::new();
+        self.decompress_into(decompressor, stored, &mut raw)?;
+        Ok(raw)
+    }
+
+    /// The same into a buffer that is used again: the bytes replace what is in it.
+    pub fn decompress_into(
+        &self,
+        decompressor: &mut Decompressor<'_>,
+        stored: &[u8],
+        raw: &mut Vec<u8>,
+    ) -> Result<(), FrameError> {
         let expected = usize::try_from(self.raw_bytes).unwrap_or(usize::MAX);
-        let raw = decompressor.decompress(stored, expected).map_err(|source| FrameError::Decompress {
+        raw.clear();
+        raw.reserve_exact(expected);
+        decompressor.decompress_to_buffer(stored, raw).map_err(|source| FrameError::Decompress {
             frame: self.number,
             start: self.stored_start,
             end: self.stored_end(),
             source,
         })?;
         if raw.len() == expected {
-            Ok(raw)
+            Ok(())
         } else {
             Err(FrameError::Length { frame: self.number, found: raw.len(), expected })
         }

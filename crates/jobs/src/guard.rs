@@ -11,20 +11,27 @@
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Child;
 
+/// The shell that every system has, whatever the `PATH` of this process leads to.
+const SHELL: &str = "/bin/sh";
+/// Where `rm` and `sleep` are.
+const SHELL_PATH: &str = "/usr/bin:/bin";
+
+/// A number is a group that begins, one behind a minus sign a group that has ended.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
-groups=
+groups=' '
 while read -r word; do
   case $word in
     farewell) exit 0 ;;
-    *) groups="$groups $word" ;;
+    -*) word=${word#-}; groups="${groups%% $word *} ${groups#* $word }" ;;
+    *) groups="$groups$word " ;;
   esac
 done
 for group in $groups; do kill -s KILL -- "-$group"; done
@@ -57,9 +64,10 @@ pub(crate) struct Guarded<'a> {
 impl Guard {
     /// Starts a guard that will remove `folder`.
     pub(crate) fn start(folder: &Path) -> io::Result<Self> {
-        let mut shell = Command::new("sh")
+        let mut shell = Command::new(SHELL)
             .args(["-c", SCRIPT, "sh"])
             .arg(folder)
+            .env("PATH", SHELL_PATH)
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -73,19 +81,29 @@ impl Guard {
 
     /// Starts the program with its configuration file, as the leader of a process group of its own.
     pub(crate) async fn spawn(&self, server: Guarded<'_>) -> io::Result<Child> {
-        // A relative path would not be found from the server's folder.
-        let program = std::path::absolute(server.program)?;
-        let mut child = tokio::process::Command::new("sh")
-            .args(["-c", WAIT_FOR_WORD, "sh"])
-            .arg(program)
+        let mut command = waiting(server.program)?;
+        command
             .arg(server.config_file)
             .current_dir(server.folder)
-            .stdin(Stdio::piped())
             .stdout(server.output)
             .stderr(server.errors)
-            .process_group(0)
-            .kill_on_drop(server.ends_with_handle)
-            .spawn()?;
+            .kill_on_drop(server.ends_with_handle);
+        Ok(self.begin(command).await?.0)
+    }
+
+    /// Runs a program to its end, with a variable in its environment. What it has started and not ended ends with it, and all of it when
+    /// this is cancelled.
+    pub(crate) async fn run(&self, program: &Path, (name, value): (&str, &str)) -> io::Result<Output> {
+        let mut command = waiting(program)?;
+        command.env(name, value).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (child, number) = self.begin(command).await?;
+        let _group = Group { guard: self, number };
+        child.wait_with_output().await
+    }
+
+    /// Starts a command that [`waiting`] gave, once the guard knows of it. Gives the number of its process group, too.
+    async fn begin(&self, mut command: tokio::process::Command) -> io::Result<(Child, i32)> {
+        let mut child = command.spawn()?;
         let number = child.id().and_then(|pid| i32::try_from(pid).ok());
         let number = number.ok_or_else(|| io::Error::other("it ended at once"))?;
         self.tell(&number.to_string())?;
@@ -94,16 +112,13 @@ impl Guard {
             stdin.write_all(b"go\n").await?;
             stdin.flush().await?;
         }
-        Ok(child)
+        Ok((child, number))
     }
 
     /// Kills the servers, snapshot children included.
     pub(crate) fn kill(&self) {
         let groups = std::mem::take(&mut *self.groups.lock().unwrap_or_else(PoisonError::into_inner));
-        for group in groups.into_iter().filter_map(Pid::from_raw) {
-            // One that has ended already needs no signal.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+        groups.into_iter().for_each(kill_group);
     }
 
     fn tell(&self, word: &str) -> io::Result<()> {
@@ -120,4 +135,39 @@ impl Drop for Guard {
         drop(self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take());
         let _ = self.shell.lock().unwrap_or_else(PoisonError::into_inner).wait();
     }
+}
+
+/// A process group that ends with this.
+struct Group<'g> {
+    guard: &'g Guard,
+    number: i32,
+}
+
+impl Drop for Group<'_> {
+    fn drop(&mut self) {
+        kill_group(self.number);
+        self.guard
+            .groups
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|other| *other != self.number);
+        // The number may be given to others now.
+        let _ = self.guard.tell(&format!("-{}", self.number));
+    }
+}
+
+fn kill_group(number: i32) {
+    if let Some(group) = Pid::from_raw(number) {
+        // One that has ended already needs no signal.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+/// A command that waits for a word before it becomes the program, as the leader of a process group of its own.
+fn waiting(program: &Path) -> io::Result<tokio::process::Command> {
+    // A relative path would not be found from the server's folder.
+    let program = std::path::absolute(program)?;
+    let mut command = tokio::process::Command::new(SHELL);
+    command.args(["-c", WAIT_FOR_WORD, "sh"]).arg(program).stdin(Stdio::piped()).process_group(0);
+    Ok(command)
 }

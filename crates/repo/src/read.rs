@@ -29,6 +29,43 @@ const PIECES_IN_FLIGHT: usize = 2;
 /// The stored bytes of an object, in order.
 pub(crate) type Pieces = BoxStream<'static, Result<Bytes, object_store::Error>>;
 
+/// Where a file is cut into the pieces in which it is read: ascending offsets. Behind the last one it comes in pieces of [`PIECE_BYTES`].
+#[derive(Default)]
+struct Cuts(Vec<u64>);
+
+impl Cuts {
+    /// Pieces that hold whole frames, so that none has to be put together.
+    fn between_frames(table: &SeekTable) -> Self {
+        let (mut cuts, mut start) = (Vec::new(), 0);
+        for frame in table.frames() {
+            if frame.stored_end().saturating_sub(start) > PIECE_BYTES && frame.stored_start > start {
+                cuts.push(frame.stored_start);
+                start = frame.stored_start;
+            }
+        }
+        cuts.extend(table.frames().last().map(Frame::stored_end));
+        Self(cuts)
+    }
+
+    /// The pieces of a file of so many bytes.
+    fn ranges(self, bytes: u64) -> impl Iterator<Item = Range<u64>> + Send + 'static {
+        let mut cuts = self.0.into_iter().peekable();
+        let mut start = 0_u64;
+        std::iter::from_fn(move || {
+            while cuts.next_if(|cut| *cut <= start).is_some() {}
+            let end = match cuts.peek() {
+                // A frame is a little longer than that at the most; a table that was damaged may say anything.
+                Some(cut) => start.saturating_add(2 * PIECE_BYTES).min(*cut),
+                None => start.saturating_add(PIECE_BYTES),
+            };
+            let end = end.min(bytes);
+            let range = start..end;
+            start = end;
+            (!range.is_empty()).then_some(range)
+        })
+    }
+}
+
 /// The bytes of one object in order, decrypted, and checked against its record when they end.
 pub struct ObjectStream {
     record: ObjectRecord,
@@ -73,8 +110,13 @@ impl ObjectStream {
 impl Repository {
     /// Reads an object from its beginning to its end.
     pub async fn stream(&self, record: &ObjectRecord) -> Result<ObjectStream, RepoError> {
+        self.stream_in(record, None).await
+    }
+
+    /// The same; a local file that is not encrypted comes in these pieces.
+    async fn stream_in(&self, record: &ObjectRecord, cuts: Option<Cuts>) -> Result<ObjectStream, RepoError> {
         if !self.is_encrypted() {
-            return self.stored_stream(record).await;
+            return self.stored_stream_in(record, cuts).await;
         }
         let failed = |problem| RepoError::new("read", &record.path, problem);
         let identity = self.identity().map_err(failed)?;
@@ -87,9 +129,17 @@ impl Repository {
 
     /// The same, not decrypted.
     pub(crate) async fn stored_stream(&self, record: &ObjectRecord) -> Result<ObjectStream, RepoError> {
+        self.stored_stream_in(record, None).await
+    }
+
+    async fn stored_stream_in(
+        &self,
+        record: &ObjectRecord,
+        cuts: Option<Cuts>,
+    ) -> Result<ObjectStream, RepoError> {
         let path = object_path(&record.path)?;
         let failed = |problem| RepoError::new("read", &record.path, problem);
-        let (bytes, pieces) = self.pieces(path).await.map_err(|error| failed(error.into()))?;
+        let (bytes, pieces) = self.pieces_in(path, cuts).await.map_err(|error| failed(error.into()))?;
         if bytes != record.stored_bytes {
             let what = format!("it has {bytes} bytes, the manifest says {}", record.stored_bytes);
             return Err(failed(Problem::Damaged(what)));
@@ -109,14 +159,17 @@ impl Repository {
     /// The length of an object and its stored bytes. A local file is read in large pieces, one ahead; the library's own stream takes
     /// 8 KiB at a time, each on another thread.
     pub(crate) async fn pieces(&self, path: Path) -> Result<(u64, Pieces), object_store::Error> {
+        self.pieces_in(path, None).await
+    }
+
+    async fn pieces_in(&self, path: Path, cuts: Option<Cuts>) -> Result<(u64, Pieces), object_store::Error> {
         if let Location::Url(_) = self.location() {
             let found = self.store.get(&path).await?;
             return Ok((found.meta.size, found.into_stream()));
         }
         let bytes = self.store.head(&path).await?.size;
         let store = Arc::clone(&self.store);
-        let starts = (0..bytes).step_by(usize::try_from(PIECE_BYTES).unwrap_or(usize::MAX));
-        let ranges = starts.map(move |start| start..start.saturating_add(PIECE_BYTES).min(bytes));
+        let ranges = cuts.unwrap_or_default().ranges(bytes);
         let reads = futures::stream::iter(ranges).map(move |range| {
             let (store, path) = (Arc::clone(&store), path.clone());
             async move { store.get_range(&path, range).await }
@@ -279,8 +332,22 @@ pub struct FramedObject {
 /// Where the reading in order stands.
 struct Sequence {
     stream: ObjectStream,
-    pending: BytesMut,
+    pending: Bytes,
     next_frame: usize,
+}
+
+impl Sequence {
+    /// Takes the next piece behind what waits.
+    fn push(&mut self, piece: Bytes) {
+        if self.pending.is_empty() {
+            self.pending = piece;
+            return;
+        }
+        let mut both = BytesMut::with_capacity(self.pending.len().saturating_add(piece.len()));
+        both.extend_from_slice(&self.pending);
+        both.extend_from_slice(&piece);
+        self.pending = both.freeze();
+    }
 }
 
 impl FramedObject {
@@ -302,9 +369,15 @@ impl FramedObject {
 
     /// The next frame in order, or `None` after the last one, once the whole object's BLAKE3 has been found right.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, RepoError> {
+        self.next_in(Vec::new()).await
+    }
+
+    /// The same, in a buffer that is used again.
+    pub async fn next_in(&mut self, mut buffer: Vec<u8>) -> Result<Option<Vec<u8>>, RepoError> {
         if self.sequence.is_none() {
-            let stream = self.repository.stream(&self.record).await?;
-            self.sequence = Some(Sequence { stream, pending: BytesMut::new(), next_frame: 0 });
+            let cuts = Cuts::between_frames(&self.table);
+            let stream = self.repository.stream_in(&self.record, Some(cuts)).await?;
+            self.sequence = Some(Sequence { stream, pending: Bytes::new(), next_frame: 0 });
         }
         let Some(sequence) = &mut self.sequence else { return Ok(None) };
         let frame: Option<Frame> = self.table.frames().get(sequence.next_frame).copied();
@@ -313,7 +386,7 @@ impl FramedObject {
             match sequence.stream.next().await? {
                 // Behind the last frame stands the seek table, which has been read already.
                 Some(_) if frame.is_none() => {}
-                Some(piece) => sequence.pending.extend_from_slice(&piece),
+                Some(piece) => sequence.push(piece),
                 None => break,
             }
         }
@@ -324,6 +397,25 @@ impl FramedObject {
         }
         sequence.next_frame += 1;
         let stored = sequence.pending.split_to(wanted);
-        frame.decompress(&mut self.decompressor, &stored).map(Some).map_err(|error| failed(error.into()))
+        let made = frame.decompress_into(&mut self.decompressor, &stored, &mut buffer);
+        made.map(|()| Some(buffer)).map_err(|error| failed(error.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_in_pieces_that_leave_nothing_out() {
+        let ranges = |cuts: &[u64], bytes| Cuts(cuts.to_vec()).ranges(bytes).collect::<Vec<_>>();
+        assert_eq!(ranges(&[], 0), []);
+        assert_eq!(ranges(&[], PIECE_BYTES + 1), [0..PIECE_BYTES, PIECE_BYTES..PIECE_BYTES + 1]);
+        assert_eq!(ranges(&[3, 7], 9), [0..3, 3..7, 7..9]);
+        // What a table says that is not the file's.
+        assert_eq!(ranges(&[0, 3, 3, 20, 30], 9), [0..3, 3..9]);
+        let far =
+            [0..2 * PIECE_BYTES, 2 * PIECE_BYTES..4 * PIECE_BYTES, 4 * PIECE_BYTES..4 * PIECE_BYTES + 1];
+        assert_eq!(ranges(&[u64::MAX], 4 * PIECE_BYTES + 1), far);
     }
 }

@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 
 use jiff::SignedDuration;
 use slotkeep_format::RetentionPolicy;
-use slotkeep_jobs::prune::{Kind, Step};
+use slotkeep_jobs::ObjectKind;
+use slotkeep_jobs::prune::Step;
 use slotkeep_repo::{Location, Repository};
 
 use crate::clock::prune;
@@ -35,7 +36,8 @@ fn behind_the_window_only_what_leads_to_kept_backups_stays() {
     let policy = RetentionPolicy { window: Some(SignedDuration::from_secs(1)), ..RetentionPolicy::default() };
     let marked = prune(&repository, &policy, 48);
     let log = |step: Step| {
-        let of_log = marked.objects.iter().filter(|object| object.kind == Kind::Log && object.step == step);
+        let of_log =
+            marked.objects.iter().filter(|object| object.kind == ObjectKind::Log && object.step == step);
         of_log.map(|object| object.path.clone()).collect::<Vec<_>>()
     };
     let outside = log(Step::Mark);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use slotkeep_format::{Depth, RetentionPolicy, Severity, TimeSample, Unneeded};
+use slotkeep_jobs::ObjectKind;
 use slotkeep_jobs::compact::{CompactOptions, CompactPlan, CompactReport};
-use slotkeep_jobs::prune::Kind;
 use slotkeep_model::ReplId;
 use slotkeep_repo::{Repository, SegmentEntry};
 
@@ -74,7 +74,7 @@ fn a_large_segment_says_all_that_the_small_ones_said_and_takes_their_place() {
 
     // The small ones go in the two steps of everything else.
     let marked = prune(&repository, &last(9), 48);
-    let covered: Vec<_> = marked.objects.iter().filter(|object| object.kind == Kind::Log).collect();
+    let covered: Vec<_> = marked.objects.iter().filter(|object| object.kind == ObjectKind::Log).collect();
     assert_eq!(covered.len(), 12);
     assert!(covered.iter().all(|object| object.why == Unneeded::Covered));
     prune(&repository, &last(9), 73);

@@ -1,7 +1,8 @@
 //! Marked, and deleted a day later, unless something needs it then.
 
 use slotkeep_format::{Depth, KeptFor, RetentionPolicy, Severity};
-use slotkeep_jobs::prune::{Kind, PruneReport, Step};
+use slotkeep_jobs::ObjectKind;
+use slotkeep_jobs::prune::{PruneReport, Step};
 use slotkeep_repo::BackupSelector;
 
 use crate::clock::{last, plan, prune};
@@ -9,7 +10,7 @@ use crate::common::files;
 use crate::harness::{Bench, RUNTIME};
 use crate::lived::{paths, restored};
 
-fn steps(report: &PruneReport, kind: Kind) -> Vec<Step> {
+fn steps(report: &PruneReport, kind: ObjectKind) -> Vec<Step> {
     report.objects.iter().filter(|object| object.kind == kind).map(|object| object.step).collect()
 }
 
@@ -34,10 +35,10 @@ fn what_no_rule_keeps_is_marked_and_goes_after_the_grace() {
     assert_eq!(paths(&bench.repo()), before);
 
     let marked = prune(&repository, &last(1), 48);
-    assert_eq!(steps(&marked, Kind::Backup), [Step::Mark; 2]);
-    assert_eq!(steps(&marked, Kind::Base), [Step::Mark; 9]);
-    assert_eq!(steps(&marked, Kind::Topology), [Step::Mark]);
-    assert_eq!(steps(&marked, Kind::Log).len() + steps(&marked, Kind::History).len(), 0);
+    assert_eq!(steps(&marked, ObjectKind::Backup), [Step::Mark; 2]);
+    assert_eq!(steps(&marked, ObjectKind::Base), [Step::Mark; 9]);
+    assert_eq!(steps(&marked, ObjectKind::Topology), [Step::Mark]);
+    assert_eq!(steps(&marked, ObjectKind::Log).len() + steps(&marked, ObjectKind::History).len(), 0);
     assert_eq!(marked.backups[2].kept_for, [KeptFor::Last, KeptFor::Newest]);
     // Until they are deleted all of them are as good as before.
     for id in &ids {
@@ -48,12 +49,12 @@ fn what_no_rule_keeps_is_marked_and_goes_after_the_grace() {
     // A day is not over yet; nothing is written then.
     let with_marks = paths(&bench.repo());
     let waiting = prune(&repository, &last(1), 71);
-    assert_eq!(steps(&waiting, Kind::Backup), [Step::Wait; 2]);
+    assert_eq!(steps(&waiting, ObjectKind::Backup), [Step::Wait; 2]);
     assert_eq!(paths(&bench.repo()), with_marks);
 
     let swept = prune(&repository, &last(1), 73);
-    assert_eq!(steps(&swept, Kind::Backup), [Step::Deleted; 2]);
-    assert_eq!(steps(&swept, Kind::Base), [Step::Deleted; 9]);
+    assert_eq!(steps(&swept, ObjectKind::Backup), [Step::Deleted; 2]);
+    assert_eq!(steps(&swept, ObjectKind::Base), [Step::Deleted; 9]);
     assert_eq!(swept.freed_bytes, marked.marked_bytes);
     assert!(swept.refused.is_empty());
     let after = paths(&bench.repo());
@@ -83,7 +84,7 @@ fn a_mark_is_void_as_soon_as_something_needs_the_object() {
     let bench = Bench::new();
     let repository = bench.open();
     let ids = bench.backup_ids();
-    assert_eq!(steps(&prune(&repository, &last(1), 0), Kind::Base), [Step::Mark; 9]);
+    assert_eq!(steps(&prune(&repository, &last(1), 0), ObjectKind::Base), [Step::Mark; 9]);
     let late_plan = plan(&repository, &last(1), 25);
     // Somebody goes on from a base that is marked, after the plan was made.
     let mut manifest =
@@ -92,12 +93,12 @@ fn a_mark_is_void_as_soon_as_something_needs_the_object() {
     "20991126T000000.000Z-0004".clone_into(&mut manifest.id);
     RUNTIME.block_on(repository.commit(&manifest)).unwrap();
     let swept = crate::clock::act(&repository, &late_plan, 25).unwrap();
-    assert_eq!(steps(&swept, Kind::Base), [Step::Needed; 9]);
-    assert_eq!(steps(&swept, Kind::Backup), [Step::Deleted; 2]);
+    assert_eq!(steps(&swept, ObjectKind::Base), [Step::Needed; 9]);
+    assert_eq!(steps(&swept, ObjectKind::Backup), [Step::Deleted; 2]);
     assert_eq!(restored(&bench.repo(), "20991126T000000.000Z-0004", 3), old);
     // It is no longer marked, and what it replaces is marked only now.
     let next = prune(&repository, &last(1), 26);
-    assert!(steps(&next, Kind::Base).iter().all(|step| *step == Step::Mark));
+    assert!(steps(&next, ObjectKind::Base).iter().all(|step| *step == Step::Mark));
     assert_eq!(restored(&bench.repo(), "20991126T000000.000Z-0004", 3), old);
     sound(&bench);
 }
@@ -112,7 +113,7 @@ fn objects_of_no_backup_go_once_they_are_old() {
     std::fs::remove_file(manifest).unwrap();
     let everything = last(9);
     let young = prune(&repository, &everything, 0);
-    assert!(steps(&young, Kind::Base).is_empty() && young.young_bytes > 0, "{young:#?}");
+    assert!(steps(&young, ObjectKind::Base).is_empty() && young.young_bytes > 0, "{young:#?}");
     let orphans =
         files(&bench.repo()).into_iter().filter(|(name, _)| name.contains(&format!("-{}/", ids[0])));
     let orphans: Vec<String> = orphans.map(|(name, _)| name).collect();
@@ -126,10 +127,10 @@ fn objects_of_no_backup_go_once_they_are_old() {
     let written = std::fs::metadata(bench.object(&orphans[8])).unwrap().modified().unwrap();
     touch(&orphans[8], fresh);
     let none = prune(&repository, &everything, 40);
-    assert!(steps(&none, Kind::Base).is_empty() && none.young_bytes > 0, "{none:#?}");
+    assert!(steps(&none, ObjectKind::Base).is_empty() && none.young_bytes > 0, "{none:#?}");
     touch(&orphans[8], written);
-    assert_eq!(steps(&prune(&repository, &everything, 40), Kind::Base), [Step::Mark; 9]);
-    assert_eq!(steps(&prune(&repository, &everything, 65), Kind::Base), [Step::Deleted; 9]);
+    assert_eq!(steps(&prune(&repository, &everything, 40), ObjectKind::Base), [Step::Mark; 9]);
+    assert_eq!(steps(&prune(&repository, &everything, 65), ObjectKind::Base), [Step::Deleted; 9]);
     assert!(!paths(&bench.repo()).iter().any(|path| path.contains(&format!("-{}/", ids[0]))));
     for id in &ids[1..] {
         restored(&bench.repo(), id, 3);
@@ -155,9 +156,9 @@ fn the_base_that_an_archive_goes_on_from_stays_before_it_is_listed() {
         file.set_modified(fresh).unwrap();
     }
     let report = prune(&repository, &last(9), 40);
-    assert_eq!(steps(&report, Kind::Base), []);
+    assert_eq!(steps(&report, ObjectKind::Base), []);
     // Once it is written no more, the base is an orphan.
-    assert_eq!(steps(&prune(&repository, &last(9), 80), Kind::Base), [Step::Mark; 9]);
+    assert_eq!(steps(&prune(&repository, &last(9), 80), ObjectKind::Base), [Step::Mark; 9]);
 }
 
 fn harness_now() -> jiff::Timestamp {
@@ -176,7 +177,7 @@ fn as_long_as_a_manifest_cannot_be_read_nothing_that_it_may_need_goes() {
     for hours in [48, 96] {
         let report = prune(&repository, &last(1), hours);
         assert_eq!(report.unreadable, [ids[1].clone()]);
-        assert!(report.objects.iter().all(|object| object.kind == Kind::Backup), "{report:#?}");
+        assert!(report.objects.iter().all(|object| object.kind == ObjectKind::Backup), "{report:#?}");
     }
     let left = paths(&bench.repo());
     assert!(!left.iter().any(|path| path.contains(&format!("backups/{}", ids[0]))));

@@ -113,6 +113,7 @@ pub(crate) fn options(depth: Depth) -> VerifyOptions {
         again: false,
         sample_percent: None,
         jobs: 2,
+        captures: 2,
         engine: EngineOptions::default(),
         spool: std::env::temp_dir(),
         drill: DrillOptions { point: None, server: None, checks: None },

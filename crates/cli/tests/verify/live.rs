@@ -1,6 +1,6 @@
 //! A running cluster against its repository, under writes: nothing differs where nothing does, and one changed element is named.
 //!
-//! `SLOTKEEP_LIVE_RUNS` sets how often the first is tried.
+//! `SLOTKEEP_LIVE_RUNS` sets how often the first is tried, `SLOTKEEP_LIVE_KEYS` among how many keys one is changed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -95,8 +95,8 @@ impl Bench {
     }
 }
 
-fn runs() -> usize {
-    std::env::var("SLOTKEEP_LIVE_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(3)
+fn setting(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
 /// What was found, but for notes.
@@ -124,7 +124,7 @@ fn an_archived_cluster_equals_its_repository_and_a_changed_command_is_found() {
     agent.wait_status("every shard's first segments", |status| {
         status["shards"].as_array().unwrap().iter().all(|shard| shard["segments"].as_u64().unwrap() > 1)
     });
-    for _ in 0..runs() {
+    for _ in 0..setting("SLOTKEEP_LIVE_RUNS", 3) {
         let record = bench.live(&["--only"]).expect_code(0).json();
         assert_eq!(findings(&record), Vec::<&Json>::new(), "{record}");
         let live = &record["live"];
@@ -232,4 +232,47 @@ fn a_log_that_does_not_lead_there_is_no_finding() {
     let folder: &Path = bench.folder.path();
     let record = std::fs::read_dir(folder.join("repo/main/verify")).unwrap().count();
     assert_eq!(record, 1, "the record says that it was broken off");
+}
+
+/// Hashes of two fields, strings and sorted sets, so many in all, made by the server itself.
+fn fill(bench: &Bench, keys: usize) {
+    const MADE_AT_ONCE: usize = 10_000;
+    const SCRIPT: &str = "for n = tonumber(ARGV[1]), tonumber(ARGV[2]) - 1 do \
+        if n % 4 == 0 then redis.call('SET', 'key:' .. n, 'value ' .. n) \
+        elseif n % 4 == 1 then redis.call('ZADD', 'key:' .. n, n, 'one', n + 1, 'two') \
+        else redis.call('HSET', 'key:' .. n, 'first', n, 'second', 'value ' .. n) end end";
+    let mut client = bench.cluster.primary(0).unwrap().client().unwrap();
+    for start in (0..keys).step_by(MADE_AT_ONCE) {
+        let end = (start + MADE_AT_ONCE).min(keys);
+        client.command(&["EVAL", SCRIPT, "0", &start.to_string(), &end.to_string()]).unwrap();
+        assert_eq!(client.command(&["WAIT", "1", "10000"]).unwrap().int().unwrap(), 1, "the replica follows");
+    }
+}
+
+#[test]
+fn one_changed_field_among_many_keys_is_named_under_writes() {
+    let keys = setting("SLOTKEEP_LIVE_KEYS", 200_000);
+    let builder = ClusterBuilder::new(server("valkey-9.1")).cluster_mode(false).primaries(1);
+    let builder = builder.replicas_per_primary(1).config("repl-backlog-size", "256mb");
+    let bench = Bench::start(&builder);
+    fill(&bench, keys);
+    bench.run(&["backup", "--quiet"]).expect_code(0);
+    let load = Load::start(&bench.cluster);
+    let record = bench.live(&["--only", "--live-wait", "0"]).expect_code(0).json();
+    assert_eq!(findings(&record), Vec::<&Json>::new(), "{record}");
+    let seen = record["live"]["keys"].as_u64().unwrap();
+    assert!(seen > keys as u64 && record["live"]["shards"][0]["log_bytes"].as_u64().unwrap() > 0, "{record}");
+
+    let mut replica = bench.cluster.replicas(0).unwrap()[0].client().unwrap();
+    let changed = format!("key:{}", keys / 2 / 4 * 4 + 2);
+    replica.command(&["CONFIG", "SET", "replica-read-only", "no"]).unwrap();
+    let added = replica.command(&["HSET", &changed, "second", "another"]).unwrap();
+    assert_eq!(added.int().unwrap(), 0, "the field was there");
+    let record = bench.live(&["--only", "--live-wait", "0"]).expect_code(42).json();
+    let what = finding(&record);
+    assert!(
+        what.contains(": 1 slots differ") && what.ends_with(&format!("; keys: \"{changed}\": value")),
+        "{what}"
+    );
+    drop(load);
 }

@@ -90,9 +90,10 @@ impl Looker {
     ) -> Result<()> {
         let rdb = &job.record.rdb;
         let (frames, queue) = mpsc::channel(QUEUE_PIECES);
+        let (used, buffers) = mpsc::channel(QUEUE_PIECES);
         let (pieces, remade) = mpsc::channel(QUEUE_PIECES);
-        let worker = tokio::task::spawn_blocking(move || read_rdb(queue, &pieces));
-        let (fed, compared) = futures::join!(self.feed(rdb, frames), self.compare(index, remade));
+        let worker = tokio::task::spawn_blocking(move || read_rdb(queue, &used, &pieces));
+        let (fed, compared) = futures::join!(self.feed(rdb, frames, buffers), self.compare(index, remade));
         let reading = worker.await.map_err(|error| {
             Error::new(ErrorKind::Failed, format!("a worker ended unexpectedly: {error}"))
         })?;
@@ -141,12 +142,17 @@ impl Looker {
         }
     }
 
-    /// Gives the RDB to the worker.
-    async fn feed(&self, rdb: &ObjectRecord, frames: mpsc::Sender<Vec<u8>>) -> Result<(), RepoError> {
+    /// Gives the RDB to the worker, in buffers that it gives back.
+    async fn feed(
+        &self,
+        rdb: &ObjectRecord,
+        frames: mpsc::Sender<Vec<u8>>,
+        mut buffers: mpsc::Receiver<Vec<u8>>,
+    ) -> Result<(), RepoError> {
         let mut object = self.repository.framed(rdb).await?;
         let stored: Vec<u32> = object.table().frames().iter().map(|frame| frame.stored_bytes).collect();
         let mut stored = stored.into_iter();
-        while let Some(frame) = object.next().await? {
+        while let Some(frame) = object.next_in(buffers.try_recv().unwrap_or_default()).await? {
             self.count(stored.next().map_or(0, u64::from));
             // The worker takes everything as long as this side lives.
             let _ = frames.send(frame).await;
@@ -294,17 +300,22 @@ struct Reading {
     meaning: std::result::Result<Meaning, NotUnderstood>,
 }
 
-fn read_rdb(mut queue: mpsc::Receiver<Vec<u8>>, index: &mpsc::Sender<Vec<u8>>) -> Reading {
+fn read_rdb(
+    mut queue: mpsc::Receiver<Vec<u8>>,
+    used: &mpsc::Sender<Vec<u8>>,
+    index: &mpsc::Sender<Vec<u8>>,
+) -> Reading {
     let mut envelope = Envelope::new();
     let mut interpreter = Interpreter::default();
     let mut failed = None;
     while let Some(piece) = queue.blocking_recv() {
         envelope.feed(&piece);
-        if failed.is_some() {
-            continue;
+        if failed.is_none() {
+            failed = interpreter.feed(&piece).err();
         }
-        failed = interpreter.feed(&piece).err();
-        while interpreter.index().len() >= FRAME_RAW_BYTES {
+        // Memory that is new to the process costs more than what stands in it.
+        let _ = used.try_send(piece);
+        while failed.is_none() && interpreter.index().len() >= FRAME_RAW_BYTES {
             // Nobody compares what nobody stored.
             let _ = index.blocking_send(interpreter.index().take(FRAME_RAW_BYTES));
         }

@@ -10,7 +10,6 @@
 //! error as its words. Programs find the nodes in `SLOTKEEP_DRILL_NODES` (`host:port`, separated by commas).
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use slotkeep_format::{Depth, VerifyFinding};
@@ -18,6 +17,7 @@ use slotkeep_model::NodeAddr;
 use slotkeep_wire::resp::{Command, Value};
 
 use super::findings::problem;
+use crate::guard::Guard;
 use crate::{Context, Error, ErrorKind, Result};
 
 const CHECK: (Depth, &str) = (Depth::Drill, "check");
@@ -78,7 +78,7 @@ impl Checks {
     pub(super) async fn run(
         &self,
         context: &Context,
-        nodes: &[NodeAddr],
+        (nodes, guard): (&[NodeAddr], &Guard),
         object: &str,
     ) -> Result<Vec<VerifyFinding>> {
         let mut found = Vec::new();
@@ -95,7 +95,7 @@ impl Checks {
             }
             Self::Programs(programs) => {
                 for program in programs {
-                    if let Err(why) = run_program(program, nodes).await {
+                    if let Err(why) = run_program(program, nodes, guard).await {
                         let what = format!("{}: {why}", program.display());
                         found.push(problem(CHECK, object, what, ADVICE));
                     }
@@ -125,11 +125,11 @@ async fn ask(context: &Context, nodes: &[NodeAddr], words: &[String]) -> Result<
     Err(Error::new(ErrorKind::Failed, format!("{name} is sent from node to node")))
 }
 
-async fn run_program(program: &Path, nodes: &[NodeAddr]) -> std::result::Result<(), String> {
+async fn run_program(program: &Path, nodes: &[NodeAddr], guard: &Guard) -> std::result::Result<(), String> {
     let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
-    let mut command = tokio::process::Command::new(program);
-    command.env("SLOTKEEP_DRILL_NODES", nodes.join(",")).stdin(Stdio::null()).kill_on_drop(true);
-    let ended = tokio::time::timeout(PROGRAM_LIMIT, command.output()).await;
+    let nodes = nodes.join(",");
+    let run = guard.run(program, ("SLOTKEEP_DRILL_NODES", &nodes));
+    let ended = tokio::time::timeout(PROGRAM_LIMIT, run).await;
     let output = ended
         .map_err(|_| format!("it did not end within {} s", PROGRAM_LIMIT.as_secs()))?
         .map_err(|error| format!("it can't be run: {error}"))?;

@@ -201,15 +201,16 @@ impl Drill<'_, '_> {
         self.steps.begin("compare");
         found.extend(self.compare(&context, &seeds).await?);
         self.steps.begin("functions");
-        found.extend(self.functions(&context, &seeds).await?);
+        found.extend(context.unless_stopped(self.functions(&context, &seeds)).await?);
         if let Some(checks) = &self.checks {
             self.steps.begin("checks");
-            found.extend(checks.run(&context, &seeds, &self.record.backup).await?);
+            let run = checks.run(&context, (&seeds, self.guard), &self.record.backup);
+            found.extend(context.unless_stopped(run).await?);
         }
         self.steps.begin("write");
-        let (shard, key) = self.write(&context, &seeds).await?;
+        let (shard, key) = context.unless_stopped(self.write(&context, &seeds)).await?;
         self.steps.begin("failover");
-        self.fail_over(&context, shard.as_ref(), &key).await?;
+        context.unless_stopped(self.fail_over(&context, shard.as_ref(), &key)).await?;
         Ok(found)
     }
 
@@ -249,7 +250,7 @@ impl Drill<'_, '_> {
     async fn compare(&mut self, context: &Context, seeds: &[NodeAddr]) -> Result<Option<VerifyFinding>> {
         let spool = &self.folder;
         let capture = Snapshot::plan(context, seeds, Prefer::Replica).await?;
-        let how = CaptureOptions::new(spool, self.run.options.jobs);
+        let how = CaptureOptions::new(spool, self.run.options.captures);
         let restored = Snapshot::of_cluster(context, &capture, &how).await?;
         let kept;
         let wanted = if self.point.has_log() {
@@ -391,4 +392,23 @@ fn key_in(context: &Context, slots: &SlotSet) -> Result<String> {
     let keys = (0..300_000_u32).map(|number| format!("slotkeep:drill:{stem}:{number}"));
     let fitting = keys.into_iter().find(|key| slots.contains(key_slot(key.as_bytes())));
     fitting.ok_or_else(|| Error::new(ErrorKind::Failed, format!("no key was found for the slots {slots}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_that_others_use_are_left_alone() {
+        let ports = |addrs: &[NodeAddr]| {
+            addrs.iter().flat_map(|addr| [addr.port(), addr.port() + 10_000]).collect::<Vec<u16>>()
+        };
+        let first = ports(&free_addrs(30).unwrap());
+        // Free: each can be taken, the bus's too.
+        let held: Vec<TcpListener> =
+            first.iter().map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).unwrap()).collect();
+        let second = ports(&free_addrs(30).unwrap());
+        assert_eq!((first.len(), second.len(), held.len()), (60, 60, 60));
+        assert!(second.iter().all(|port| !first.contains(port)), "{first:?} {second:?}");
+    }
 }

@@ -66,6 +66,8 @@ pub struct VerifyOptions {
     pub sample_percent: Option<u8>,
     /// At most so many objects at a time.
     pub jobs: usize,
+    /// At most so many shards at a time where a cluster is captured, the drill's own or the running one.
+    pub captures: usize,
     /// The private server that applies a log, at [`Depth::Chain`].
     pub engine: EngineOptions,
     /// Where what it gives is put for a while.

@@ -2,6 +2,7 @@
 
 mod report;
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,9 +44,10 @@ pub(crate) struct VerifyArgs {
     /// Look into so many per cent of the objects, chosen at random
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
     sample: Option<u8>,
-    /// Most objects at a time
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    jobs: usize,
+    /// Most objects at a time, as many as this machine has cores if not given; also most shards at a time of a cluster that is captured, two
+    /// if not given
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
     #[command(flatten)]
     engine: EngineArgs,
     /// Folder in which bases are put for a while that a private server gives; the system's for temporary files if not given
@@ -171,7 +173,8 @@ async fn verified(
         only: arguments.only,
         again: arguments.again,
         sample_percent: arguments.sample,
-        jobs: arguments.jobs,
+        jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, NonZero::get)),
+        captures: arguments.jobs.unwrap_or(2),
         engine: arguments.engine.options(),
         drill: DrillOptions { point, server: arguments.server.clone(), checks: arguments.checks.clone() },
         spool: arguments.spool.clone().unwrap_or_else(std::env::temp_dir),

@@ -82,7 +82,7 @@ impl Run<'_> {
         steps.begin("capture");
         let how = CaptureOptions {
             spool: spool.path(),
-            jobs: self.options.jobs,
+            jobs: self.options.captures,
             jobs_per_host: options.jobs_per_host,
             limit: options.limit.clone(),
         };
