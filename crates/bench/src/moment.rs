@@ -156,7 +156,7 @@ fn restore(slotkeep: &Path, server: &Server, scratch: &Path) -> Result<Restored,
     let (mut rdb_bytes, mut told_base_s, mut told_log_s) = (0, 0.0_f64, 0.0_f64);
     for file in files(&target)? {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.ends_with(".rdb") {
+        if file.extension().is_some_and(|end| end == "rdb") {
             rdb_bytes += fs::metadata(&file)?.len();
         } else if name == "server.log" {
             let log = fs::read_to_string(&file)?;

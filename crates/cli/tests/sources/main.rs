@@ -1,7 +1,12 @@
 //! Backups without replication, from real servers: they hold what the cluster holds, say how they were read, and nothing takes them for
 //! a point that a log could go on from.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "what does not hold fails the test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "what does not hold fails the test"
+)]
 
 #[path = "../restore_files/harness.rs"]
 #[allow(dead_code, reason = "each test crate uses its part")]

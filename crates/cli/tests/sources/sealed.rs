@@ -77,7 +77,7 @@ fn serve(client: TcpStream, state: &Mutex<State>) {
     let real = TcpStream::connect(state.lock().unwrap().real).unwrap();
     let (mut replies, mut back) = (real.try_clone().unwrap(), client.try_clone().unwrap());
     thread::spawn(move || {
-        let mut buffer = [0; 1 << 16];
+        let mut buffer = vec![0; 1 << 16];
         while let Ok(read @ 1..) = replies.read(&mut buffer) {
             if back.write_all(&buffer[..read]).is_err() {
                 break;

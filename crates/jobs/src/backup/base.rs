@@ -207,7 +207,7 @@ impl TakenBase {
     }
 
     /// The same base, read in that way.
-    pub(crate) fn as_read(self, read: ReadRecord) -> Self {
+    pub(crate) fn with_read(self, read: ReadRecord) -> Self {
         Self { read: Some(read), ..self }
     }
 

@@ -120,7 +120,7 @@ pub(super) async fn take(
     let base = received.store(&job.repository).await?;
     let line = Line { job, shard, candidate, history, base_mark };
     match line.store_log(&mut set, AofCut::START).await {
-        Ok((read, cut)) => Ok(Taken { base: base.as_read(read), cut: Some(cut) }),
+        Ok((read, cut)) => Ok(Taken { base: base.with_read(read), cut: Some(cut) }),
         Err(error) => {
             base.take_back(&job.repository).await;
             Err(error)
@@ -149,7 +149,7 @@ pub(super) async fn go_on(
     let from = AofCut { offset: cut.offset, place, database: aof.database };
     let line = Line { job, shard, candidate, history: cut.history, base_mark };
     let (read, cut) = line.store_log(&mut set, from).await?;
-    Ok(Taken { base: TakenBase::of(record, backup).as_read(read), cut: Some(cut) })
+    Ok(Taken { base: TakenBase::of(record, backup).with_read(read), cut: Some(cut) })
 }
 
 /// Why nothing leads to these files.
