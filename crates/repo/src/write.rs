@@ -48,11 +48,11 @@ impl Repository {
             .iter_mut()
             .map(|(companion, writing)| {
                 let (companion, path) = (&**companion, path.clone());
-                let begin = async move {
+                let start = async move {
                     *writing = Some(companion.repository().begin_object(path).await?);
                     Ok(())
                 };
-                (companion, begin.boxed())
+                (companion, start.boxed())
             })
             .collect();
         let own = everywhere(&self.location, self.begin_object(path.clone()), others).await;

