@@ -245,7 +245,7 @@ impl Repository {
         let mut others: Vec<_> =
             others.map(|one| (Arc::clone(one), Sink::new(one.repository(), &path))).collect();
         let looks = others.iter_mut().map(|(one, sink)| (&**one, sink.look().boxed())).collect();
-        everywhere(&self.location, own.look(), looks).await?;
+        everywhere(&self.location, own.look().boxed(), looks).await?;
         if own.is_there && others.iter().all(|(_, sink)| sink.is_there) {
             return Err(RepoError::new("write", &path, Problem::Exists));
         }
@@ -375,7 +375,7 @@ impl SegmentWriter {
             let finish = async { sink.finish(&record).await.map(drop) };
             (&**one, finish.boxed())
         });
-        let written = everywhere(&location, own.finish(&record), each.collect()).await?;
+        let written = everywhere(&location, own.finish(&record).boxed(), each.collect()).await?;
         if written { Ok(record) } else { Err(RepoError::new("write", &path, Problem::Exists)) }
     }
 }
@@ -386,7 +386,7 @@ impl Storing<'_> {
         for piece in pieces {
             let others = self.others.iter_mut();
             let each = others.map(|(one, sink)| (&**one, sink.append(piece.clone()).boxed())).collect();
-            everywhere(&location, self.own.append(piece.clone()), each).await?;
+            everywhere(&location, self.own.append(piece.clone()).boxed(), each).await?;
             for (_, sink) in self.others.extract_if(.., |(companion, _)| companion.failure().is_some()) {
                 // Nobody waits for one that was given up.
                 tokio::spawn(sink.abort());

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -51,7 +51,7 @@ impl ObjectStore for Early {
     ) -> Result<Box<dyn MultipartUpload>> {
         let inner = self.inner.put_multipart_opts(location, opts).await?;
         let object = self.inner.path_to_filesystem(location)?;
-        let file = spawn_blocking(move || being_written(object)).await?.map(Arc::new);
+        let file = spawn_blocking(move || being_written(&object)).await?.map(Arc::new);
         Ok(Box::new(EarlyUpload { inner, file, put_bytes: 0, given_bytes: 0 }))
     }
 
@@ -86,9 +86,9 @@ impl ObjectStore for Early {
 
 /// The file in which the library gathers an upload: the object's name with `#` and the first number that was free. If it is another's,
 /// no harm is done.
-fn being_written(object: PathBuf) -> Option<File> {
+fn being_written(object: &FilePath) -> Option<File> {
     let numbered = |number: u32| {
-        let mut name = object.clone().into_os_string();
+        let mut name = object.as_os_str().to_owned();
         name.push(format!("#{number}"));
         File::open(name).ok()
     };
