@@ -423,10 +423,8 @@ pub fn wire_primary(data: &[u8]) {
     let Some((&options, data)) = data.split_first() else { return };
     let needs_password = options % 2 == 1;
     let header = if options & 2 == 0 { PayloadHeader::Length(9) } else { PayloadHeader::Mark([b'm'; 40]) };
-    let (before, after) = match data.iter().position(|&byte| byte == SNAPSHOT) {
-        Some(at) => (&data[..at], &data[at + 1..]),
-        None => (data, &[][..]),
-    };
+    let mut parts = data.splitn(2, |&byte| byte == SNAPSHOT);
+    let (before, after) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let run = |step: usize| {
         let credentials = needs_password.then(|| Credentials { user: None, password: PASSWORD.to_owned() });
         let mut primary = Primary::new(credentials);
