@@ -48,6 +48,19 @@ pub fn seeds(target: &str, repository: &Path) -> Vec<Vec<u8>> {
             let no_port = [&b"+PONG\r\n+OK\r\n+OK\r\n+FULLRESYNC "[..], &[b'a'; 40], b" 17\r\n$EOF:", &[b'm'; 40], b"\r\n"].concat();
             vec![resync, no_port, b"-NOAUTH Authentication required.\r\n".to_vec(), b"HTTP/1.1 400\r\n".to_vec()]
         }
+        "wire_primary" => replicas(),
+        "wire_filter" => vec![
+            stream(&[&["SELECT", "0"], &["MULTI"], &["SET", "k", "v"], &["PUBLISH", "c", "m"], &["EXEC"]]),
+stream(&[&["PING"], &["REPLCONF", "GETACK", "*"], &["SPUBLISH", "channel", "message"], &["SET", "k", "v"]]),
+            stream(&[&["CLUSTER", "SYNCSLOTS", "FINISH"], &["SET", "k", "v"]]),
+            stream(&[&["CLUSTER", "FLUSHSLOT", "5"], &["TRIMSLOTS", "RANGES", "1", "0", "5"], &["SFLUSH", "0", "5"]]),
+        ],
+        "wire_expiry" => vec![
+            stream(&[&["SELECT", "0"], &["SET", "k", "v", "PX", "5000", "NX"], &["SET", "k", "v", "KEEPTTL"], &["SETEX", "k", "5", "v"]]),
+            stream(&[&["PSETEX", "k", "5", "v"], &["EXPIRE", "k", "7"], &["PEXPIRE", "k", "7"], &["PEXPIREAT", "k", "4000000000000"]]),
+            stream(&[&["RESTORE", "k", "5", "payload"], &["RESTORE-ASKING", "k", "0", "payload"]]),
+            stream(&[&["RESTORE", "k", "5", "payload", "REPLACE"], &["RESTORE", "k", "4000000000000", "payload", "ABSTTL", "FREQ", "3"]]),
+        ],
         "wire_info" => wire(&["info.txt", "info-replica.txt", "cluster-info.txt"]),
         "wire_cluster_nodes" => wire(&["cluster-nodes.txt", "cluster-nodes-importing.txt", "nodes.conf"]),
         "format_frames" => vec![frames()],
@@ -56,6 +69,40 @@ pub fn seeds(target: &str, repository: &Path) -> Vec<Vec<u8>> {
         "format_digest" => folder_files(&old).into_iter().filter(|path| path.ends_with("digest")).map(|path| read(&path)).collect(),
         _ => Vec::new(),
     }
+}
+
+/// A stream of these commands.
+fn stream(commands: &[&[&str]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for words in commands {
+        bytes.extend(format!("*{}\r\n", words.len()).bytes());
+        for word in *words {
+            bytes.extend(format!("${}\r\n{word}\r\n", word.len()).bytes());
+        }
+    }
+    bytes
+}
+
+/// What replicas say: the byte of options, up to the snapshot, and after it.
+fn replicas() -> Vec<Vec<u8>> {
+    let id = "a".repeat(40);
+    let introduction: &[&[&str]] = &[
+        &["PING"],
+        &["AUTH", "default", "pass"],
+        &["REPLCONF", "listening-port", "7000", "ip-address", "10.0.0.1"],
+        &["REPLCONF", "capa", "eof", "capa", "psync2", "version", "8.0.0"],
+    ];
+    let before = [stream(introduction), stream(&[&["PSYNC", &id, "18"]]), b"\n\n".to_vec()].concat();
+    let fresh = [stream(&[&["PING"], &["AUTH", "pass"]]), stream(&[&["PSYNC", "?", "-1"]])].concat();
+    let after =
+        [b"\n".to_vec(), stream(&[&["REPLCONF", "ACK", "17"], &["REPLCONF", "ACK", "20", "FACK", "17"]])]
+            .concat();
+    vec![
+        [&[0][..], &before, &[0xfe], &after].concat(),
+        [&[3][..], &before, &[0xfe], &after].concat(),
+        [&[1][..], &fresh, &[0xfe]].concat(),
+        [&[1][..], &stream(&[&["PING"], &["AUTH", "wrong"], &["PSYNC", "?", "-1"]])].concat(),
+    ]
 }
 
 fn read(path: &Path) -> Vec<u8> {

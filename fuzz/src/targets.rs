@@ -11,9 +11,11 @@ use slotkeep_rdb::{
     ValueBuilder, ValueType, dump_payload,
 };
 use slotkeep_wire::nodes_conf::NodesConf;
+use slotkeep_wire::stream::{AbsoluteExpiry, Account, Filter, Gap};
 use slotkeep_wire::topology::{ClusterInfo, from_nodes};
 use slotkeep_wire::{
-    Handshake, HandshakeOptions, Info, PayloadHeader, Request, ServerError, Splitter, StreamStart, Transfer,
+    Credentials, Handshake, HandshakeOptions, Info, PayloadHeader, Primary, PrimaryError, PrimaryEvent,
+    Request, ServerError, Splitter, StreamStart, Transfer,
 };
 
 /// A fuzzer's name and function.
@@ -33,6 +35,9 @@ pub const TARGETS: &[Target] = &[
     ("wire_transfer", wire_transfer),
     ("wire_stream", wire_stream),
     ("wire_handshake", wire_handshake),
+    ("wire_primary", wire_primary),
+    ("wire_filter", wire_filter),
+    ("wire_expiry", wire_expiry),
     ("wire_info", wire_info),
     ("wire_cluster_nodes", wire_cluster_nodes),
     ("format_frames", format_frames),
@@ -387,6 +392,146 @@ pub fn wire_handshake(data: &[u8]) {
     let (whole, parts) = (read(data.len().max(1)), read(step(data)));
     assert_eq!(whole.is_some(), parts.is_some(), "chunks make no difference");
     assert_eq!(whole, parts, "chunks make no difference");
+}
+
+/// The password that a replica has to show.
+const PASSWORD: &str = "pass";
+
+/// What parts what a replica says before the snapshot from what it says after it: a byte that no command of it holds.
+const SNAPSHOT: u8 = 0xfe;
+
+/// Feeds a part and gives its events, those of which only the last of a row counts, once.
+fn listen(primary: &mut Primary, said: &[u8], step: usize) -> Result<Vec<PrimaryEvent>, PrimaryError> {
+    let mut events: Vec<PrimaryEvent> = Vec::new();
+    for chunk in said.chunks(step) {
+        primary.feed(chunk)?;
+        while let Some(event) = primary.poll() {
+            match (events.last_mut(), &event) {
+                (Some(PrimaryEvent::Alive), PrimaryEvent::Alive) => {}
+                (Some(last @ PrimaryEvent::Acknowledged { .. }), PrimaryEvent::Acknowledged { .. }) => {
+                    *last = event
+                }
+                _ => events.push(event),
+            }
+        }
+    }
+    Ok(events)
+}
+
+/// The first byte says whether a password is needed and what snapshot is offered. A replica that has not shown the password gets none.
+pub fn wire_primary(data: &[u8]) {
+    let Some((&options, data)) = data.split_first() else { return };
+    let needs_password = options % 2 == 1;
+    let header = if options & 2 == 0 { PayloadHeader::Length(9) } else { PayloadHeader::Mark([b'm'; 40]) };
+    let mut parts = data.splitn(2, |&byte| byte == SNAPSHOT);
+    let (before, after) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let run = |step: usize| {
+        let credentials = needs_password.then(|| Credentials { user: None, password: PASSWORD.to_owned() });
+        let mut primary = Primary::new(credentials);
+        let mut sent = Vec::new();
+        let mut found = listen(&mut primary, before, step);
+        sent.extend(primary.to_send());
+        if found.is_ok() {
+            primary.full_resync(&"a".repeat(40).parse().expect("an id"), ReplOffset(17), &header);
+            sent.extend(primary.to_send());
+            found = listen(&mut primary, after, step)
+                .map(|events| found.into_iter().flatten().chain(events).collect());
+            sent.extend(primary.to_send());
+        }
+        let state = (primary.facts().clone(), primary.acknowledged(), primary.may_stream());
+        let failed = primary.connection_closed();
+        (found, sent.concat(), state, failed)
+    };
+    let (whole, parts) = (run(data.len().max(1)), run(step(data)));
+    assert_eq!(whole, parts, "chunks make no difference");
+    let (found, sent, (.., may_stream), _) = whole;
+    let was_offered = sent.windows(11).any(|window| window == b"+FULLRESYNC");
+    let shown = before.windows(PASSWORD.len()).any(|window| window == PASSWORD.as_bytes());
+    assert!(!was_offered || !needs_password || shown, "nobody gets the data without the password");
+    assert!(!may_stream || was_offered, "the stream follows a snapshot");
+    let acknowledged = found.iter().flatten().any(|event| matches!(event, PrimaryEvent::Acknowledged { .. }));
+    assert!(!acknowledged || was_offered, "only what was sent is acknowledged");
+}
+
+/// The commands of a stream, if it is one from beginning to end, and whether it ends between two of them. Line feeds between commands are
+/// what gaps are filled with.
+fn commands(stream: &[u8]) -> Option<(u64, bool)> {
+    let start = StreamStart { offset: ReplOffset(0), db: None, in_transaction: false };
+    let (mut splitter, mut input, mut count) = (Splitter::new(start), stream, 0_u64);
+    loop {
+        while let (true, Some(rest)) = (splitter.is_between_commands(), input.strip_prefix(b"\n")) {
+            input = rest;
+        }
+        match splitter.next(&mut input) {
+            Ok(Some(_)) => count += 1,
+            Ok(None) => return Some((count, splitter.is_between_commands())),
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Chunks make no difference. How much of the command in question was given out before an error, nobody promises.
+fn is_the_same<T: PartialEq + std::fmt::Debug, E: PartialEq + std::fmt::Debug>(
+    (whole, one): &(Result<T, E>, Vec<u8>),
+    (parts, other): &(Result<T, E>, Vec<u8>),
+) {
+    assert_eq!(whole, parts, "chunks make no difference");
+    let alike = if whole.is_ok() { one == other } else { one.starts_with(other) || other.starts_with(one) };
+    assert!(alike, "chunks make no difference");
+}
+
+/// Commands are passed on byte for byte or left out; a filled gap leaves every offset as it was.
+pub fn wire_filter(data: &[u8]) {
+    use slotkeep_wire::stream::Reader;
+    for reader in [Reader::Engine, Reader::Node, Reader::AofFile] {
+        for gap in [Gap::Close, Gap::Fill] {
+            let run = |step: usize| {
+                let (mut filter, mut out) = (Filter::new(ReplOffset(5), reader, gap), Vec::new());
+                let result = data.chunks(step).try_for_each(|chunk| filter.feed(chunk, &mut out));
+                let state = (filter.account(), filter.left_out(), filter.in_transaction());
+                (result.map(|()| (state, filter.is_between_commands())), out)
+            };
+            let (whole, parts) = (run(data.len().max(1)), run(step(data)));
+            is_the_same(&whole, &parts);
+            let (Ok(((account, left_out, _), true)), out) = &whole else { continue };
+            assert_eq!(account.sent, ReplOffset(5 + out.len() as u64), "what is given out is counted");
+            let (came, _) = commands(data).expect("what is passed on is a stream");
+            let (went, ends_well) = commands(out).expect("what is passed on is a stream");
+            assert!(ends_well, "whole commands are passed on");
+            match gap {
+                Gap::Close => assert_eq!(went, came - left_out, "every command goes on or is left out"),
+                Gap::Fill => {
+                    let both = Account { original: account.original, sent: account.original };
+                    assert_eq!(*account, both, "offsets stay as they were");
+                    assert_eq!(went, came, "a gap is line feeds and one command without an effect");
+                }
+            }
+            if *left_out == 0 {
+                assert!(out == data, "what is passed on is not changed");
+            }
+        }
+    }
+}
+
+/// Every command goes on, and its time, once it is absolute, stays as it is.
+pub fn wire_expiry(data: &[u8]) {
+    let run = |data: &[u8], step: usize, base_ms: u64| {
+        let (mut rewriter, mut out) = (AbsoluteExpiry::new(ReplOffset(5)), Vec::new());
+        let time_ms = |offset: ReplOffset| base_ms + offset.0;
+        let result = data.chunks(step).try_for_each(|chunk| rewriter.feed(chunk, &mut out, time_ms));
+        let state = (rewriter.account(), rewriter.rewritten(), rewriter.is_between_commands());
+        (result.map(|()| state), out)
+    };
+    let whole = run(data, data.len().max(1), 1_700_000_000_000);
+    is_the_same(&whole, &run(data, step(data), 1_700_000_000_000));
+    let (Ok((account, rewritten, true)), out) = whole else { return };
+    assert_eq!(account.sent, ReplOffset(5 + out.len() as u64), "what is given out is counted");
+    let (came, _) = commands(data).expect("what is rewritten is a stream");
+    let (went, ends_well) = commands(&out).expect("what is written is a stream");
+    assert!(ends_well && went >= came && went <= came.saturating_add(rewritten), "every command goes on");
+    // At another time it means the same.
+    let again = |base_ms| run(&out, out.len().max(1), base_ms);
+    assert_eq!(again(1_800_000_000_000), again(1_700_000_000_000), "every time is absolute");
 }
 
 pub fn wire_info(data: &[u8]) {
