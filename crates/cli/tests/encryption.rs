@@ -149,9 +149,9 @@ fn a_host_that_only_writes_goes_on_with_backups() {
         let compared =
             ["diff", "latest", &addr, "--identity", reader.file(), "--engine", &program].map(str::to_owned);
         let compared: Vec<&str> = compared.iter().map(String::as_str).collect();
-        on("reader", &compared).expect_code(0);
+        on("laptop", &compared).expect_code(0);
     }
     let verify = ["verify", "--depth", "structure", "--identity", reader.file()];
-    let proved = on("reader", &verify).expect_code(0).json();
+    let proved = on("laptop", &verify).expect_code(0).json();
     assert_eq!(proved["findings"].as_array().unwrap().len(), 0, "{proved}");
 }

@@ -49,7 +49,8 @@ pub async fn feed(
             offset: ReplOffset(record.offset),
         },
         log: LogSource(log),
-        cut: ReplOffset(point.cut.offset),
+        // Heartbeats alone are not applied: what is given ends with the base.
+        cut: ReplOffset(if point.log_bytes == 0 { record.offset } else { point.cut.offset }),
     })
 }
 

@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use slotkeep_format::HistoryRecord;
 use slotkeep_format::lineage::HISTORY_VERSION;
 use slotkeep_format::manifest::{AofMark, AofRecord, ReadRecord, ReadSource, ShardCut, ShardRecord};
-use slotkeep_format::{HistoryRecord, TimeSample};
 use slotkeep_model::{ReplId, ReplOffset, Shard};
 use slotkeep_repo::layout::BaseLayout;
 use slotkeep_repo::{Problem, RepoError, Repository, SegmentMeta};
@@ -214,19 +214,9 @@ impl Line<'_> {
         let piece_bytes = self.job.options.seal.size_bytes;
         let context = &self.job.context;
         let scanned = scan_live(context, &mut set.increments, &set.folder, from, piece_bytes);
-        let mut scanned = context.unless_stopped(scanned).await?;
+        // When the end was stands in the manifest; in the segment it could contradict the next one's times, which are whole seconds.
+        let scanned = context.unless_stopped(scanned).await?;
         let until = set.until.max(set.from);
-        if let Some(last) = scanned.pieces.last_mut() {
-            let end = TimeSample {
-                from_ms: set.from.as_millisecond(),
-                // Not earlier than that fraction of a millisecond.
-                until_ms: until.as_millisecond().saturating_add(1),
-                offset: scanned.end.offset,
-            };
-            // What is behind this place is behind the one before, too.
-            let before = last.times.samples().last().map_or(end.from_ms, |before| before.from_ms);
-            last.times.push(TimeSample { from_ms: end.from_ms.max(before), ..end });
-        }
         let AofCut { offset, place, database } = scanned.end;
         let Some(file) = set.increments.get_mut(place.file) else {
             return Err(Error::new(ErrorKind::Failed, "the append-only file has no file of commands"));
