@@ -23,6 +23,21 @@ pub(super) const PID_FILE: &str = "server.pid";
 /// Settings whose value is a list of words in the file, not one word.
 const WORDS: &[&str] = &["latency-tracking-info-percentiles", "shutdown-on-sigint", "shutdown-on-sigterm"];
 
+/// TLS settings that every version since Redis 6.0 knows, if it was built with TLS: a build without it does not show them
+/// (`USE_OPENSSL` in `src/config.c`).
+const TLS_SETTINGS: &[&str] = &[
+    "tls-auth-clients",
+    "tls-ciphers",
+    "tls-ciphersuites",
+    "tls-cluster",
+    "tls-prefer-server-ciphers",
+    "tls-protocols",
+    "tls-replication",
+    "tls-session-cache-size",
+    "tls-session-cache-timeout",
+    "tls-session-caching",
+];
+
 /// The file's name, as the product's own packages have it.
 pub(super) const fn file_name(product: Product) -> &'static str {
     match product {
@@ -89,6 +104,8 @@ pub(super) fn sort(
         }
         if name.starts_with("tls-") && !tls {
             sorted.tls.push(name.clone());
+        } else if TLS_SETTINGS.contains(&name.as_str()) {
+            sorted.kept.insert(name.clone(), value.clone());
         } else if let Some(known) = defaults.name_of(name) {
             sorted.kept.insert(known.to_owned(), value.clone());
         } else if presumed(name) {
