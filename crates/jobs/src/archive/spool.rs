@@ -367,8 +367,8 @@ impl Writer {
             let first = match self.sync_due_in() {
                 None => messages.blocking_recv(),
                 Some(pause) => match receive_within(messages, &*self.clock, pause) {
-                    Some(received) => received,
-                    None => {
+                    Ok(received) => received,
+                    Err(Late) => {
                         self.sync()?;
                         continue;
                     }
@@ -504,17 +504,20 @@ impl Writer {
     }
 }
 
-/// The next message or the end of all, or nothing if neither comes in time.
+/// Nothing came in time.
+struct Late;
+
+/// The next message, or nothing at the end of all.
 fn receive_within(
     messages: &mut mpsc::Receiver<Message>,
     clock: &dyn Clock,
     limit: Duration,
-) -> Option<Option<Message>> {
+) -> Result<Option<Message>, Late> {
     Handle::current().block_on(async {
         tokio::select! {
             biased;
-            message = messages.recv() => Some(message),
-            () = clock.sleep(limit) => None,
+            message = messages.recv() => Ok(message),
+            () = clock.sleep(limit) => Err(Late),
         }
     })
 }
