@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::fs::File;
-use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -86,7 +85,7 @@ impl ObjectStore for Early {
 
 /// The file in which the library gathers an upload: the object's name with `#` and the first number that was free. If it is another's,
 /// no harm is done.
-fn being_written(object: &FilePath) -> Option<File> {
+fn being_written(object: &std::path::Path) -> Option<File> {
     let numbered = |number: u32| {
         let mut name = object.as_os_str().to_owned();
         name.push(format!("#{number}"));
@@ -142,3 +141,23 @@ fn write_back(file: &File, start: u64, bytes: u64) {
 
 #[cfg(not(target_os = "linux"))]
 fn write_back(_: &File, _: u64, _: u64) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn the_last_file_of_an_upload_is_the_one_being_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let object = folder.path().join("rdb.zst");
+        assert!(being_written(&object).is_none());
+        // The first was left behind by a process that was killed; the fourth is no upload that begins now.
+        for number in [1, 2, 4] {
+            std::fs::write(folder.path().join(format!("rdb.zst#{number}")), number.to_string()).unwrap();
+        }
+        let mut found = String::new();
+        being_written(&object).unwrap().read_to_string(&mut found).unwrap();
+        assert_eq!(found, "2");
+    }
+}
