@@ -161,7 +161,7 @@ fn take_front<'i>(input: &mut &'i [u8], len: usize) -> &'i [u8] {
 /// The search for the mark: in leaps while no mark is in sight, Knuth-Morris-Pratt over what may be the beginning of one.
 ///
 /// Servers' marks are hexadecimal digits, and a snapshot is mostly other bytes: a place of the mark's length whose last byte is none of the mark's
-/// is left behind at once. Looking for the mark itself, as for any string, took five times as long.
+/// is left behind at once.
 struct Search {
     mark: [u8; MARK_LEN],
     /// Whether a byte stands anywhere in the mark.
