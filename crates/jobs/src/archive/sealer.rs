@@ -393,8 +393,10 @@ async fn store_packed(
         times: packed.times,
     };
     let range = header.start..packed.end.saturating_add(1);
-    match repository.put_segment(&header.cluster, &header.history, range, packed.pack, meta).await {
-        Ok(_) | Err(RepoError { problem: Problem::Exists, .. }) => {}
+    let put = repository.put_segment(&header.cluster, &header.history, range.clone(), packed.pack, meta);
+    match put.await {
+        Ok(_) => {}
+        Err(RepoError { problem: Problem::Exists, .. }) => must_be_whole(repository, header, range).await?,
         Err(error) => return Err(error.into()),
     }
     Ok((header.history.clone(), packed.end))
