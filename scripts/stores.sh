@@ -1,22 +1,44 @@
 #!/usr/bin/env bash
-# Fetches an S3 server for tests, without touching the system: moto, into a Python environment of its own. Needs no root.
+# Fetches an S3 server for tests, without touching the system. Needs no root.
 #
-#   stores.sh          fetch it if it is missing, and print the path of its program
+#   stores.sh [moto]   moto, into a Python environment of its own
+#   stores.sh s3s-fs   s3s-fs, built by cargo
 #
-# It goes into ${SLOTKEEP_STORES:-$HOME/.cache/slotkeep/stores}/moto. A file `whole` is written last, so a folder that has it is whole.
-# Several runs at once wait for each other.
+# Each is fetched if it is missing, and the path of its program printed. They go into ${SLOTKEEP_STORES:-$HOME/.cache/slotkeep/stores}. A file
+# `whole` is written last, so a folder that has it is whole. Several runs at once wait for each other.
 set -euo pipefail
 
+name="${1:-moto}"
 folder="${SLOTKEEP_STORES:-$HOME/.cache/slotkeep/stores}"
 
+fetch() {
+  case $name in
+    moto)
+      # A Python environment holds its own path, so it is made in its place.
+      python3 -m venv "$folder/moto"
+      "$folder/moto/bin/pip" install --quiet --disable-pip-version-check 'moto[server]==5.2.*'
+      ;;
+    s3s-fs)
+      cargo install --quiet --locked --root "$folder/s3s-fs" --features binary s3s-fs@0.14.1
+      ;;
+  esac
+}
+
+case $name in
+  moto) program=bin/moto_server ;;
+  s3s-fs) program=bin/s3s-fs ;;
+  *)
+    printf 'stores.sh: there is no store %s; there are moto and s3s-fs\n' "$name" >&2
+    exit 64
+    ;;
+esac
+
 mkdir -p "$folder"
-exec 9>"$folder/.lock"
+exec 9>"$folder/.lock-$name"
 flock 9
-if [[ ! -e $folder/moto/whole ]]; then
-  rm -rf "$folder/moto"
-  # A Python environment holds its own path, so it is made in its place.
-  python3 -m venv "$folder/moto" >&2
-  "$folder/moto/bin/pip" install --quiet --disable-pip-version-check 'moto[server]==5.2.*' >&2
-  touch "$folder/moto/whole"
+if [[ ! -e $folder/$name/whole ]]; then
+  rm -rf "${folder:?}/$name"
+  fetch >&2
+  touch "$folder/$name/whole"
 fi
-printf '%s\n' "$folder/moto/bin/moto_server"
+printf '%s\n' "$folder/$name/$program"

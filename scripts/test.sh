@@ -127,7 +127,8 @@ main() {
   local names
   mapfile -t names < <(scripts/servers.sh --list)
   step "Stock servers (${#names[@]} versions)" scripts/servers.sh "${names[@]}"
-  step 'S3 server (moto)' scripts/stores.sh
+  step 'S3 server (moto)' scripts/stores.sh moto
+  step 'S3 server (s3s-fs)' scripts/stores.sh s3s-fs
   run_tests
   check_deployment
   conclude

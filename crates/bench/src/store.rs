@@ -35,9 +35,6 @@ pub(crate) struct StoreArgs {
     /// How often each is measured; medians are shown
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// An `s3s-fs` to store in (`cargo install s3s-fs --version 0.14.1 --locked --features binary`); moto, which is slow, if not given
-    #[arg(long)]
-    s3s_fs: Option<PathBuf>,
     /// Folder for what is written
     #[arg(long)]
     scratch: Option<PathBuf>,
@@ -88,10 +85,7 @@ pub(crate) fn run(arguments: &StoreArgs) -> Outcome<()> {
     println!("{} keys", loaded.keys());
     let files = scratch.path().join("buckets");
     std::fs::create_dir(&files)?;
-    let s3 = match &arguments.s3s_fs {
-        Some(program) => S3Server::start_s3s_fs(program, &files)?,
-        None => S3Server::start()?,
-    };
+    let s3 = S3Server::start_s3s_fs(&files)?;
     s3.make_bucket(BUCKET)?;
     let bench = Bench {
         scratch: scratch.path(),

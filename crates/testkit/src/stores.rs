@@ -17,7 +17,8 @@ use crate::watchdog::Watchdog;
 const SCRIPT: &str = include_str!("../../../scripts/stores.sh");
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// An S3 server that is empty when it starts, and dies with this. moto, which keeps everything in memory, or s3s-fs, which is faster.
+/// An S3 server that is empty when it starts, and dies with this. moto, which keeps everything in memory, or s3s-fs, which is faster, and
+/// looks before it writes where a condition wants both at once.
 #[derive(Debug)]
 pub struct S3Server {
     child: Child,
@@ -29,9 +30,9 @@ pub struct S3Server {
 }
 
 impl S3Server {
-    /// Fetches the server if it is missing, starts it, and waits until it answers.
+    /// Fetches moto if it is missing, starts it, and waits until it answers.
     pub fn start() -> Result<Self> {
-        let program = fetch()?;
+        let program = fetch("moto")?;
         let port = PortLease::take(false)?;
         let (watchdog, folder) = Watchdog::with_folder("slotkeep-store-")?;
         let number = port.port().to_string();
@@ -40,9 +41,9 @@ impl S3Server {
         Self { child, port, watchdog, files: None, _folder: folder }.answering()
     }
 
-    /// Starts the `s3s-fs` at that path (`cargo install s3s-fs --version 0.14.1 --locked --features binary`), which keeps objects as files
-    /// in that folder, and waits until it answers.
-    pub fn start_s3s_fs(program: &Path, files: &Path) -> Result<Self> {
+    /// Builds s3s-fs if it is missing, starts it, and waits until it answers. It keeps objects as files in that folder.
+    pub fn start_s3s_fs(files: &Path) -> Result<Self> {
+        let program = fetch("s3s-fs")?;
         let port = PortLease::take(false)?;
         let (watchdog, folder) = Watchdog::with_folder("slotkeep-store-")?;
         let number = port.port().to_string();
@@ -50,7 +51,7 @@ impl S3Server {
             ["--host", "127.0.0.1", "--port", &number, "--access-key", "test", "--secret-key", "test"];
         let arguments: Vec<&OsStr> =
             options.iter().map(OsStr::new).chain(std::iter::once(files.as_os_str())).collect();
-        let child = watchdog.spawn(program, &arguments, Stdio::null(), Stdio::null())?;
+        let child = watchdog.spawn(&program, &arguments, Stdio::null(), Stdio::null())?;
         Self { child, port, watchdog, files: Some(files.to_owned()), _folder: folder }.answering()
     }
 
@@ -133,9 +134,12 @@ impl Drop for S3Server {
     }
 }
 
-fn fetch() -> Result<PathBuf> {
-    let failed = |message: String| Error::Fetch { name: "moto".to_owned(), message };
-    let output = Command::new("bash").args(["-c", SCRIPT]).output().map_err(Error::io("start bash"))?;
+fn fetch(name: &str) -> Result<PathBuf> {
+    let failed = |message: String| Error::Fetch { name: name.to_owned(), message };
+    let output = Command::new("bash")
+        .args(["-c", SCRIPT, "stores.sh", name])
+        .output()
+        .map_err(Error::io("start bash"))?;
     if !output.status.success() {
         return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }

@@ -1,4 +1,4 @@
-//! One suite for every store: a local folder, S3, a store that ignores conditions, and stores that fail.
+//! One suite for every store: a local folder, two S3 servers, a store that ignores conditions, and stores that fail.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
 mod companions;
@@ -32,10 +32,10 @@ async fn a_local_folder() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn s3() {
+/// Starts a server with a bucket, and runs the suite in it.
+async fn in_a_bucket(start: impl FnOnce() -> S3Server + Send + 'static) {
     let server = tokio::task::spawn_blocking(|| {
-        let server = S3Server::start().unwrap();
+        let server = start();
         server.make_bucket("conformance").unwrap();
         server
     });
@@ -48,6 +48,18 @@ async fn s3() {
         let store = PrefixStore::new(builder.build().unwrap(), format!("place/{number}"));
         suite::run(&Place::in_bucket(Arc::new(store), protection)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_of_moto() {
+    in_a_bucket(|| S3Server::start().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s3_of_s3s_fs() {
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().to_owned();
+    in_a_bucket(move || S3Server::start_s3s_fs(&path).unwrap()).await;
 }
 
 #[tokio::test]
