@@ -15,7 +15,18 @@ use crate::error::Problem;
 #[derive(Clone, Default)]
 struct Sink(Arc<Mutex<Vec<u8>>>);
 
+/// How much of a file is encrypted at a time, and how much longer that makes it (age's STREAM of ChaCha20-Poly1305).
+const CHUNK_BYTES: usize = 64 << 10;
+const TAG_BYTES: usize = 16;
+
 impl Sink {
+    /// Makes room for what these bytes become: a buffer that grows is copied, and meets fresh pages, again and again.
+    fn reserve_for(&self, bytes: &[u8]) {
+        let chunks = bytes.len().checked_div(CHUNK_BYTES).unwrap_or_default().saturating_add(1);
+        let sealed = chunks.saturating_mul(CHUNK_BYTES.saturating_add(TAG_BYTES));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).reserve(sealed);
+    }
+
     fn take(&self) -> Vec<u8> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -55,6 +66,7 @@ impl Sealer {
 
     /// What is to be stored for these bytes; the last of them may be held back.
     pub(crate) fn seal(&mut self, bytes: &[u8]) -> Result<Vec<u8>, Problem> {
+        self.sink.reserve_for(bytes);
         self.stream.write_all(bytes).map_err(failed)?;
         Ok(self.sink.take())
     }
