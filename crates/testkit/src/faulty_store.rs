@@ -1,7 +1,7 @@
 //! A proxy before an S3 server that behaves as stores do on bad days: refuses, loses answers, breaks off, is slow, keeps half of a write, lists late.
 //!
 //! What happens to a request is decided by a seed, the request and how often it was made before, whatever the order in which requests come; and no
-//! request meets more than [`MOST_FAULTS`] in a row, so whoever tries often enough succeeds.
+//! request meets more than `MOST_FAULTS` in a row, so whoever tries often enough succeeds.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
