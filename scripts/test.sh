@@ -98,9 +98,15 @@ run_tests() {
   fi
   printf 'Tests (cargo test), %s at a time\n' "$threads"
   cargo test --workspace --locked --no-fail-fast -- --test-threads="$threads" 2>&1 </dev/null | tee "$log" || failed+=('tests')
-  sed -nE 's/^test (.*) \.\.\. FAILED$/failed: \1/p' "$log" | sort -u
+  show_failures
   awk '/^test result: / { passed += $4; failed += $6; ignored += $8; programs++ }
     END { printf "\nTests: %d passed, %d failed, %d ignored, in %d programs.\n", passed, failed, ignored, programs }' "$log"
+}
+
+# What failed, and the beginning of what each said: by then it is far above.
+show_failures() {
+  awk '/^---- .* stdout ----$/ { shown = 30; print "" } /^stack backtrace:/ { shown = 0 } shown-- > 0 { print substr($0, 1, 2000) }' "$log"
+  sed -nE 's/^test (.*) \.\.\. FAILED$/failed: \1/p' "$log" | sort -u
 }
 
 conclude() {

@@ -71,12 +71,40 @@ pub(super) async fn attach(
     Ok(format!("{addr} follows {}", survey.name(primary)))
 }
 
-/// Makes every node that answers forget those, unless one answers again.
+/// Makes every node that answers forget those, unless one answers again. A node keeps out what it has forgotten, for a minute; but one that did
+/// not know of it yet may hear of it from one that is told later, so all are asked until none knows it.
 pub(super) async fn forget(recovery: &Recovery, survey: &Survey, nodes: &[NodeId]) -> Result<String> {
-    let (back, gone): (Vec<&NodeId>, Vec<&NodeId>) = nodes.iter().partition(|id| survey.word(id).is_some());
+    let began = recovery.context.clock.elapsed();
+    let count = |survey: &Survey| nodes.iter().filter(|id| survey.word(id).is_some()).count();
+    let (mut back, mut knowing) = (count(survey), tell_to_forget(recovery, survey, nodes).await?);
+    while let Some(addr) = knowing {
+        if recovery.context.clock.elapsed().saturating_sub(began) > PATIENCE {
+            return Err(late(&format!("{addr} still knows nodes that it was told to forget")));
+        }
+        let rest = async {
+            recovery.context.clock.sleep(LOOK_EVERY).await;
+            Ok(())
+        };
+        recovery.context.unless_stopped(rest).await?;
+        let (survey, _) = recovery.look().await?;
+        (back, knowing) = (count(&survey), tell_to_forget(recovery, &survey, nodes).await?);
+    }
+    let kept = if back == 0 { String::new() } else { format!("; {back} answer again and stay") };
+    Ok(format!("{} forgotten{kept}", nodes.len().saturating_sub(back)))
+}
+
+/// Tells every node that knows one of those that do not answer to forget it. Gives a node that was told.
+async fn tell_to_forget(recovery: &Recovery, survey: &Survey, nodes: &[NodeId]) -> Result<Option<NodeAddr>> {
+    let mut told = None;
     for (node, word) in survey.words() {
+        let known = nodes.iter().filter(|id| survey.word(id).is_none() && word.knows(id));
+        let known: Vec<&NodeId> = known.collect();
+        if known.is_empty() {
+            continue;
+        }
+        told = Some(node.addr.clone());
         let mut connection = recovery.context.connector.connect(&node.addr).await?;
-        for id in gone.iter().filter(|id| word.rows.iter().any(|row| row.id == ***id)) {
+        for id in known {
             let reply = connection.exchange(&Command::new("CLUSTER").arg("FORGET").arg(id.as_str())).await?;
             // Newer servers pass it on: another node's word may have come first.
             if let Some(text) = reply.as_error().filter(|text| !text.contains("Unknown node")) {
@@ -84,9 +112,7 @@ pub(super) async fn forget(recovery: &Recovery, survey: &Survey, nodes: &[NodeId
             }
         }
     }
-    let kept =
-        if back.is_empty() { String::new() } else { format!("; {} answer again and stay", back.len()) };
-    Ok(format!("{} forgotten{kept}", gone.len()))
+    Ok(told)
 }
 
 /// Waits until all nodes that answer agree who serves which slot, and none calls the cluster down that could be up.
