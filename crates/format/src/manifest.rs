@@ -284,7 +284,8 @@ impl Manifest {
         for shard in &self.shards {
             covered += shard.slots.len();
         }
-        let union = self.topology().covered();
+        let union: SlotSet =
+            self.shards.iter().flat_map(|shard| shard.slots.ranges().iter().copied()).collect();
         if union.len() != covered {
             return Err(ManifestError::Contradiction("a slot belongs to two shards".to_owned()));
         }

@@ -110,10 +110,11 @@ impl MultipartUpload for EarlyUpload {
         let part = self.inner.put_part(data);
         let new_bytes = self.put_bytes.saturating_sub(self.given_bytes);
         let Some(file) = self.file.clone().filter(|_| new_bytes >= EVERY_BYTES) else { return part };
-        let start = std::mem::replace(&mut self.given_bytes, self.put_bytes);
+        self.given_bytes = self.put_bytes;
+        let put_bytes = self.put_bytes;
         Box::pin(async move {
             part.await?;
-            spawn_blocking(move || write_back(&file, start, new_bytes)).await?;
+            spawn_blocking(move || write_back(&file, put_bytes)).await?;
             Ok(())
         })
     }
@@ -127,20 +128,21 @@ impl MultipartUpload for EarlyUpload {
     }
 }
 
-/// Begins to write these bytes of the file to the disk, and does not wait for it. Linux writes what is not yet on the disk when it is told
-/// that the bytes are not needed in memory (`generic_fadvise` in `mm/fadvise.c`); backups are indeed not read soon.
+/// Begins to write the first bytes of the file to the disk, and does not wait for it. Linux writes what is not yet on the disk when it is
+/// told that the bytes are not needed in memory, and lets go of what is there already (`generic_fadvise` in `mm/fadvise.c`): so a few pages
+/// are used again and again, and those that servers of this machine have read stay. Backups are indeed not read soon.
 #[cfg(target_os = "linux")]
-fn write_back(file: &File, start: u64, bytes: u64) {
+fn write_back(file: &File, bytes: u64) {
     use std::num::NonZeroU64;
 
     use rustix::fs::{Advice, fadvise};
 
     // A file system that takes no advice writes everything at the end.
-    let _ = fadvise(file, start, NonZeroU64::new(bytes), Advice::DontNeed);
+    let _ = fadvise(file, 0, NonZeroU64::new(bytes), Advice::DontNeed);
 }
 
 #[cfg(not(target_os = "linux"))]
-fn write_back(_: &File, _: u64, _: u64) {}
+fn write_back(_: &File, _: u64) {}
 
 #[cfg(test)]
 mod tests {
