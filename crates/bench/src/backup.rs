@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use slotkeep_testkit::data::Mix;
 use slotkeep_testkit::{Cluster, ClusterBuilder, servers};
 
-use crate::measure::{Usage, measure};
+use crate::measure::{Usage, measure, median};
 
 /// What to measure.
 #[derive(Args)]
@@ -157,12 +157,6 @@ pub(crate) fn stored_size(repository: &Path) -> Result<(u64, u64), Box<dyn std::
         }
     }
     Ok((raw, all))
-}
-
-pub(crate) fn median(figures: &[Usage], of: impl Fn(&Usage) -> f64) -> f64 {
-    let mut sorted: Vec<f64> = figures.iter().map(of).collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn print_table(contenders: &[Contender], figures: &[Vec<Usage>]) {

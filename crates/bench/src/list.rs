@@ -6,7 +6,7 @@ use clap::Args;
 use slotkeep_format::Manifest;
 use slotkeep_testkit::{ClusterBuilder, servers};
 
-use crate::measure::measure;
+use crate::measure::{Usage, measure, median};
 
 /// What to measure.
 #[derive(Args)]
@@ -49,15 +49,35 @@ pub(crate) fn run(arguments: &ListArgs) -> Result<(), Box<dyn std::error::Error>
         std::fs::write(folder.join(format!("{}.json", manifest.id)), manifest.render()?)?;
     }
     let list = [text(&slotkeep), "list".to_owned(), "--repo".to_owned(), text(&repository)];
-    let mut best = f64::MAX;
+    let (mut cold, mut warm) = (Vec::new(), Vec::new());
     for round in 1..=arguments.rounds {
+        if forget_files() {
+            let usage = measure(&list)?;
+            println!("round {round}, nothing in memory: {}", in_words(&usage));
+            cold.push(usage);
+        }
         let usage = measure(&list)?;
-        println!(
-            "round {round}: {} backups listed in {:.2} s, CPU {:.2} s, peak {:.0} MiB",
-            arguments.backups, usage.wall_s, usage.cpu_s, usage.peak_mib
-        );
-        best = best.min(usage.wall_s);
+        println!("round {round}, files in memory:   {}", in_words(&usage));
+        warm.push(usage);
     }
-    println!("the best: {best:.2} s (to reach for 10,000: 1 s)");
+    println!("{} backups, medians (to reach for 10,000: 1 s):", arguments.backups);
+    for (how, usages) in [("nothing in memory", cold), ("files in memory", warm)] {
+        if usages.is_empty() {
+            println!("  {how}: not measured, as only root may drop the system's cache");
+        } else {
+            println!("  {how}: {:.2} s", median(&usages, |usage| usage.wall_s));
+        }
+    }
     Ok(())
+}
+
+/// Makes the system forget all it has read from disks, programs included; false if it may not be told to.
+fn forget_files() -> bool {
+    // What is not on the disk yet would stay.
+    let synced = std::process::Command::new("sync").status();
+    synced.is_ok_and(|status| status.success()) && std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}
+
+fn in_words(usage: &Usage) -> String {
+    format!("{:.2} s, CPU {:.2} s, peak {:.0} MiB", usage.wall_s, usage.cpu_s, usage.peak_mib)
 }

@@ -46,3 +46,10 @@ pub(crate) fn child(command: &[String]) -> Result<(), Box<dyn std::error::Error>
     println!("{}", serde_json::to_string(&usage)?);
     Ok(())
 }
+
+/// Of the figures of several runs the one in the middle; not a number if there are none.
+pub(crate) fn median(figures: &[Usage], of: impl Fn(&Usage) -> f64) -> f64 {
+    let mut sorted: Vec<f64> = figures.iter().map(of).collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -15,8 +15,8 @@ use slotkeep_testkit::stores::S3Server;
 use slotkeep_testkit::{ClusterBuilder, servers};
 use tokio::io::AsyncReadExt;
 
-use crate::backup::{median, stored_size};
-use crate::measure::{Usage, measure};
+use crate::backup::stored_size;
+use crate::measure::{Usage, measure, median};
 
 /// What a backup takes of an object for one part, and how many parts of it are on their way at a time.
 const PART_BYTES: usize = 8 << 20;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use slotkeep_testkit::data::Mix;
 use slotkeep_testkit::{ClusterBuilder, Server, servers};
 
-use crate::measure::{Usage, measure};
+use crate::measure::{Usage, measure, median};
 
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1_073_741_824.0;
@@ -166,12 +166,6 @@ fn forget(files: &[(PathBuf, u64)]) -> Result<(), Box<dyn std::error::Error>> {
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
 const fn float(number: u64) -> f64 {
     number as f64
-}
-
-fn median(usages: &[Usage], of: impl Fn(&Usage) -> f64) -> f64 {
-    let mut sorted: Vec<f64> = usages.iter().map(of).collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn print_table(ways: &[Way], stored: u64) -> Result<(), Box<dyn std::error::Error>> {

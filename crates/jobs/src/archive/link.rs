@@ -140,7 +140,15 @@ impl<'a> Link<'a> {
         loop {
             let mut room = pipeline.room();
             let read = if rest.is_empty() {
-                self.read_alive("receiving the snapshot", true, Some(&mut room)).await?
+                self.rest_a_while().await;
+                let first = self.read_alive("receiving the snapshot", true, Some(&mut room)).await?;
+                let read = if first == 0 {
+                    0
+                } else {
+                    first.saturating_add(read_ready(&mut self.stream, &mut room))
+                };
+                self.pace.took(read, !room.has_remaining_mut(), self.context.clock.elapsed());
+                read
             } else {
                 let (now, later) = rest.split_at(rest.len().min(room.remaining_mut()));
                 room.put_slice(now);
@@ -169,16 +177,15 @@ impl<'a> Link<'a> {
         }
         // The snapshot is over.
         self.buffer = Vec::new();
-        if let Some(pause) = self.pace.pause(self.context.clock.elapsed()) {
-            self.context.clock.sleep(pause).await;
+        self.rest_a_while().await;
+        let room = READ_BYTES.saturating_sub(self.gathered.len());
+        self.gathered.reserve_exact(room);
+        let mut target = (&mut self.gathered).limit(room);
+        let first = self.stream.read_buf(&mut target).await;
+        if let Ok(1..) = first {
+            read_ready(&mut self.stream, &mut target);
         }
-        self.gathered.reserve_exact(READ_BYTES.saturating_sub(self.gathered.len()));
-        self.stream.read_buf(&mut self.gathered).await.map_err(|error| self.broken(error))?;
-        // TLS gives a record at a time. An error or the end is met again.
-        while !self.gathered.is_empty()
-            && self.gathered.len() < READ_BYTES
-            && let Some(Ok(1..)) = self.stream.read_buf(&mut self.gathered).now_or_never()
-        {}
+        first.map_err(|error| self.broken(error))?;
         let read = self.gathered.len();
         self.pace.took(read, read >= READ_BYTES, self.context.clock.elapsed());
         if read > COPIED_BYTES {
@@ -218,6 +225,14 @@ impl<'a> Link<'a> {
     /// That what came can't be a stream.
     pub(crate) fn senseless(&self, words: String) -> Error {
         self.failed(LinkProblem::Protocol(words)).into()
+    }
+
+    /// Lets a busy stream gather. Cancel-safe.
+    async fn rest_a_while(&mut self) {
+        if let Some(pause) = self.pace.pause(self.context.clock.elapsed()) {
+            self.stream.rest();
+            self.context.clock.sleep(pause).await;
+        }
     }
 
     /// Reads what there is, into the link's own buffer if no other is given; writes a line feed every second meanwhile if `alive`.
@@ -263,6 +278,17 @@ impl<'a> Link<'a> {
     fn broken(&self, error: std::io::Error) -> LinkError {
         self.failed(crate::net::broken(error))
     }
+}
+
+/// Reads what else is there already, without waiting: TLS gives a record at a time. An error or the end is met again.
+fn read_ready(stream: &mut Box<dyn Stream>, target: &mut Limit<&mut Vec<u8>>) -> usize {
+    let mut total = 0_usize;
+    while target.has_remaining_mut()
+        && let Some(Ok(read @ 1..)) = stream.read_buf(target).now_or_never()
+    {
+        total = total.saturating_add(read);
+    }
+    total
 }
 
 /// How many bytes more are certainly the payload's, counted from the first that was not yet: what was held back before is right in front

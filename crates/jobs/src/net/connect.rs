@@ -7,16 +7,12 @@ use std::time::Duration;
 use slotkeep_model::NodeAddr;
 use slotkeep_wire::replica::Credentials;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::socket::{Socket, Stream};
 use super::tls::Tls;
 use super::{Connection, LinkError, LinkProblem, TlsOptions};
 use crate::Result;
-
-/// A connected byte stream, with or without TLS.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Which address to dial for an address that nodes announce.
 #[derive(Clone, Debug, Default)]
@@ -179,7 +175,7 @@ impl Connector {
         }
     }
 
-    async fn dial_tcp(&self, addr: &NodeAddr) -> std::result::Result<TcpStream, LinkProblem> {
+    async fn dial_tcp(&self, addr: &NodeAddr) -> std::result::Result<Socket, LinkProblem> {
         let target = self.addresses.reach(addr);
         let mut candidates =
             tokio::net::lookup_host((target.host(), target.port())).await.map_err(LinkProblem::Resolve)?;
@@ -199,7 +195,7 @@ impl Connector {
             .with_time(Duration::from_secs(30))
             .with_interval(Duration::from_secs(10));
         socket2::SockRef::from(&tcp).set_tcp_keepalive(&keep_alive).map_err(LinkProblem::Io)?;
-        Ok(tcp)
+        Ok(Socket::new(tcp))
     }
 }
 

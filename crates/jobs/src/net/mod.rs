@@ -3,12 +3,14 @@
 mod connect;
 mod connection;
 mod listen;
+mod socket;
 mod tls;
 
-pub use connect::{AddressMap, AddressMapSyntaxError, Connector, ConnectorOptions, Stream};
+pub use connect::{AddressMap, AddressMapSyntaxError, Connector, ConnectorOptions};
 pub use connection::Connection;
 pub(crate) use connection::{Reading, Writing, broken};
 pub use listen::Listener;
+pub use socket::Stream;
 pub use tls::TlsOptions;
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A local folder whose large objects go to the disk while they are being written.
+//! A local folder whose large objects go to the disk while they are being written, and do not stay in memory.
 //!
 //! The system would keep gigabytes in its memory until an object is complete and must be durable, and the disk, idle until then, would
 //! make everybody wait. This is advice only: what makes an object durable is still the library's `fsync` at its end.
@@ -20,6 +20,9 @@ use tokio::task::spawn_blocking;
 /// How much is given to the disk at a time.
 const EVERY_BYTES: u64 = 16 << 20;
 
+/// From so many bytes on an object that came in one piece does not stay in memory.
+const LARGE_BYTES: u64 = 1 << 20;
+
 #[derive(Debug)]
 pub(crate) struct Early {
     inner: LocalFileSystem,
@@ -40,7 +43,14 @@ impl fmt::Display for Early {
 #[async_trait]
 impl ObjectStore for Early {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        self.inner.put_opts(location, payload, opts).await
+        let bytes = payload.content_length() as u64;
+        let put = self.inner.put_opts(location, payload, opts).await?;
+        if bytes >= LARGE_BYTES {
+            let object = self.inner.path_to_filesystem(location)?;
+            // Where it can't be opened nothing is lost: it is stored.
+            let _ = spawn_blocking(move || File::open(object).map(|file| write_back(&file, bytes))).await;
+        }
+        Ok(put)
     }
 
     async fn put_multipart_opts(
