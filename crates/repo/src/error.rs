@@ -76,6 +76,17 @@ pub enum Problem {
     /// The store ignores conditions, and what was asked for can't be safe without them.
     #[error("the store overwrites objects although requests forbid it")]
     NoConditions,
+    /// It may have been written: the store did not say, and could not be looked at afterwards.
+    #[error("it is not known whether it was written: {0}")]
+    Unknown(String),
+    /// The backup's manifest may be there, now or later.
+    #[error("it is not known whether backup {id} is listed, and nothing that it names was deleted ({why})")]
+    MayBeListed {
+        /// The backup's id.
+        id: String,
+        /// Why it is not known.
+        why: String,
+    },
     /// It was written in a newer format.
     #[error("{0}: use a newer Slotkeep")]
     Newer(String),

@@ -281,3 +281,52 @@ fn listings_that_are_late_show_less_and_do_no_harm() {
     all_restorable(&target);
     scene.whole("after");
 }
+
+/// The store writes the manifest, its answer is lost, and the place of manifests can't be looked at any more: nobody knows whether the backup is
+/// listed. It is, as is seen later; so nothing that it names may have been taken back.
+#[test]
+fn a_backup_of_which_nobody_knows_whether_it_is_listed_keeps_all_that_it_names() {
+    let scene = Scene::new(24);
+    scene.write(0);
+    let engine = server("valkey-9.1").program().to_str().unwrap().to_owned();
+    let of_repo = |what: &[&str]| {
+        let mut command = scene.bucket.command();
+        command.args(what).args(["--json", "--repo", scene.bucket.repo()]);
+        command
+    };
+    let full = || scene.of_cluster(scene.bucket.command(), &["backup"]);
+    let incremental = || scene.of_cluster(scene.bucket.command(), &["backup", "--type", "incremental"]);
+    let merge = || of_repo(&["merge", "--engine", &engine]);
+    let mut listed = Vec::new();
+    for (number, make) in [&full as &dyn Fn() -> Command, &incremental, &merge].into_iter().enumerate() {
+        scene.write(number);
+        scene.bucket.store.lose_answer_and_refuse("/backups/");
+        let run = Run::of(&make().output().unwrap()).expect_code(20);
+        scene.bucket.store.clear();
+        let now = scene.bucket.listed();
+        let new: Vec<&String> = now.iter().filter(|id| !listed.contains(*id)).collect();
+        assert_eq!(new.len(), 1, "{}", run.stderr);
+        scene.whole(&format!("after-{number}"));
+        for word in ["it is not known whether backup", new[0], scene.bucket.repo(), "`slotkeep list`"] {
+            assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
+        }
+        listed = now;
+    }
+
+    // An archive says so too, and goes on.
+    let agent = scene.archive();
+    agent.wait_following();
+    scene.cluster.nodes()[0].client().unwrap().command(&["DEBUG", "CHANGE-REPL-ID"]).unwrap();
+    scene.bucket.store.lose_answer_and_refuse("/backups/");
+    agent.wait("the backup to be in doubt", |lines| {
+        lines.iter().any(|line| {
+            line["notice"]["what"]
+                .as_str()
+                .is_some_and(|what| what.contains("it is not known whether backup"))
+        })
+    });
+    agent.stop();
+    scene.bucket.store.clear();
+    assert!(scene.bucket.listed().len() > listed.len());
+    scene.whole("archived");
+}

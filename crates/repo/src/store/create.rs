@@ -1,8 +1,9 @@
 //! Creating an object that must not exist yet, whatever becomes of the store's answers.
 //!
-//! Invariants: success means that the object holds exactly these bytes; "exists" means that it holds others. So a create whose
-//! answer was lost, and that finds its own bytes at the next try, has succeeded.
+//! Invariants: success means that the object holds exactly these bytes; "exists" means that it holds others; any other failure but "unknown" means
+//! that it was not written and will not be. So a create whose answer was lost, and that finds its own bytes at the next try, has succeeded.
 
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
@@ -30,25 +31,52 @@ pub(crate) async fn create_new(
     how: Creating,
 ) -> Result<(), Problem> {
     let mut failures = 0;
+    // Whether a try may have written it, and whether one may still do so when we have looked.
+    let (mut unanswered, mut on_its_way) = (false, false);
     loop {
-        let outcome = match try_once(store, path, &stored, how).await {
-            Ok(()) => Ok(()),
+        let problem = match try_once(store, path, &stored, how).await {
+            Ok(()) => return Ok(()),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
-                holds(store, path, &stored).await
+                unanswered = true;
+                match holds(store, path, &stored).await {
+                    decided @ (Ok(()) | Err(Problem::Exists)) => return decided,
+                    Err(problem) => problem,
+                }
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                on_its_way |= may_arrive_yet(&error);
+                error.into()
+            }
         };
-        let problem = match outcome {
-            Err(problem @ Problem::Store(_)) => problem,
-            decided => return decided,
-        };
+        let is_transient = matches!(problem, Problem::Store(_));
+        unanswered |= is_transient;
         failures += 1;
-        if failures == TRIES {
-            // The last answer may have been lost too.
-            return holds(store, path, &stored).await.map_err(|_| problem);
+        if is_transient && failures < TRIES {
+            pause::before_try(failures).await;
+        } else if unanswered {
+            // An answer may have been lost, that of the last try as well.
+            return match holds(store, path, &stored).await {
+                decided @ (Ok(()) | Err(Problem::Exists)) => decided,
+                Err(Problem::Missing) if !on_its_way => Err(problem),
+                Err(_) => Err(Problem::Unknown(problem.to_string())),
+            };
+        } else {
+            return Err(problem);
         }
-        pause::before_try(failures).await;
     }
+}
+
+/// Whether the request may still be carried out, as one may whose connection broke or was silent for too long: the store has it, or the network has. Not
+/// one that was answered, nor one for which there was no connection.
+fn may_arrive_yet(error: &Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(http) = error.downcast_ref::<HttpError>() {
+            return http.kind() != HttpErrorKind::Connect;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 async fn try_once(
@@ -92,4 +120,23 @@ async fn holds(store: &dyn ObjectStore, path: &Path, stored: &PutPayload) -> Res
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn only_a_request_without_an_answer_may_arrive_yet() {
+        let error = |source| Error::Generic { store: "S3", source };
+        let http = |kind| error(Box::new(HttpError::new(kind, io::Error::from(io::ErrorKind::TimedOut))));
+        assert!(!may_arrive_yet(&http(HttpErrorKind::Connect)));
+        assert!(
+            may_arrive_yet(&http(HttpErrorKind::Timeout))
+                && may_arrive_yet(&http(HttpErrorKind::Interrupted))
+        );
+        assert!(!may_arrive_yet(&error("503 Slow Down".into())));
+    }
 }
