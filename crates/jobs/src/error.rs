@@ -168,9 +168,7 @@ impl From<RepoError> for Error {
                  take another one: `slotkeep repair` can list what is left of this one, and `slotkeep prune` deletes it",
             ),
             Problem::Newer(_) => (ErrorKind::Unsupported, "install a newer Slotkeep"),
-            Problem::Store(_) | Problem::Unknown(_) => {
-                (ErrorKind::Repository, "check that the store answers, and run it again")
-            }
+            Problem::Store(_) => (ErrorKind::Repository, "check that the store answers, and run it again"),
         };
         Self::new(kind, error.to_string()).hint(hint)
     }

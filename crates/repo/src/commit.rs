@@ -94,8 +94,8 @@ impl Repository {
         };
         match self.create_unseen(&path, json).await {
             Ok(()) => {}
-            Err(RepoError { problem: Problem::Unknown(why), .. }) => return Err(unknown(&why)),
-            Err(error) => return Err(error),
+            Err((error, true)) => return Err(error),
+            Err((error, false)) => return Err(unknown(&error.problem)),
         }
         self.must_hold(path.as_ref()).await.map_err(|error| unknown(&error))?;
         // A prune writes down what it gives up before it looks for backups that need it: it has seen this one, or is seen here.

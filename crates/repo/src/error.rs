@@ -76,9 +76,6 @@ pub enum Problem {
     /// The store ignores conditions, and what was asked for can't be safe without them.
     #[error("the store overwrites objects although requests forbid it")]
     NoConditions,
-    /// It may have been written: the store did not say, and could not be looked at afterwards.
-    #[error("it is not known whether it was written: {0}")]
-    Unknown(String),
     /// The backup's manifest may be there, now or later.
     #[error("it is not known whether backup {id} is listed, and nothing that it names was deleted ({why})")]
     MayBeListed {

@@ -20,7 +20,7 @@ use crate::known::{Known, StateFolder};
 use crate::layout::REPOSITORY_FILE;
 use crate::location::{Location, io_problem, object_path};
 use crate::probe::{PROBE_PREFIX, probe, remove_probes};
-use crate::store::{Creating, RateLimit, StopPoint, create_new, stack};
+use crate::store::{Creating, NotCreated, RateLimit, StopPoint, create_new, stack};
 
 /// How to use a repository.
 #[derive(Clone, Debug, Default)]
@@ -283,26 +283,24 @@ impl Repository {
 
     /// Writes an object in one piece. It must not exist yet, unless it holds the same bytes.
     pub(crate) async fn create(&self, path: &Path, stored: impl Into<PutPayload>) -> Result<(), RepoError> {
-        self.create_unseen(path, stored).await?;
+        let created = self.create_unseen(path, stored).await;
+        created.map_err(|(error, _)| error)?;
         self.must_hold(path.as_ref()).await
     }
 
-    /// The same, but where it succeeds [`Self::must_hold`] is still to be asked. What fails otherwise than with [`Problem::Unknown`] has
-    /// written nothing.
+    /// The same, but where it succeeds [`Self::must_hold`] is still to be asked. With the failure it gives whether it is certain that nothing was
+    /// written and will be.
     pub(crate) async fn create_unseen(
         &self,
         path: &Path,
         stored: impl Into<PutPayload>,
-    ) -> Result<(), RepoError> {
-        self.must_be_there().await?;
+    ) -> Result<(), (RepoError, bool)> {
+        self.must_be_there().await.map_err(|error| (error, true))?;
         let created = create_new(&*self.store, path, stored.into(), creating(&self.file)).await;
-        let Err(problem) = created else { return Ok(()) };
+        let Err(NotCreated { problem, is_certain }) = created else { return Ok(()) };
         // That it was not found where nothing is mounted says nothing.
-        let problem = match self.must_be_there().await {
-            Ok(()) => problem,
-            Err(_) => Problem::Unknown(problem.to_string()),
-        };
-        Err(RepoError::new("write", path, problem))
+        let is_certain = is_certain && self.must_be_there().await.is_ok();
+        Err((RepoError::new("write", path, problem), is_certain))
     }
 
     /// Writes a JSON file that must not exist yet; signs it if this repository's files are signed.

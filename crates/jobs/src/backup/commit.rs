@@ -8,7 +8,7 @@ use slotkeep_format::manifest::{
     BackupKind, ClusterCut, FORMAT_VERSION, SettingsRecord, ShardCut, ShardRecord,
 };
 use slotkeep_model::{Shard, SlotDigest, SlotSet, Topology};
-use slotkeep_repo::Repository;
+use slotkeep_repo::{Problem, RepoError, Repository};
 
 use super::base::TakenBase;
 use crate::{Context, Error, ErrorKind, Result};
@@ -71,20 +71,23 @@ pub(crate) async fn commit(
     };
     match repository.commit(&manifest).await {
         Ok(()) => Ok(manifest),
-        Err(error) => Err(partly_stored(repository, &manifest.id, error.into())),
+        Err(error) => Err(partly_stored(repository, &manifest.id, error)),
     }
 }
 
 /// The same failure, and which repositories list the backup in spite of it.
-fn partly_stored(repository: &Repository, id: &str, error: Error) -> Error {
+fn partly_stored(repository: &Repository, id: &str, error: RepoError) -> Error {
     let holders = repository.companions().iter().filter(|companion| companion.lists());
     let holders: Vec<String> =
         holders.map(|companion| companion.repository().location().to_string()).collect();
     if holders.is_empty() {
-        return error;
+        return error.into();
     }
-    let what =
-        format!("{error}; {} has backup {id}, whole, and no other repository has it", holders.join(" and "));
+    let others = match error.problem {
+        Problem::MayBeListed { .. } => "",
+        _ => ", and no other repository has it",
+    };
+    let what = format!("{error}; {} has backup {id}, whole{others}", holders.join(" and "));
     Error::new(ErrorKind::PartlyStored, what)
         .hint("when the repository that failed can be written again, take another backup to all of them, or bring it up to date with `slotkeep copy`")
 }

@@ -1,7 +1,8 @@
 //! Creating an object that must not exist yet, whatever becomes of the store's answers.
 //!
-//! Invariants: success means that the object holds exactly these bytes; "exists" means that it holds others; any other failure but "unknown" means
-//! that it was not written and will not be. So a create whose answer was lost, and that finds its own bytes at the next try, has succeeded.
+//! Invariants: success means that the object holds exactly these bytes; "exists" means that it holds others; another failure is certain only if the
+//! object was looked for afterwards, and no request is left that may still write it. So a create whose answer was lost, and that finds its own bytes
+//! at the next try, has succeeded.
 
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path;
@@ -23,23 +24,34 @@ pub(crate) enum Creating {
     LookingFirst,
 }
 
+/// Why an object was not created, as far as is known.
+#[derive(Debug)]
+pub(crate) struct NotCreated {
+    pub(crate) problem: Problem,
+    /// Whether it was not written and will not be; else it may be there, now or later.
+    pub(crate) is_certain: bool,
+}
+
+impl From<NotCreated> for Problem {
+    fn from(not: NotCreated) -> Self {
+        not.problem
+    }
+}
+
 /// Creates the object.
 pub(crate) async fn create_new(
     store: &dyn ObjectStore,
     path: &Path,
     stored: PutPayload,
     how: Creating,
-) -> Result<(), Problem> {
-    let mut failures = 0;
-    // Whether a try may have written it, and whether one may still do so when we have looked.
-    let (mut unanswered, mut on_its_way) = (false, false);
+) -> Result<(), NotCreated> {
+    let (mut failures, mut on_its_way) = (0, false);
     loop {
         let problem = match try_once(store, path, &stored, how).await {
             Ok(()) => return Ok(()),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
-                unanswered = true;
                 match holds(store, path, &stored).await {
-                    decided @ (Ok(()) | Err(Problem::Exists)) => return decided,
+                    Ok(()) => return Ok(()),
                     Err(problem) => problem,
                 }
             }
@@ -48,35 +60,37 @@ pub(crate) async fn create_new(
                 error.into()
             }
         };
-        let is_transient = matches!(problem, Problem::Store(_));
-        unanswered |= is_transient;
         failures += 1;
-        if is_transient && failures < TRIES {
-            pause::before_try(failures).await;
-        } else if unanswered {
-            // An answer may have been lost, that of the last try as well.
-            return match holds(store, path, &stored).await {
-                decided @ (Ok(()) | Err(Problem::Exists)) => decided,
-                Err(Problem::Missing) if !on_its_way => Err(problem),
-                Err(_) => Err(Problem::Unknown(problem.to_string())),
-            };
-        } else {
-            return Err(problem);
+        match problem {
+            Problem::Exists => return Err(NotCreated { problem, is_certain: true }),
+            Problem::Store(_) if failures < TRIES => pause::before_try(failures).await,
+            // Whatever was answered at last: an answer before it may have been lost, also where the library tried by itself.
+            problem => {
+                return match holds(store, path, &stored).await {
+                    Ok(()) => Ok(()),
+                    Err(Problem::Exists) => Err(NotCreated { problem: Problem::Exists, is_certain: true }),
+                    Err(Problem::Missing) => Err(NotCreated { problem, is_certain: !on_its_way }),
+                    Err(_) => Err(NotCreated { problem, is_certain: false }),
+                };
+            }
         }
     }
 }
 
-/// Whether the request may still be carried out, as one may whose connection broke or was silent for too long: the store has it, or the network has. Not
-/// one that was answered, nor one for which there was no connection.
+/// Whether the request may still be carried out, as one may whose connection broke or was silent for too long, or that a gateway gave up: the store has
+/// it, or the network. Not one that was refused, nor one for which there was no connection, nor a call of this machine's system.
 fn may_arrive_yet(error: &Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
         if let Some(http) = error.downcast_ref::<HttpError>() {
             return http.kind() != HttpErrorKind::Connect;
         }
+        if error.is::<std::io::Error>() {
+            return false;
+        }
         cause = error.source();
     }
-    false
+    matches!(error, Error::Generic { .. })
 }
 
 async fn try_once(
@@ -129,14 +143,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_request_without_an_answer_may_arrive_yet() {
+    fn only_a_request_without_the_stores_own_answer_may_arrive_yet() {
         let error = |source| Error::Generic { store: "S3", source };
-        let http = |kind| error(Box::new(HttpError::new(kind, io::Error::from(io::ErrorKind::TimedOut))));
+        let io = || io::Error::from(io::ErrorKind::TimedOut);
+        let http = |kind| error(Box::new(HttpError::new(kind, io())));
         assert!(!may_arrive_yet(&http(HttpErrorKind::Connect)));
         assert!(
             may_arrive_yet(&http(HttpErrorKind::Timeout))
                 && may_arrive_yet(&http(HttpErrorKind::Interrupted))
         );
-        assert!(!may_arrive_yet(&error("503 Slow Down".into())));
+        assert!(may_arrive_yet(&error("504 Gateway Timeout".into())));
+        assert!(!may_arrive_yet(&error(Box::new(io()))));
+        let denied = Error::PermissionDenied { path: String::new(), source: "403 Forbidden".into() };
+        assert!(!may_arrive_yet(&denied));
     }
 }

@@ -92,10 +92,7 @@ async fn a_store_that_goes_away_leaves_nothing_half() {
             match outcome {
                 Ok(()) => break,
                 Err(error) => assert!(
-                    matches!(
-                        error.problem,
-                        Problem::Store(_) | Problem::Unknown(_) | Problem::MayBeListed { .. }
-                    ),
+                    matches!(error.problem, Problem::Store(_) | Problem::MayBeListed { .. }),
                     "{number}: {error}"
                 ),
             }
