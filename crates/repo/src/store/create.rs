@@ -9,7 +9,7 @@ use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use super::pause;
-use crate::error::Problem;
+use crate::error::{Problem, io_cause};
 
 /// How often one create is tried; the library has tried each of them several times already where that is safe.
 const TRIES: u32 = 3;
@@ -85,12 +85,9 @@ fn may_arrive_yet(error: &Error) -> bool {
         if let Some(http) = error.downcast_ref::<HttpError>() {
             return http.kind() != HttpErrorKind::Connect;
         }
-        if error.is::<std::io::Error>() {
-            return false;
-        }
         cause = error.source();
     }
-    matches!(error, Error::Generic { .. })
+    matches!(error, Error::Generic { .. }) && io_cause(error).is_none()
 }
 
 async fn try_once(
@@ -121,7 +118,11 @@ async fn try_once(
 
 /// Whether the object that exists is the one that was to be created.
 async fn holds(store: &dyn ObjectStore, path: &Path, stored: &PutPayload) -> Result<(), Problem> {
-    let found = store.get(path).await?;
+    let found = store.get(path).await.map_err(|error| match io_cause(&error) {
+        // Below what is no folder there is no object.
+        Some(std::io::ErrorKind::NotADirectory) => Problem::Missing,
+        _ => error.into(),
+    })?;
     if found.meta.size != stored.content_length() as u64 {
         return Err(Problem::Exists);
     }
