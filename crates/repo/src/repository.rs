@@ -296,8 +296,8 @@ impl Repository {
         stored: impl Into<PutPayload>,
     ) -> Result<(), (RepoError, bool)> {
         self.must_be_there().await.map_err(|error| (error, true))?;
-        let created = create_new(&*self.store, path, stored.into(), creating(&self.file)).await;
-        let Err(NotCreated { problem, is_certain }) = created else { return Ok(()) };
+        let created = create_new(&*self.store, path, stored.into(), creating(&self.file));
+        let Err(NotCreated { problem, is_certain }) = Box::pin(created).await else { return Ok(()) };
         // That it was not found where nothing is mounted says nothing.
         let is_certain = is_certain && self.must_be_there().await.is_ok();
         Err((RepoError::new("write", path, problem), is_certain))

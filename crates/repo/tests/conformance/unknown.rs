@@ -8,7 +8,7 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use slotkeep_format::manifest::ObjectRecord;
 use slotkeep_format::{PrunedRecord, Unneeded};
-use slotkeep_repo::{Companion, Problem, RepoError, Repository};
+use slotkeep_repo::{Companion, OpenOptions, Problem, RepoError, Repository, StateFolder};
 
 use crate::faults::{FateOnce, Faulty};
 use crate::folder;
@@ -197,4 +197,28 @@ async fn nothing_is_taken_back_of_what_a_companion_lists() {
             }
         }
     }
+}
+
+/// A machine that can't remember a backup has listed it all the same.
+#[tokio::test]
+async fn what_is_listed_stays_although_it_is_not_remembered() {
+    let (_folder, store) = folder();
+    let place = Place::new(store, Protection::Encrypted);
+    let state = tempfile::tempdir().unwrap();
+    let mut options =
+        OpenOptions { state: Some(StateFolder::new(state.path().to_owned())), ..place.options() };
+    options.recipients.add_key(&place.identity.to_public().to_string()).unwrap();
+    let id = "0123456789abcdef".to_owned();
+    let made =
+        Repository::init_in(Arc::clone(&place.store), &place.location, id, Timestamp::UNIX_EPOCH, &options);
+    let repository = made.await.unwrap();
+    let base = store_framed(&repository, BASE, &noise(2000)).await.unwrap();
+    std::fs::remove_dir_all(state.path().join("known")).unwrap();
+    std::fs::write(state.path().join("known"), "no folder").unwrap();
+    let error = repository.commit(&manifest_naming(ID, &base)).await.unwrap_err().to_string();
+    assert!(error.contains(ID) && error.contains("listed and whole"), "{error}");
+    repository.discard(BASE).await.unwrap();
+    let repository = place.open().await.unwrap();
+    assert_eq!(repository.backup_ids("main").await.unwrap(), [ID]);
+    assert_eq!(read_framed(&repository, &base).await.unwrap(), noise(2000));
 }
