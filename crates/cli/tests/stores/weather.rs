@@ -312,6 +312,20 @@ fn a_backup_of_which_nobody_knows_whether_it_is_listed_keeps_all_that_it_names()
         scene.whole(&format!("after-{number}"));
         listed = now;
     }
+
+    // Where another repository has it, the message says so of that one, and of the first what is known.
+    let beside = scene.bucket.path("beside");
+    slotkeep(&["init", "--repo", text(&beside)]).expect_code(0);
+    scene.bucket.store.lose_answer_and_refuse("/backups/");
+    let run = Run::of(&full().args(["--repo", text(&beside)]).output().unwrap()).expect_code(52);
+    scene.bucket.store.clear();
+    for word in ["it is not known whether backup", text(&beside), "whole", scene.bucket.repo()] {
+        assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
+    }
+    assert!(!run.stderr.contains("no other repository"), "{}", run.stderr);
+    assert_eq!(all_restorable(&beside), 1);
+    assert_eq!(scene.bucket.listed().len(), listed.len() + 1);
+    scene.whole("beside-another");
 }
 
 /// An archive says so too, and goes on.
