@@ -141,11 +141,18 @@ fn a_host_that_only_writes_goes_on_with_backups() {
     let from_files = ["--source", "files", "--files-from", "aof"];
     for source in [&[][..], &from_files] {
         let full = [&["backup", "--jobs-per-host", "3", "--cluster", &addr], source].concat();
-        on("host", &full).expect_code(0);
         client.command(&["INCR", "counter"]).unwrap();
-        let next = [&full[..], &["--type", "incremental", "--no-fallback"]].concat();
-        let taken = on("host", &next).expect_code(0).json();
-        assert_eq!(taken["kind"], "incremental");
+        let base = on("host", &full).expect_code(0).json();
+        // The base of append-only files is from before the first key.
+        assert_eq!(base["digest"]["keys"], u64::from(source.is_empty()));
+        // Each goes on with the one before it, and says of the bases what that said.
+        for _ in 0..2 {
+            client.command(&["INCR", "counter"]).unwrap();
+            let next = [&full[..], &["--type", "incremental", "--no-fallback"]].concat();
+            let taken = on("host", &next).expect_code(0).json();
+            assert_eq!(taken["kind"], "incremental");
+            assert_eq!(taken["digest"], base["digest"]);
+        }
         let compared =
             ["diff", "latest", &addr, "--identity", reader.file(), "--engine", &program].map(str::to_owned);
         let compared: Vec<&str> = compared.iter().map(String::as_str).collect();

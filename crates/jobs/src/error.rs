@@ -162,6 +162,11 @@ impl From<RepoError> for Error {
             Problem::Full(_) => {
                 (ErrorKind::Full, "free some space and run it again; nothing incomplete is listed")
             }
+            Problem::MayBeListed { .. } => (
+                ErrorKind::Repository,
+                "when the store answers again, `slotkeep list` says whether it is listed, and `slotkeep verify` whether it is whole; if it is not listed, \
+                 take another one: `slotkeep repair` can list what is left of this one, and `slotkeep prune` deletes it",
+            ),
             Problem::Newer(_) => (ErrorKind::Unsupported, "install a newer Slotkeep"),
             Problem::Store(_) => (ErrorKind::Repository, "check that the store answers, and run it again"),
         };

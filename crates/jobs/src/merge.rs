@@ -1,7 +1,7 @@
 //! A backup and its log, folded into a new full backup; the cluster is not touched.
 //!
 //! Invariants: the new backup is listed when every base of it is stored, or not at all; each of its bases holds exactly the bytes up to
-//! the cut of its shard; a merge that fails or is stopped takes back what it stored.
+//! the cut of its shard; a merge that fails or is stopped takes back what it stored, unless nobody knows what became of its manifest.
 
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use futures::{StreamExt, TryStreamExt};
 use slotkeep_format::Manifest;
 
-use crate::crypt::{open_armored, seal_armored};
+use crate::crypt::open_armored;
 use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::repository::Repository;
@@ -92,7 +92,7 @@ impl Repository {
     }
 
     /// Remembers on this machine that the backup was there.
-    async fn saw(&self, cluster: &str, id: &str) -> Result<(), RepoError> {
+    pub(crate) async fn saw(&self, cluster: &str, id: &str) -> Result<(), RepoError> {
         match &self.known {
             Some(known) => known.saw(cluster, id).await,
             None => Ok(()),
@@ -215,38 +215,6 @@ impl Repository {
             }
         };
         self.manifest(cluster, id).await
-    }
-
-    /// Makes a backup visible. Everything it names must be complete; nothing may be written for it afterwards. A backup that builds on what a
-    /// prune is deleting is refused, and not listed. With companions it is listed in them as well, in this one the last of those that are
-    /// required.
-    pub async fn commit(&self, manifest: &Manifest) -> Result<(), RepoError> {
-        self.commit_everywhere(manifest).await
-    }
-
-    pub(crate) async fn commit_here(&self, manifest: &Manifest) -> Result<(), RepoError> {
-        self.check_not_pruned(manifest).await?;
-        self.check_bases(manifest).await?;
-        self.put_manifest(manifest).await?;
-        // A prune writes down what it gives up before it looks for backups that need it: it has seen this one, or is seen here.
-        if let Err(error) = self.check_not_pruned(manifest).await {
-            self.delete(layout::manifest(&manifest.cluster, &manifest.id).as_ref()).await?;
-            return Err(error);
-        }
-        self.saw(&manifest.cluster, &manifest.id).await
-    }
-
-    async fn put_manifest(&self, manifest: &Manifest) -> Result<(), RepoError> {
-        let path = layout::manifest(&manifest.cluster, &manifest.id);
-        let failed = |problem| RepoError::new("write", &path, problem);
-        let json = match &self.keyring.recipient {
-            Some(recipient) if !manifest.settings.is_empty() => {
-                let settings = manifest.render_settings().map_err(|error| failed(error.into()))?;
-                manifest.render_sealed(&seal_armored(recipient, &settings).map_err(failed)?)
-            }
-            _ => manifest.render(),
-        };
-        self.put_json(&path, json.map_err(|error| failed(error.into()))?).await
     }
 }
 

@@ -17,7 +17,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::{Problem, RepoError};
-use crate::layout;
 use crate::location::Location;
 use crate::repository::Repository;
 use crate::store::pause;
@@ -39,8 +38,6 @@ struct State {
     bases: HashMap<String, BaseRecord>,
     given_up: Option<String>,
     lists: bool,
-    /// Its manifest was asked to be written, and nobody knows that it is not there: what it names must stay.
-    may_list: bool,
     waits: Waits,
 }
 
@@ -134,11 +131,6 @@ impl Companion {
         self.state().bases.insert(base.rdb.path.clone(), base.clone());
     }
 
-    /// Whether what the backup names must stay: it is listed, or may be although the answer never came.
-    pub(crate) fn may_list(&self) -> bool {
-        self.state().may_list
-    }
-
     pub(crate) fn know_object(&self, record: ObjectRecord) {
         self.state().objects.insert(record.path.clone(), record);
     }
@@ -216,7 +208,7 @@ impl Companion {
         })
     }
 
-    /// Deletes what it got of a backup that it will not list, as far as it still may hold up anybody.
+    /// Deletes what it got of a backup that it will not list, as far as it still may hold up anybody. What it may list stays.
     async fn take_back(&self) {
         let Some(patience) = self.patience else { return };
         let paths: Vec<String> = self.state().objects.keys().cloned().collect();
@@ -297,7 +289,7 @@ impl Repository {
         let optional: Vec<Write<'_>> = optional.map(|one| (&**one, one.list_boxed(manifest))).collect();
         self.commit_here(manifest).await.map_err(|error| error.at(&self.location))?;
         everywhere(&self.location, async { Ok(()) }, optional).await?;
-        for companion in self.companions.iter().filter(|companion| !companion.may_list()) {
+        for companion in self.companions.iter().filter(|companion| !companion.lists()) {
             companion.take_back().await;
         }
         Ok(())
@@ -307,12 +299,7 @@ impl Repository {
 impl Companion {
     async fn list(&self, manifest: &Manifest) -> Result<(), RepoError> {
         let own = self.manifest(manifest)?;
-        self.state().may_list = true;
         let listed = self.repository.commit_here(&own).await;
-        let path = layout::manifest(&manifest.cluster, &manifest.id);
-        if listed.is_err() && self.repository.must_not_exist(&path).await.is_ok() {
-            self.state().may_list = false;
-        }
         self.state().lists = listed.is_ok();
         listed
     }

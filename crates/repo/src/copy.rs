@@ -219,23 +219,8 @@ impl Repository {
         let manifest = Manifest::parse(&bytes)
             .map_err(|error| CopyError::Source(RepoError::new("read", &path, Problem::from(error))))?;
         let length = bytes.len() as u64;
-        target.commit_as_it_is(&manifest, &path, bytes).await.map_err(CopyError::Target)?;
+        target.commit_as(&manifest, bytes).await.map_err(CopyError::Target)?;
         Ok(length)
-    }
-
-    async fn commit_as_it_is(&self, manifest: &Manifest, path: &Path, json: Bytes) -> Result<(), RepoError> {
-        self.check_not_pruned(manifest).await?;
-        self.check_bases(manifest).await?;
-        self.create(path, json).await?;
-        // As with any commit: a prune has seen this one, or is seen here.
-        if let Err(error) = self.check_not_pruned(manifest).await {
-            self.delete(path.as_ref()).await?;
-            return Err(error);
-        }
-        match &self.known {
-            Some(known) => known.saw(&manifest.cluster, &manifest.id).await,
-            None => Ok(()),
-        }
     }
 }
 

@@ -76,6 +76,14 @@ pub enum Problem {
     /// The store ignores conditions, and what was asked for can't be safe without them.
     #[error("the store overwrites objects although requests forbid it")]
     NoConditions,
+    /// The backup's manifest may be there, now or later.
+    #[error("it is not known whether backup {id} is listed, and nothing that it names was deleted ({why})")]
+    MayBeListed {
+        /// The backup's id.
+        id: String,
+        /// Why it is not known.
+        why: String,
+    },
     /// It was written in a newer format.
     #[error("{0}: use a newer Slotkeep")]
     Newer(String),
@@ -168,7 +176,7 @@ impl From<DigestFileError> for Problem {
 }
 
 /// The kind of the I/O error that caused `error`, if one did.
-fn io_cause(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+pub(crate) fn io_cause(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {

@@ -4,6 +4,7 @@
 //! create that fails if it exists, so nothing is listed before it is whole.
 
 mod catalog;
+mod commit;
 mod companions;
 mod copy;
 mod crypt;

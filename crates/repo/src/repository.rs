@@ -11,6 +11,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use slotkeep_format::RepositoryFile;
 use slotkeep_format::repository_file::{REPOSITORY_VERSION, REPOSITORY_VERSION_WITHOUT_KEYS};
 
+use crate::commit::Named;
 use crate::companions::{Companion, Write, everywhere};
 use crate::crypt::{Keyring, NewKeys, Recipients, SigningKey, Unlock, fingerprint, sign, unsigned};
 use crate::error::{Problem, RepoError};
@@ -19,7 +20,7 @@ use crate::known::{Known, StateFolder};
 use crate::layout::REPOSITORY_FILE;
 use crate::location::{Location, io_problem, object_path};
 use crate::probe::{PROBE_PREFIX, probe, remove_probes};
-use crate::store::{Creating, RateLimit, StopPoint, create_new, stack};
+use crate::store::{Creating, NotCreated, RateLimit, StopPoint, create_new, stack};
 
 /// How to use a repository.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +56,8 @@ pub struct Repository {
     bytes_read: Arc<AtomicU64>,
     /// Who gets what is written here. They have none themselves.
     pub(crate) companions: Arc<[Arc<Companion>]>,
+    /// What is not taken back any more. Shared by all clones.
+    pub(crate) named: Arc<Named>,
 }
 
 impl Repository {
@@ -195,8 +198,8 @@ impl Repository {
 
     pub(crate) fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
         let (location, file, keyring) = (location.clone(), Arc::new(file), Arc::default());
-        let (bytes_read, companions) = (Arc::default(), Arc::default());
-        Self { location, store, file, keyring, known: None, folder: None, bytes_read, companions }
+        let (bytes_read, companions, named) = (Arc::default(), Arc::default(), Arc::default());
+        Self { location, store, file, keyring, known: None, folder: None, bytes_read, companions, named }
     }
 
     /// How many stored bytes of objects were read since it was opened; manifests are not counted.
@@ -280,10 +283,24 @@ impl Repository {
 
     /// Writes an object in one piece. It must not exist yet, unless it holds the same bytes.
     pub(crate) async fn create(&self, path: &Path, stored: impl Into<PutPayload>) -> Result<(), RepoError> {
-        self.must_be_there().await?;
-        let created = create_new(&*self.store, path, stored.into(), creating(&self.file)).await;
-        created.map_err(|problem| RepoError::new("write", path, problem))?;
+        let created = self.create_unseen(path, stored).await;
+        created.map_err(|(error, _)| error)?;
         self.must_hold(path.as_ref()).await
+    }
+
+    /// The same, but where it succeeds [`Self::must_hold`] is still to be asked. With the failure it gives whether it is certain that nothing was
+    /// written and will be.
+    pub(crate) async fn create_unseen(
+        &self,
+        path: &Path,
+        stored: impl Into<PutPayload>,
+    ) -> Result<(), (RepoError, bool)> {
+        self.must_be_there().await.map_err(|error| (error, true))?;
+        let created = create_new(&*self.store, path, stored.into(), creating(&self.file));
+        let Err(NotCreated { problem, is_certain }) = Box::pin(created).await else { return Ok(()) };
+        // That it was not found where nothing is mounted says nothing.
+        let is_certain = is_certain && self.must_be_there().await.is_ok();
+        Err((RepoError::new("write", path, problem), is_certain))
     }
 
     /// Writes a JSON file that must not exist yet; signs it if this repository's files are signed.
@@ -339,10 +356,11 @@ impl Repository {
         creating(&self.file) == Creating::Conditional
     }
 
-    /// Deletes an object that this process wrote and that no manifest names; in every companion as well, unless it lists the backup by now or may.
+    /// Deletes an object that this process wrote, here and in every companion; but nothing that a manifest names which this process has listed
+    /// there, or may have.
     pub async fn discard(&self, path: &str) -> Result<(), RepoError> {
-        let others = self.live_companions().filter(|companion| !companion.may_list());
-        let others: Vec<Write<'_>> = others
+        let others: Vec<Write<'_>> = self
+            .live_companions()
             .map(|companion| {
                 let deleted = companion.repository().discard_here(path.to_owned());
                 let deleted = async {
@@ -358,6 +376,9 @@ impl Repository {
     }
 
     pub(crate) async fn discard_here(&self, path: String) -> Result<(), RepoError> {
+        if self.named.holds(&path) {
+            return Ok(());
+        }
         let object = object_path(&path)?;
         self.store.delete(&object).await.map_err(|error| RepoError::new("delete", path, error))
     }

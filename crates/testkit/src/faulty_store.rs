@@ -48,6 +48,8 @@ struct Weather {
     only: String,
     /// Whether everything that changes the store is refused with 403.
     read_only: bool,
+    /// The first write to a path that contains this loses its answer, and everything after it is refused with 403.
+    parting: Option<Parting>,
     /// Requests for objects whose path contains this wait.
     held: Option<String>,
     waiting: usize,
@@ -55,6 +57,12 @@ struct Weather {
     /// How often each request was made.
     made: HashMap<String, u64>,
     lists: HashMap<String, Answer>,
+}
+
+#[derive(Debug)]
+struct Parting {
+    word: String,
+    is_over: bool,
 }
 
 #[derive(Debug)]
@@ -118,6 +126,12 @@ impl FaultyStore {
     /// From now on nothing happens.
     pub fn clear(&self) {
         self.set("", &[]);
+        self.shared.weather().parting = None;
+    }
+
+    /// The next write to a path that contains `only` is done, and its answer is lost; from then on every request for such a path is refused.
+    pub fn lose_answer_and_refuse(&self, only: &str) {
+        self.shared.weather().parting = Some(Parting { word: only.to_owned(), is_over: false });
     }
 
     /// Whether everything that would change the store is refused.
@@ -167,6 +181,12 @@ struct Request {
     /// Without those that concern the connection, and without the length.
     headers: Vec<String>,
     body: Vec<u8>,
+}
+
+/// What happens to a request when the store goes away.
+enum Last {
+    Unanswered,
+    Refused,
 }
 
 /// An answer.
@@ -223,6 +243,17 @@ impl Shared {
         (met, random)
     }
 
+    /// Whether the request is refused for good, or the last one to be done.
+    fn parts(&self, request: &Request) -> Option<Last> {
+        let mut weather = self.weather();
+        let parting = weather.parting.as_mut().filter(|parting| request.target.contains(&parting.word))?;
+        if parting.is_over {
+            return Some(Last::Refused);
+        }
+        parting.is_over = request.writes();
+        parting.is_over.then_some(Last::Unanswered)
+    }
+
     /// Waits while the request is held.
     fn wait_if_held(&self, request: &Request) {
         let mut weather = self.weather();
@@ -250,6 +281,18 @@ fn serve(shared: &Shared, client: &TcpStream) -> io::Result<()> {
         if request.writes() && shared.weather().read_only {
             give(client, &request, &refusal("403 Forbidden", "AccessDenied", "the store may only be read"))?;
             continue;
+        }
+        match shared.parts(&request) {
+            Some(Last::Unanswered) => return pass_on(shared.target, &request).map(drop),
+            Some(Last::Refused) => {
+                give(
+                    client,
+                    &request,
+                    &refusal("403 Forbidden", "AccessDenied", "the key is no longer valid"),
+                )?;
+                continue;
+            }
+            None => {}
         }
         let (fate, mut random) = shared.fate(&request);
         match fate {

@@ -281,3 +281,70 @@ fn listings_that_are_late_show_less_and_do_no_harm() {
     all_restorable(&target);
     scene.whole("after");
 }
+
+/// The store writes the manifest, its answer is lost, and the place of manifests can't be looked at any more: nobody knows whether the backup is
+/// listed. It is, as is seen later; so nothing that it names may have been taken back.
+#[test]
+fn a_backup_of_which_nobody_knows_whether_it_is_listed_keeps_all_that_it_names() {
+    let scene = Scene::new(24);
+    scene.write(0);
+    let engine = server("valkey-9.1").program().to_str().unwrap().to_owned();
+    let of_repo = |what: &[&str]| {
+        let mut command = scene.bucket.command();
+        command.args(what).args(["--json", "--repo", scene.bucket.repo()]);
+        command
+    };
+    let full = || scene.of_cluster(scene.bucket.command(), &["backup"]);
+    let incremental = || scene.of_cluster(scene.bucket.command(), &["backup", "--type", "incremental"]);
+    let merge = || of_repo(&["merge", "--engine", &engine]);
+    let mut listed = Vec::new();
+    for (number, make) in [&full as &dyn Fn() -> Command, &incremental, &merge].into_iter().enumerate() {
+        scene.write(number);
+        scene.bucket.store.lose_answer_and_refuse("/backups/");
+        let run = Run::of(&make().output().unwrap()).expect_code(20);
+        scene.bucket.store.clear();
+        let now = scene.bucket.listed();
+        let new: Vec<&String> = now.iter().filter(|id| !listed.contains(*id)).collect();
+        assert_eq!(new.len(), 1, "{}", run.stderr);
+        for word in ["it is not known whether backup", new[0], scene.bucket.repo(), "`slotkeep list`"] {
+            assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
+        }
+        scene.whole(&format!("after-{number}"));
+        listed = now;
+    }
+
+    // Where another repository has it, the message says so of that one, and of the first what is known.
+    let beside = scene.bucket.path("beside");
+    slotkeep(&["init", "--repo", text(&beside)]).expect_code(0);
+    scene.bucket.store.lose_answer_and_refuse("/backups/");
+    let run = Run::of(&full().args(["--repo", text(&beside)]).output().unwrap()).expect_code(52);
+    scene.bucket.store.clear();
+    for word in ["it is not known whether backup", text(&beside), "whole", scene.bucket.repo()] {
+        assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
+    }
+    assert!(!run.stderr.contains("no other repository"), "{}", run.stderr);
+    assert_eq!(all_restorable(&beside), 1);
+    assert_eq!(scene.bucket.listed().len(), listed.len() + 1);
+    scene.whole("beside-another");
+}
+
+/// An archive says so too, and goes on.
+#[test]
+fn an_archive_keeps_the_bases_of_a_backup_of_which_nobody_knows_whether_it_is_listed() {
+    let scene = Scene::new(25);
+    scene.write(0);
+    scene.bucket.store.lose_answer_and_refuse("/backups/");
+    let agent = scene.archive();
+    agent.wait("the backup to be in doubt", |lines| {
+        lines.iter().any(|line| {
+            line["notice"]["what"]
+                .as_str()
+                .is_some_and(|what| what.contains("it is not known whether backup"))
+        })
+    });
+    wait_sealed(&agent, scene.write(1));
+    agent.stop();
+    scene.bucket.store.clear();
+    assert_eq!(scene.bucket.listed().len(), 1);
+    scene.whole("after");
+}

@@ -8,7 +8,7 @@ use slotkeep_format::manifest::{
     BackupKind, ClusterCut, FORMAT_VERSION, SettingsRecord, ShardCut, ShardRecord,
 };
 use slotkeep_model::{Shard, SlotDigest, SlotSet, Topology};
-use slotkeep_repo::Repository;
+use slotkeep_repo::{Problem, RepoError, Repository};
 
 use super::base::TakenBase;
 use crate::{Context, Error, ErrorKind, Result};
@@ -44,14 +44,10 @@ pub(crate) async fn commit(
     shards.sort_by_key(|shard| shard.slots.ranges().first().map(|range| range.first()));
     let covered: SlotSet = shards.iter().flat_map(|shard| shard.slots.ranges().iter().copied()).collect();
     let missing_slots = covered.complement();
-    let mut digest = Some(SlotDigest::default());
-    for part in parts {
-        let total = part.base.total(repository).await?;
-        digest = digest.zip(total).map(|(mut sum, more)| {
-            sum.merge(more);
-            sum
-        });
-    }
+    let digest = match total(repository, parts).await? {
+        None => carried_over(repository, &heading.cluster, parts).await?,
+        known => known,
+    };
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
         id: heading.id,
@@ -71,20 +67,52 @@ pub(crate) async fn commit(
     };
     match repository.commit(&manifest).await {
         Ok(()) => Ok(manifest),
-        Err(error) => Err(partly_stored(repository, &manifest.id, error.into())),
+        Err(error) => Err(partly_stored(repository, &manifest.id, error)),
     }
 }
 
+/// Keys and digest over all bases; nothing if those of one are not known.
+async fn total(repository: &Repository, parts: &[Part]) -> Result<Option<SlotDigest>> {
+    let mut sum = SlotDigest::default();
+    for part in parts {
+        let Some(more) = part.base.total(repository).await? else { return Ok(None) };
+        sum.merge(more);
+    }
+    Ok(Some(sum))
+}
+
+/// The same as an earlier backup says it, if that lists just these bases: so a machine that only writes need not read them.
+async fn carried_over(repository: &Repository, cluster: &str, parts: &[Part]) -> Result<Option<SlotDigest>> {
+    let mut listed_in = parts.iter().map(|part| part.base.listed_in.as_deref());
+    let Some(Some(id)) = listed_in.next() else { return Ok(None) };
+    if !listed_in.all(|other| other == Some(id)) {
+        return Ok(None);
+    }
+    let earlier = match repository.manifest(cluster, id).await {
+        Ok(earlier) => earlier,
+        Err(RepoError { problem: Problem::Missing, .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut here: Vec<&str> = parts.iter().map(|part| part.base.base.rdb.path.as_str()).collect();
+    let mut there: Vec<&str> = earlier.shards.iter().map(|shard| shard.base.rdb.path.as_str()).collect();
+    here.sort_unstable();
+    there.sort_unstable();
+    Ok(earlier.digest.filter(|_| here == there))
+}
+
 /// The same failure, and which repositories list the backup in spite of it.
-fn partly_stored(repository: &Repository, id: &str, error: Error) -> Error {
+fn partly_stored(repository: &Repository, id: &str, error: RepoError) -> Error {
     let holders = repository.companions().iter().filter(|companion| companion.lists());
     let holders: Vec<String> =
         holders.map(|companion| companion.repository().location().to_string()).collect();
     if holders.is_empty() {
-        return error;
+        return error.into();
     }
-    let what =
-        format!("{error}; {} has backup {id}, whole, and no other repository has it", holders.join(" and "));
+    let others = match error.problem {
+        Problem::MayBeListed { .. } => "",
+        _ => ", and no other repository has it",
+    };
+    let what = format!("{error}; {} has backup {id}, whole{others}", holders.join(" and "));
     Error::new(ErrorKind::PartlyStored, what)
         .hint("when the repository that failed can be written again, take another backup to all of them, or bring it up to date with `slotkeep copy`")
 }

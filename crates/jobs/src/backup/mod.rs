@@ -2,7 +2,8 @@
 //! then the manifest.
 //!
 //! Invariants: the manifest is written last, when everything it names is durable; a backup that fails or is interrupted takes
-//! back its bases and is never listed. Segments of the log stay: they are whole, and no manifest names them.
+//! back its bases and is never listed, unless nobody knows what became of its manifest: then its bases stay. Segments of the log
+//! stay in any case: they are whole, and no manifest names them.
 
 pub(crate) mod base;
 mod buffers;

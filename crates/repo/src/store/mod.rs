@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use object_store::ObjectStore;
 
-pub(crate) use create::{Creating, create_new};
+pub(crate) use create::{Creating, NotCreated, create_new};
 pub(crate) use early::Early;
 pub use rate::RateLimit;
 pub use stop::StopPoint;

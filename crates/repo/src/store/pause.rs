@@ -12,7 +12,7 @@ const LONGEST_MS: u64 = 10_000;
 /// Waits before try number `failures`, counted from 1: twice as long each time, and by chance up to half as long again, so that
 /// many that failed together don't come back together.
 #[expect(clippy::disallowed_methods, reason = "the seam itself")]
-pub(super) async fn before_try(failures: u32) {
+pub(crate) async fn before_try(failures: u32) {
     let doubled = FIRST_MS.saturating_mul(1_u64.checked_shl(failures.saturating_sub(1)).unwrap_or(u64::MAX));
     let pause_ms = doubled.min(LONGEST_MS);
     // The standard library seeds each of these at random.

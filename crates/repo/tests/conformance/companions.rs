@@ -8,7 +8,8 @@ use slotkeep_repo::{Companion, Problem, RepoError, Repository};
 use crate::faults::{FateOnce, Faulty};
 use crate::folder;
 use crate::suite::{
-    Place, Protection, history, manifest, noise, read_framed, read_segment, store_framed, write_segment,
+    Place, Protection, history, manifest_naming, noise, read_framed, read_segment, store_framed,
+    write_segment,
 };
 
 const ID: &str = "20260101T000000.000Z-aaaa";
@@ -30,13 +31,13 @@ impl Pair {
         Self { _folders: [folder, other_folder], first, second, faulty }
     }
 
-    /// Writes log, an object, and a manifest; as a job would do it.
+    /// Writes log, an object, and a manifest that names it; as a job would do it.
     async fn work(&self, companion: Companion, raw: &[u8]) -> (Arc<Companion>, Result<(), RepoError>) {
         let repository = self.first.clone().with_companions(vec![companion]);
         let work = async {
             write_segment(&repository, 1, raw).await?;
             let stored = match store_framed(&repository, "main/framed", raw).await {
-                Ok(_) => repository.commit(&manifest(ID)).await,
+                Ok(rdb) => repository.commit(&manifest_naming(ID, &rdb)).await,
                 Err(error) => Err(error),
             };
             if stored.is_err() {
@@ -134,7 +135,7 @@ async fn an_optional_one_that_fails_or_hangs_at_any_moment_harms_nothing() {
         // Of one that hangs the patience is spent each time. Of one that does not there must be enough on a slow machine.
         let (patience, step) = match fate {
             FateOnce::Hangs => (Duration::from_secs(1), 2),
-            FateOnce::Fails | FateOnce::LosesAnswer => (Duration::from_secs(60), 1),
+            FateOnce::Fails | FateOnce::LosesAnswer | FateOnce::GoesAway => (Duration::from_secs(60), 1),
         };
         for number in (0..).step_by(step) {
             let pair = Pair::new(Protection::None).await;

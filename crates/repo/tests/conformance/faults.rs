@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
@@ -38,6 +39,11 @@ pub(crate) struct Faults {
     pub(crate) download_bytes: AtomicUsize,
     /// Listings show nothing written after now.
     pub(crate) frozen: Mutex<Option<Vec<ObjectMeta>>>,
+    /// Connections break before a manifest that is put has arrived; it does so when [`Faulty::deliver`] is called.
+    pub(crate) manifests_arrive_late: AtomicBool,
+    late: Mutex<Vec<(Path, PutPayload, PutOptions)>>,
+    /// What somebody else puts just when a manifest has been put.
+    pub(crate) meanwhile: Mutex<Option<(Path, Vec<u8>)>>,
 }
 
 /// A fate other than success.
@@ -46,6 +52,8 @@ pub(crate) enum FateOnce {
     Fails,
     LosesAnswer,
     Hangs,
+    /// The first one loses its answer, and those after it fail.
+    GoesAway,
 }
 
 impl Faults {
@@ -67,6 +75,8 @@ impl Faults {
                 FateOnce::Fails => Fate::Fails,
                 FateOnce::LosesAnswer => Fate::LosesAnswer,
                 FateOnce::Hangs => Fate::Hangs,
+                FateOnce::GoesAway if number == first => Fate::LosesAnswer,
+                FateOnce::GoesAway => Fate::Fails,
             },
             _ => Fate::Succeeds,
         }
@@ -98,6 +108,19 @@ impl Faulty {
         let all: Vec<_> = self.inner.list(None).map(Result::unwrap).collect().await;
         *self.faults.frozen.lock().unwrap() = Some(all);
     }
+
+    /// What was late arrives.
+    pub(crate) async fn deliver(&self) {
+        let late = std::mem::take(&mut *self.faults.late.lock().unwrap());
+        for (path, payload, options) in late {
+            // The second of the same is refused, as the client said.
+            let _ = self.inner.put_opts(&path, payload, options).await;
+        }
+    }
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.as_ref().contains("/backups/")
 }
 
 async fn meet<T>(faults: &Faults, doing: impl Future<Output = Result<T>>) -> Result<T> {
@@ -129,7 +152,21 @@ impl ObjectStore for Faulty {
         if self.faults.ignores_conditions.load(Ordering::SeqCst) {
             opts.mode = PutMode::Overwrite;
         }
-        self.meet(self.inner.put_opts(location, payload, opts)).await
+        if self.faults.manifests_arrive_late.load(Ordering::SeqCst) && is_manifest(location) {
+            self.faults.late.lock().unwrap().push((location.clone(), payload, opts));
+            let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+            let broken = HttpError::new(HttpErrorKind::Interrupted, broken);
+            return Err(Error::Generic { store: "faulty", source: Box::new(broken) });
+        }
+        let put = async {
+            let put = self.inner.put_opts(location, payload, opts).await?;
+            let meanwhile = self.faults.meanwhile.lock().unwrap().take_if(|_| is_manifest(location));
+            if let Some((path, bytes)) = meanwhile {
+                self.inner.put_opts(&path, bytes.into(), PutOptions::default()).await?;
+            }
+            Ok(put)
+        };
+        self.meet(put).await
     }
 
     async fn put_multipart_opts(
@@ -165,10 +202,13 @@ impl ObjectStore for Faulty {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        if self.faults.next() == Fate::Fails {
-            return futures::stream::once(async { Err(fault()) }).boxed();
+        match self.faults.next() {
+            Fate::Fails => futures::stream::once(async { Err(fault()) }).boxed(),
+            Fate::LosesAnswer => {
+                self.inner.delete_stream(locations).map(|deleted| deleted.and_then(|_| Err(fault()))).boxed()
+            }
+            Fate::Succeeds | Fate::Hangs => self.inner.delete_stream(locations),
         }
-        self.inner.delete_stream(locations)
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

@@ -5,6 +5,7 @@ mod companions;
 mod faults;
 mod faulty;
 mod suite;
+mod unknown;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

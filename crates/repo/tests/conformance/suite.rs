@@ -13,10 +13,11 @@ use slotkeep_format::frames::FRAME_RAW_BYTES;
 use slotkeep_format::lease::{Holder, LeaseNote, LeaseTable, Tenure};
 use slotkeep_format::lineage::HISTORY_VERSION;
 use slotkeep_format::manifest::{
-    BackupKind, FORMAT_VERSION, Manifest, ObjectRecord, ProductRecord, ServerRecord, SettingsRecord,
+    BackupKind, BaseRecord, CrcRecord, FORMAT_VERSION, Manifest, NodeRecord, ObjectRecord, ProductRecord,
+    RoleRecord, ServerRecord, SettingsRecord, ShardRecord,
 };
 use slotkeep_format::{HistoryRecord, TimeSample, Timeline};
-use slotkeep_model::{ReplId, SlotDigest, SlotSet};
+use slotkeep_model::{Product, RdbVersion, ReplId, SlotDigest, SlotSet};
 use slotkeep_repo::{
     Location, OpenOptions, Problem, RepoError, Repository, SegmentEntry, SegmentMeta, Standing,
 };
@@ -98,6 +99,38 @@ pub(crate) fn manifest(id: &str) -> Manifest {
         cut: None,
         digest: Some(SlotDigest::default()),
     }
+}
+
+/// A backup of one shard, with that object as its base.
+pub(crate) fn manifest_naming(id: &str, rdb: &ObjectRecord) -> Manifest {
+    let addr = "127.0.0.1:7000".parse().unwrap();
+    let base = BaseRecord {
+        rdb: rdb.clone(),
+        rdb_version: RdbVersion { product: Product::Redis, number: 11 },
+        crc64: CrcRecord::Verified,
+        index: None,
+        digest: None,
+        keys: None,
+        functions: None,
+        not_interpreted: Some("it is noise".to_owned()),
+    };
+    let shard = ShardRecord {
+        slots: SlotSet::full(),
+        config_epoch: 0,
+        primary: NodeRecord { id: None, addr, online: true },
+        replicas: vec![],
+        source: "127.0.0.1:7000".parse().unwrap(),
+        source_role: RoleRecord::Primary,
+        server: ServerRecord { product: ProductRecord::Valkey, version: "9.1.2".to_owned() },
+        history: history(),
+        offset: 1,
+        server_time: None,
+        base,
+        cut: None,
+        read: None,
+    };
+    let missing_slots = SlotSet::default();
+    Manifest { partial: false, missing_slots, shards: vec![shard], digest: None, ..manifest(id) }
 }
 
 pub(crate) fn settings() -> SettingsRecord {
