@@ -12,6 +12,7 @@ use slotkeep_repo::{Location, Repository};
 use slotkeep_wire::resp::Command;
 use tempfile::TempDir;
 
+use super::empty::{COVERAGE, empty};
 use super::restore::point;
 use super::{FilledNode, Filling, Made, Recovery, Watch, surprise};
 use crate::discover::read_info;
@@ -28,8 +29,6 @@ use crate::restore::check_loads;
 use crate::restore::live::{Coverage, LiveOptions, OnConflict, plan, restore};
 use crate::{Error, ErrorKind, Result};
 
-/// The setting that keeps a node from serving what it has while slots have no owner.
-const COVERAGE: &str = "cluster-require-full-coverage";
 /// How long a node may take until it serves its slots. Servers wait for their node timeout, 5 s at the most (`clusterUpdateState` in
 /// `src/cluster_legacy.c`).
 const SERVING_LIMIT: Duration = Duration::from_secs(20);
@@ -152,9 +151,10 @@ impl Filler<'_> {
         let mut connection = context.connector.connect(addr).await?;
         let coverage = setting(&mut connection, COVERAGE).await?;
         self.touched.push(Touched { addr: addr.clone(), coverage });
-        connection.call(&Command::new("CONFIG").arg("SET").arg(COVERAGE).arg("no")).await?;
+        // First: whatever a run leaves that is broken off from here on does not count as empty.
         let set_epoch = Command::new("CLUSTER").arg("SET-CONFIG-EPOCH").arg_number(epoch);
         connection.call(&set_epoch).await?;
+        connection.call(&Command::new("CONFIG").arg("SET").arg(COVERAGE).arg("no")).await?;
         let mut add = Command::new("CLUSTER").arg("ADDSLOTS");
         for slot in shard.slots.iter() {
             add = add.arg_number(slot);
@@ -231,25 +231,13 @@ impl Filler<'_> {
     /// Makes every node that was written to what it was: alone and empty.
     async fn empty_all(&self) {
         for Touched { addr, coverage } in &self.touched {
-            if let Err(error) = self.empty(addr, coverage.as_deref()).await {
-                self.watch.note(&format!(
+            self.watch.note(&match empty(self.recovery, addr, coverage.as_deref()).await {
+                Ok(()) => format!("  {addr} is empty again"),
+                Err(error) => format!(
                     "  {addr} could not be made empty again: {error}. Nobody knows it; FLUSHALL and CLUSTER RESET HARD there before it is used"
-                ));
-            }
+                ),
+            });
         }
-    }
-
-    async fn empty(&self, addr: &NodeAddr, coverage: Option<&str>) -> Result<()> {
-        let mut connection = self.recovery.context.connector.connect(addr).await?;
-        connection.call(&Command::new("FLUSHALL")).await?;
-        // Servers before 7.0 know no functions.
-        connection.exchange(&Command::new("FUNCTION").arg("FLUSH")).await?;
-        connection.call(&Command::new("CLUSTER").arg("RESET").arg("HARD")).await?;
-        if let Some(coverage) = coverage {
-            connection.call(&Command::new("CONFIG").arg("SET").arg(COVERAGE).arg(coverage)).await?;
-        }
-        self.watch.note(&format!("  {addr} is empty again"));
-        Ok(())
     }
 }
 
