@@ -245,7 +245,7 @@ fn a_split_brain_is_found_and_left_alone() {
 /// Of a split brain the side with the lower epoch is kept: the other one is shut down, the lower one hears the cluster, and becomes the primary.
 #[test]
 fn the_older_side_of_a_split_brain_is_kept() {
-    let mut scene = Scene::start("valkey-9.1", false, &[("cluster-node-timeout", "2000")]);
+    let mut scene = Scene::start("valkey-9.1", true, &[("cluster-node-timeout", "2000")]);
     let (old, new) = (scene.first(0).addr(), scene.second(0).addr());
     let mut cut_off = scene.first(0).client().unwrap();
     cut_off.command(&["DEBUG", "DROP-CLUSTER-PACKET-FILTER", "-2"]).unwrap();

@@ -93,7 +93,7 @@ fn a_node_that_a_killed_run_left_half_filled_is_filled_anew() {
 
     let run = scene.recover_to(&nodes[..1], &["--refill", &named, "--dry-run"]);
     assert_eq!(run.code, 45, "{}\n{}", run.stdout, run.stderr);
-    let plan = run.json();
+    let plan: Value = serde_json::from_str(&run.stdout).unwrap();
     let step = &plan["steps"][0];
     assert_eq!((&step["step"], &step["nodes"][0]["keys"]), (&"empty".into(), &left.into()), "{plan}");
     assert_eq!(shard(&plan, 1)["remedy"]["nodes"], serde_json::json!([named]), "{plan}");
