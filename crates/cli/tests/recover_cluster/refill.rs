@@ -43,7 +43,9 @@ fn kill_half_way(scene: &Scene, node: SocketAddr) -> i64 {
     let words = scene.running(&[node]);
     let mut run = command();
     run.args(["recover", "--yes", "--cluster", &scene.first(0).addr().to_string(), "--repo"]);
-    run.arg(scene.bench.repo()).args(&words).stdout(Stdio::null()).stderr(Stdio::null());
+    run.arg(scene.bench.repo()).args(&words);
+    // What it leaves goes with the rest.
+    run.arg("--spool").arg(scene.bench.repo().parent().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut run = run.spawn().unwrap();
     let mut at = client(node, None, None);
     let found = wait_for(Duration::from_secs(60), "the first keys", || match keys(&mut at) {

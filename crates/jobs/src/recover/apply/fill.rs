@@ -127,12 +127,8 @@ impl Filler<'_> {
 
     /// Applies the shard's log to its base, in a repository of its own for the time being.
     async fn fold(&self, point: &Point, shard: &ShardPlan) -> Result<(Repository, Manifest, TempDir)> {
-        let (context, spool) = (&self.recovery.context, &self.filling.spool);
-        let folder =
-            tempfile::Builder::new().prefix("slotkeep-recover-").tempdir_in(spool).map_err(|error| {
-                let what = format!("can't make a temporary folder in {}: {error}", spool.display());
-                Error::new(ErrorKind::Failed, what).hint("name a folder with enough space: --spool DIR")
-            })?;
+        let context = &self.recovery.context;
+        let folder = self.folder()?;
         self.watch.note(&format!("  slots {}: a private server applies the log to the base", shard.slots));
         let id = random_hex(&*context.rng, 32)?;
         let temporary =
@@ -143,6 +139,15 @@ impl Filler<'_> {
         let source = (&self.filling.repository, self.recovery.past.as_ref());
         let manifest = merge(context, source, point, &target, &self.filling.engine, &progress).await?;
         Ok((temporary, manifest, folder))
+    }
+
+    /// A folder for the time being.
+    fn folder(&self) -> Result<TempDir> {
+        let spool = &self.filling.spool;
+        tempfile::Builder::new().prefix("slotkeep-recover-").tempdir_in(spool).map_err(|error| {
+            let what = format!("can't make a temporary folder in {}: {error}", spool.display());
+            Error::new(ErrorKind::Failed, what).hint("name a folder with enough space: --spool DIR")
+        })
     }
 
     /// Makes a node that is alone the owner of the slots, and waits until it serves them.
@@ -189,9 +194,7 @@ impl Filler<'_> {
         manifest: &Manifest,
     ) -> Result<u64> {
         let context = &self.recovery.context;
-        let journal = tempfile::tempdir_in(&self.filling.spool).map_err(|error| {
-            Error::new(ErrorKind::Failed, format!("can't make a temporary folder: {error}"))
-        })?;
+        let journal = self.folder()?;
         let options = LiveOptions {
             on_conflict: OnConflict::Fail,
             allow_other_data: false,
