@@ -1,7 +1,7 @@
 //! What a run leaves that is killed while it fills a node that runs.
 
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -38,24 +38,31 @@ fn slots(at: &mut Client) -> String {
     text.trim().split(' ').skip(8).collect::<Vec<_>>().join(" ")
 }
 
-/// Has a run begin to fill the node, and kills it when some keys are there, and not all.
-fn kill_half_way(scene: &Scene, node: SocketAddr) -> i64 {
+/// Has a run begin to fill the node; gives it when some keys are there.
+fn begin(scene: &Scene, node: SocketAddr) -> Child {
     let words = scene.running(&[node]);
     let mut run = command();
     run.args(["recover", "--yes", "--cluster", &scene.first(0).addr().to_string(), "--repo"]);
     run.arg(scene.bench.repo()).args(&words);
     // What it leaves goes with the rest.
-    run.arg("--spool").arg(scene.bench.repo().parent().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut run = run.spawn().unwrap();
+    run.arg("--spool").arg(scene.bench.repo().parent().unwrap());
+    let run = run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut at = client(node, None, None);
-    let found = wait_for(Duration::from_secs(60), "the first keys", || match keys(&mut at) {
+    wait_for(Duration::from_secs(60), "the first keys", || match keys(&mut at) {
         0 => Err(NotYet::because("it is empty")),
-        some => Ok(some),
-    });
+        _ => Ok(()),
+    })
+    .unwrap();
+    run
+}
+
+/// Kills a run when some keys are there, and not all.
+fn kill_half_way(scene: &Scene, node: SocketAddr) -> i64 {
+    let mut run = begin(scene, node);
     run.kill().unwrap();
     let ended = run.wait().unwrap();
-    assert!(found.is_ok() && ended.code().is_none(), "{found:?} {ended}");
-    let left = keys(&mut at);
+    assert!(ended.code().is_none(), "{ended}");
+    let left = keys(&mut client(node, None, None));
     assert!(left < i64::try_from(KEYS).unwrap(), "it was killed too late: {left}");
     left
 }
@@ -92,6 +99,24 @@ fn a_node_that_a_killed_run_left_half_filled_is_filled_anew() {
     assert!(run.stdout.contains("--refill does not empty it: its config epoch (0)"), "{}", run.stdout);
     assert_eq!(slots(&mut other), all);
     scene.recover_to(&nodes[1..], &["--refill", &named]).failed(2, "is not one of the addresses");
+
+    // A run whose node has been emptied and taken by somebody else leaves it alone, although it fails.
+    other.command(&["CLUSTER", "RESET", "HARD"]).unwrap();
+    let run = begin(&scene, nodes[1]);
+    let taken = [
+        vec!["CONFIG", "SET", "maxmemory", "1"],
+        vec!["FLUSHALL"],
+        vec!["CLUSTER", "RESET", "HARD"],
+        vec!["CLUSTER", "ADDSLOTSRANGE", low, high],
+        vec!["CLUSTER", "MYID"],
+    ];
+    let id = other.pipeline(&taken).unwrap().pop().unwrap().text().unwrap();
+    let run = run.wait_with_output().unwrap();
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(run.status.code(), Some(47), "{said}");
+    assert!(said.contains("is not the node any more that was to be emptied"), "{said}");
+    assert_eq!(other.command(&["CLUSTER", "MYID"]).unwrap().text().unwrap(), id);
+    assert_eq!(slots(&mut other), all);
 
     let run = scene.recover_to(&nodes[..1], &["--refill", &named, "--dry-run"]);
     assert_eq!(run.code, 45, "{}\n{}", run.stdout, run.stderr);

@@ -1,10 +1,11 @@
 //! Emptying nodes that nobody knows: those that could not be filled, and those that a run left that was broken off, if the user has named them.
 //!
-//! Invariant: a node that was left is emptied only if it is alone still, the same, and no fuller than when that was planned.
+//! Invariants: a node is emptied only while nobody knows it and it has the id that it was looked at with, which it loses when it is emptied: so of two
+//! runs none empties what the other one fills. A node that was left is emptied only if it is alone still, the same, and no fuller than when that was planned.
 
 use std::time::Duration;
 
-use slotkeep_model::NodeAddr;
+use slotkeep_model::{NodeAddr, NodeId};
 use slotkeep_wire::resp::Command;
 
 use super::{Recovery, Watch, surprise};
@@ -13,6 +14,7 @@ use crate::recover::facts::{SpareState, Survey};
 use crate::recover::left::emptied;
 use crate::recover::plan::{Emptied, Plan};
 use crate::recover::spares::setting;
+use crate::recover::survey::ask;
 
 /// The setting that keeps a node from serving what it has while slots have no owner.
 pub(super) const COVERAGE: &str = "cluster-require-full-coverage";
@@ -21,16 +23,27 @@ const COVERAGE_BY_DEFAULT: &str = "yes";
 /// For how long nobody may have written to a node that was left.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Makes a node empty, with a new id. `coverage` is the setting to put back.
-pub(super) async fn empty(recovery: &Recovery, addr: &NodeAddr, coverage: Option<&str>) -> Result<()> {
+/// Makes a node empty, with a new id, if it is that node still and nobody else has made use of it. `coverage` is the setting to put back: first, as
+/// nobody would know of it once the node counts as empty.
+pub(super) async fn empty(
+    recovery: &Recovery,
+    (addr, id): (&NodeAddr, &NodeId),
+    coverage: Option<&str>,
+) -> Result<()> {
+    let word = ask(&recovery.context, addr).await.map_err(|miss| miss.error)?;
+    if word.id != *id || word.rows.len() > 1 {
+        let what =
+            format!("{addr} is not the node any more that was to be emptied, or others know it by now");
+        return Err(surprise(what));
+    }
     let mut connection = recovery.context.connector.connect(addr).await?;
+    if let Some(coverage) = coverage {
+        connection.call(&Command::new("CONFIG").arg("SET").arg(COVERAGE).arg(coverage)).await?;
+    }
     connection.call(&Command::new("FLUSHALL")).await?;
     // Servers before 7.0 know no functions.
     connection.exchange(&Command::new("FUNCTION").arg("FLUSH")).await?;
     connection.call(&Command::new("CLUSTER").arg("RESET").arg("HARD")).await?;
-    if let Some(coverage) = coverage {
-        connection.call(&Command::new("CONFIG").arg("SET").arg(COVERAGE).arg(coverage)).await?;
-    }
     Ok(())
 }
 
@@ -60,11 +73,11 @@ pub(super) async fn empty_left(
     }
     let usual = coverage_of_living(recovery, &survey).await;
     let mut names = Vec::new();
-    for Emptied { addr, keys, .. } in found {
+    for Emptied { addr, id, keys, .. } in found {
         let mut connection = recovery.context.connector.connect(addr).await?;
         // Whether it had that before it was to be filled nobody knows any more.
         let changed = setting(&mut connection, COVERAGE).await?.is_some_and(|value| value == "no");
-        empty(recovery, addr, changed.then_some(usual.as_str())).await?;
+        empty(recovery, (addr, id), changed.then_some(usual.as_str())).await?;
         let told = if changed { format!(", {COVERAGE} {usual}") } else { String::new() };
         watch.note(&format!("  {addr} is empty again"));
         names.push(format!("{addr} ({keys} keys deleted{told})"));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slotkeep_format::Manifest;
-use slotkeep_model::NodeAddr;
+use slotkeep_model::{NodeAddr, NodeId};
 use slotkeep_repo::{Location, Repository};
 use slotkeep_wire::resp::Command;
 use tempfile::TempDir;
@@ -41,6 +41,7 @@ const MOST_RESTORE_BYTES: usize = 32 << 20;
 /// A node that was written to, and the setting as it had it.
 struct Touched {
     addr: NodeAddr,
+    id: NodeId,
     coverage: Option<String>,
 }
 
@@ -64,13 +65,16 @@ pub(super) async fn fill(
         match Box::pin(filler.shard(shard, epoch)).await {
             Ok(end) => ends.push(end),
             Err(error) => {
-                filler.empty_all().await;
+                let all_empty = filler.empty_all().await;
                 let error = error.context(format!("restoring slots {}", shard.slots));
                 return Err(match error.kind() {
                     ErrorKind::Interrupted => error,
                     _ if filler.touched.is_empty() => error,
-                    _ => error.hint(
+                    _ if all_empty => error.hint(
                         "the new nodes are empty again; mend what the message says, and run this again",
+                    ),
+                    _ => error.hint(
+                        "not all of the new nodes could be made empty again: mend what the message says, and see what the next plan says of them",
                     ),
                 });
             }
@@ -87,7 +91,7 @@ struct Filler<'a> {
     filling: &'a Filling,
     watch: &'a dyn Watch,
     touched: Vec<Touched>,
-    filled: Vec<(slotkeep_model::NodeId, FilledNode)>,
+    filled: Vec<(NodeId, FilledNode)>,
 }
 
 impl Filler<'_> {
@@ -102,7 +106,7 @@ impl Filler<'_> {
         // A log is applied by another server, whose format may be a newer one than the base's.
         check_loads(manifest, node.server)?;
         self.watch.note(&format!("  {addr}: is given slots {}", shard.slots));
-        self.claim(&addr, shard, epoch).await?;
+        self.claim((&addr, &node.id), shard, epoch).await?;
         let keys = self.load((&addr, shard), repository, manifest).await?;
         self.put_back(&addr).await?;
         self.filled.push((node.id.clone(), FilledNode { addr: addr.to_string(), keys }));
@@ -151,14 +155,14 @@ impl Filler<'_> {
     }
 
     /// Makes a node that is alone the owner of the slots, and waits until it serves them.
-    async fn claim(&mut self, addr: &NodeAddr, shard: &ShardPlan, epoch: u64) -> Result<()> {
+    async fn claim(&mut self, (addr, id): (&NodeAddr, &NodeId), shard: &ShardPlan, epoch: u64) -> Result<()> {
         let context = &self.recovery.context;
         let mut connection = context.connector.connect(addr).await?;
         let coverage = setting(&mut connection, COVERAGE).await?;
-        self.touched.push(Touched { addr: addr.clone(), coverage });
-        // First: whatever a run leaves that is broken off from here on does not count as empty.
+        // First: it can be set once only, so of two runs one gets the node; and what is left from here on does not count as empty.
         let set_epoch = Command::new("CLUSTER").arg("SET-CONFIG-EPOCH").arg_number(epoch);
         connection.call(&set_epoch).await?;
+        self.touched.push(Touched { addr: addr.clone(), id: id.clone(), coverage });
         connection.call(&Command::new("CONFIG").arg("SET").arg(COVERAGE).arg("no")).await?;
         let mut add = Command::new("CLUSTER").arg("ADDSLOTS");
         for slot in shard.slots.iter() {
@@ -231,16 +235,19 @@ impl Filler<'_> {
         Ok(())
     }
 
-    /// Makes every node that was written to what it was: alone and empty.
-    async fn empty_all(&self) {
-        for Touched { addr, coverage } in &self.touched {
-            self.watch.note(&match empty(self.recovery, addr, coverage.as_deref()).await {
+    /// Makes every node that was written to what it was: alone and empty. Whether all are.
+    async fn empty_all(&self) -> bool {
+        let mut all = true;
+        for Touched { addr, id, coverage } in &self.touched {
+            self.watch.note(&match empty(self.recovery, (addr, id), coverage.as_deref()).await {
                 Ok(()) => format!("  {addr} is empty again"),
-                Err(error) => format!(
-                    "  {addr} could not be made empty again: {error}. Nobody knows it; FLUSHALL and CLUSTER RESET HARD there before it is used"
-                ),
+                Err(error) => {
+                    all = false;
+                    format!("  {addr} could not be made empty again: {error}")
+                }
             });
         }
+        all
     }
 }
 
