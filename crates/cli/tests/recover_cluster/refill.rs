@@ -1,5 +1,6 @@
 //! What a run leaves that is killed while it fills a node that runs.
 
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,15 +39,20 @@ fn slots(at: &mut Client) -> String {
     text.trim().split(' ').skip(8).collect::<Vec<_>>().join(" ")
 }
 
-/// Has a run begin to fill the node; gives it when some keys are there.
-fn begin(scene: &Scene, node: SocketAddr) -> Child {
+/// Starts a run that fills the node.
+fn start(scene: &Scene, node: SocketAddr) -> Child {
     let words = scene.running(&[node]);
     let mut run = command();
     run.args(["recover", "--yes", "--cluster", &scene.first(0).addr().to_string(), "--repo"]);
     run.arg(scene.bench.repo()).args(&words);
     // What it leaves goes with the rest.
     run.arg("--spool").arg(scene.bench.repo().parent().unwrap());
-    let run = run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The same; gives it when some keys are there.
+fn begin(scene: &Scene, node: SocketAddr) -> Child {
+    let run = start(scene, node);
     let mut at = client(node, None, None);
     wait_for(Duration::from_secs(60), "the first keys", || match keys(&mut at) {
         0 => Err(NotYet::because("it is empty")),
@@ -99,6 +105,17 @@ fn a_node_that_a_killed_run_left_half_filled_is_filled_anew() {
     assert!(run.stdout.contains("--refill does not empty it: its config epoch (0)"), "{}", run.stdout);
     assert_eq!(slots(&mut other), all);
     scene.recover_to(&nodes[1..], &["--refill", &named]).failed(2, "is not one of the addresses");
+
+    // One that is taken while a run prepares what to fill it with is left alone.
+    other.command(&["CLUSTER", "RESET", "HARD"]).unwrap();
+    let mut run = start(&scene, nodes[1]);
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("a private server applies the log")));
+    let taken = [vec!["CLUSTER", "SET-CONFIG-EPOCH", "99"], vec!["CLUSTER", "ADDSLOTSRANGE", low, high]];
+    other.pipeline(&taken).unwrap();
+    let said: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(run.wait().unwrap().code(), Some(47), "{said:?}");
+    assert_eq!(slots(&mut other), all, "{said:?}");
 
     // A run whose node has been emptied and taken by somebody else leaves it alone, although it fails.
     other.command(&["CLUSTER", "RESET", "HARD"]).unwrap();
