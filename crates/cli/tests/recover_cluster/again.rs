@@ -1,13 +1,13 @@
 //! Runs that are interrupted, and plans that are overtaken by what happens.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use slotkeep_jobs::Context;
 use slotkeep_jobs::net::{Connector, ConnectorOptions};
 use slotkeep_jobs::ports::{SystemClock, SystemRng};
 use slotkeep_jobs::progress::ShardProgress;
-use slotkeep_jobs::recover::{EndDisplay, Memory, Recovery, Remedy, Watch, Wishes};
+use slotkeep_jobs::recover::{EndDisplay, Memory, Recovery, Remedy, Step, StepKind, Watch, Wishes};
 use slotkeep_testkit::deadline::{NotYet, wait_for};
 use slotkeep_testkit::{Client, Endpoint};
 
@@ -74,6 +74,45 @@ fn a_plan_that_is_overtaken_is_not_carried_out() {
     assert!(outcome.done[0].result.contains("not needed any more"), "{outcome:?}");
     assert_eq!(role(scene.first(0).addr()), "master");
     assert_eq!(role(scene.second(0).addr()), "slave");
+}
+
+/// Lets a node hear the others as soon as it is waited for.
+struct Healer(Mutex<Client>);
+
+impl Watch for Healer {
+    fn note(&self, text: &str) {
+        if text.contains("sees other slots") {
+            self.0.lock().unwrap().command(&["DEBUG", "DROP-CLUSTER-PACKET-FILTER", "-1"]).unwrap();
+        }
+    }
+
+    fn begin(&self, _: &[(Arc<ShardProgress>, u64)]) -> EndDisplay {
+        Box::pin(async {})
+    }
+}
+
+/// An old primary that hears a moment later of the one that has taken its place is waited for.
+#[test]
+fn two_owners_for_a_moment_are_no_split_brain() {
+    let scene = Scene::start("valkey-9.1", false, &[("cluster-node-timeout", "5000")]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let recovery = recovery(&scene);
+    let mut plan = runtime.block_on(recovery.plan()).unwrap();
+    let settle = Step { kind: StepKind::Settle, what: String::new(), risk: String::new(), expected_ms: 0 };
+    plan.steps = vec![settle];
+    let mut old = scene.first(0).client().unwrap();
+    old.command(&["DEBUG", "DROP-CLUSTER-PACKET-FILTER", "-2"]).unwrap();
+    scene.second(0).client().unwrap().command(&["CLUSTER", "FAILOVER", "TAKEOVER"]).unwrap();
+    wait_for(Duration::from_secs(30), "the replica to take over", || match role(scene.second(0).addr()) {
+        primary if primary == "master" => Ok(()),
+        other => Err(NotYet::because(other)),
+    })
+    .unwrap();
+    assert_eq!(role(scene.first(0).addr()), "master");
+    let outcome = runtime.block_on(recovery.apply(&plan, &Healer(Mutex::new(old)))).unwrap();
+    assert!(outcome.stopped.is_none(), "{outcome:?}");
+    assert!(outcome.done[0].result.contains("16384 of 16384"), "{outcome:?}");
+    assert_eq!(role(scene.first(0).addr()), "slave");
 }
 
 /// A run is killed when the new node is up; the next one finds it and goes on from there. An old primary of a server that makes no replica of

@@ -242,6 +242,68 @@ fn a_split_brain_is_found_and_left_alone() {
     );
 }
 
+/// Of a split brain the side with the lower epoch is kept: the other one is shut down, the lower one hears the cluster, and becomes the primary.
+#[test]
+fn the_older_side_of_a_split_brain_is_kept() {
+    let mut scene = Scene::start("valkey-9.1", true, &[("cluster-node-timeout", "2000")]);
+    let (old, new) = (scene.first(0).addr(), scene.second(0).addr());
+    let mut cut_off = scene.first(0).client().unwrap();
+    cut_off.command(&["DEBUG", "DROP-CLUSTER-PACKET-FILTER", "-2"]).unwrap();
+    let began = now_ms();
+    scene.second(0).client().unwrap().command(&["CLUSTER", "FAILOVER", "TAKEOVER"]).unwrap();
+    wait_for(LIMIT, "the replica to take over", || match role(new).as_str() {
+        "master" => Ok(()),
+        other => Err(NotYet::because(other)),
+    })
+    .unwrap();
+    let key = scene.tag_of(0, "cut off");
+    cut_off.command(&["SET", &key, "taken"]).unwrap();
+    // It is not chosen as long as the others follow the newer one.
+    let run = scene.recover(&["--choose", &old.to_string(), "--yes"]);
+    assert_eq!(run.code, 46, "{}\n{}", run.stdout, run.stderr);
+    let plan = json(&run.stdout);
+    assert_eq!(shard(&plan, 0)["condition"], "split_brain", "{plan}");
+    assert!(plan["open"].to_string().contains(&format!("To keep the other one: shut {new} down")), "{plan}");
+
+    scene.second(0).kill().unwrap();
+    let run = scene.recover(&["--yes"]);
+    assert_eq!(run.code, 46, "{}\n{}", run.stdout, run.stderr);
+    assert_eq!(shard(&json(&run.stdout), 0)["condition"], "superseded", "{}", run.stdout);
+    assert_eq!(role(old), "master", "nothing was done");
+    cut_off.command(&["DEBUG", "DROP-CLUSTER-PACKET-FILTER", "-1"]).unwrap();
+    wait_for(LIMIT, "the older one to hear of the newer one", || match role(old).as_str() {
+        "slave" => Ok(()),
+        other => Err(NotYet::because(other)),
+    })
+    .unwrap();
+    wait_for(LIMIT, "the newer one to be missed", || {
+        let plan = json(&scene.recover(&[]).stdout);
+        let condition = &shard(&plan, 0)["condition"];
+        if condition == "primary_gone" { Ok(()) } else { Err(NotYet::because(condition.to_string())) }
+    })
+    .unwrap();
+    scene.recover_whole(&["--yes"]);
+    assert_eq!(role(old), "master");
+    scene.cluster.wait_ok().unwrap();
+    let ended = now_ms();
+    scene.ledger().wait_for_more(100).unwrap();
+    // The newer one comes back as its replica.
+    scene.return_harmlessly(scene.second(0), old);
+    assert_eq!(
+        cut_off.command(&["GET", &key]).unwrap().text().unwrap(),
+        "taken",
+        "what only it had is there"
+    );
+    let account = scene.check(scene.client(&[]));
+    let mut client = scene.client(&[]);
+    account.check(ALL, &mut |args| client.command(args)).unwrap();
+    let span = account.lost_span_ms();
+    assert!(
+        span.is_none_or(|(first, last)| first >= began - IN_FLIGHT_MS && last <= ended + IN_FLIGHT_MS),
+        "{span:?} {began} {ended}"
+    );
+}
+
 /// What is not the cluster's is neither used nor touched.
 #[test]
 fn strangers_are_left_alone() {

@@ -17,6 +17,7 @@ mod common;
 mod again;
 mod disasters;
 mod moves;
+mod refill;
 mod scene;
 mod shards;
 mod spares;

@@ -7,6 +7,7 @@ use slotkeep_testkit::Client;
 
 use crate::harness::{client, topology};
 use crate::scene::{ALL, Scene};
+use crate::spares::{empty, state};
 
 /// Keys of one slot.
 fn keys(tag: &str) -> Vec<String> {
@@ -64,6 +65,16 @@ fn a_shard_is_lost_while_slots_move(name: &str) {
     at_living.command(&["SET", &keys(&leaving)[3], "newer"]).unwrap();
     scene.first(0).kill().unwrap();
     scene.second(0).kill().unwrap();
+
+    // A node that runs can't be told beforehand what is on its way.
+    let spare = empty(&scene.server, 1);
+    let runs = spare.nodes()[0].addr();
+    let run = scene.recover_to(&[runs], &["--yes"]);
+    assert_eq!(run.code, 46, "{}\n{}", run.stdout, run.stderr);
+    let words =
+        format!("{runs} can't be used for new nodes: slots were on their way from or to a lost shard");
+    assert!(run.stdout.contains(&words), "{}", run.stdout);
+    assert_eq!(state(runs), ("0".to_owned(), ":0".to_owned(), "1".to_owned()));
 
     let (nodes, words) = scene.spares(1, "new");
     let words: Vec<&str> = words.iter().map(String::as_str).collect();

@@ -19,11 +19,11 @@ pub(crate) fn empty_nodes(builder: &ClusterBuilder) -> Cluster {
     cluster
 }
 
-fn empty(server: &Server, count: usize) -> Cluster {
+pub(crate) fn empty(server: &Server, count: usize) -> Cluster {
     empty_nodes(&ClusterBuilder::new(server.clone()).primaries(count))
 }
 
-fn addrs(nodes: &[Node]) -> Vec<SocketAddr> {
+pub(crate) fn addrs(nodes: &[Node]) -> Vec<SocketAddr> {
     nodes.iter().map(Node::addr).collect()
 }
 
@@ -33,12 +33,12 @@ fn listed(nodes: &[SocketAddr]) -> String {
 
 impl Scene {
     /// Arguments for nodes that run.
-    fn running(&self, nodes: &[SocketAddr]) -> Vec<String> {
+    pub(crate) fn running(&self, nodes: &[SocketAddr]) -> Vec<String> {
         let program = self.server.program().to_str().unwrap().to_owned();
         vec!["--spare".to_owned(), listed(nodes), "--engine".to_owned(), program]
     }
 
-    fn recover_to(&self, nodes: &[SocketAddr], more: &[&str]) -> Run {
+    pub(crate) fn recover_to(&self, nodes: &[SocketAddr], more: &[&str]) -> Run {
         let words = self.running(nodes);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         self.recover(&[&words[..], more].concat())
@@ -46,7 +46,7 @@ impl Scene {
 }
 
 /// The epoch, the number of keys and the number of known nodes of a node.
-fn state(node: SocketAddr) -> (String, String, String) {
+pub(crate) fn state(node: SocketAddr) -> (String, String, String) {
     let mut client = Client::connect(&Endpoint::plain(node)).unwrap();
     let info = client.command(&["CLUSTER", "INFO"]).unwrap().text().unwrap();
     let field = |name: &str| {

@@ -88,3 +88,27 @@ fn a_tail_is_applied_to_a_promoted_replica() {
     assert!(again["done"].to_string().contains("has been given them already"), "{again}");
     assert_eq!(held(&mut new, &tag), whole());
 }
+
+/// Redis before 7.0 writes into its log for how long keys shall live from then on. That is said while the archive can still be preferred.
+#[test]
+fn a_tail_is_not_applied_to_redis_6_2() {
+    let scene = Scene::start("redis-6.2", true, &[]);
+    let tag = scene.tag_of(0, "tail");
+    let mut new = cut_off(&scene, 0, &tag);
+    scene.first(0).kill().unwrap();
+    scene.wait_sealed(1);
+    let refused = |nothing_of_it: &str| {
+        let run = scene.recover(&["--apply-tail", "--yes"]);
+        assert_eq!(run.code, 46, "{}\n{}", run.stdout, run.stderr);
+        assert!(run.stdout.contains("whose log says for how long keys shall live"), "{}", run.stdout);
+        assert!(run.stdout.contains(nothing_of_it), "{}", run.stdout);
+    };
+    refused("say --prefer archive");
+    assert_eq!(role(scene.second(0).addr()), "slave", "nothing was done");
+    let plan: serde_json::Value = serde_json::from_str(&scene.recover(&[]).stdout).unwrap();
+    assert!(!shard(&plan, 0)["loss"]["what"].as_str().unwrap().contains("--apply-tail"), "{plan}");
+    scene.recover_whole(&["--yes"]);
+    // Nor afterwards.
+    refused("brings single keys back");
+    assert_eq!(held(&mut new, &tag), (String::new(), vec![]));
+}

@@ -101,6 +101,19 @@ pub struct EmptyNode {
     pub free_bytes: Option<u64>,
 }
 
+/// A server that knows nobody and is not empty, in one of the ways in which a run leaves it that was broken off while it filled it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftNode {
+    /// What it can become once it is emptied, with the id that it has until then.
+    pub node: EmptyNode,
+    /// The slots that it calls its own.
+    pub slots: SlotSet,
+    /// Its config epoch.
+    pub epoch: u64,
+    /// How many keys it holds.
+    pub keys: u64,
+}
+
 /// What stands at an address that was given for a new node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SpareState {
@@ -108,6 +121,8 @@ pub enum SpareState {
     Free,
     /// A server in cluster mode that holds nothing and knows nobody.
     Empty(EmptyNode),
+    /// A server in cluster mode that knows nobody and calls slots its own, or has a config epoch: somebody has begun to fill it.
+    Left(LeftNode),
     /// A node of this cluster already, as after an earlier run.
     Member(NodeId),
     /// Something that must be left alone, and why.

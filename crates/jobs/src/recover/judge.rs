@@ -1,15 +1,17 @@
 //! From what was found to what is to be done. Pure.
 
 use jiff::Timestamp;
-use slotkeep_model::{NodeAddr, NodeId, Role, SlotSet};
+use slotkeep_model::{NodeAddr, NodeId, Product, Role, SlotSet};
 
 use super::archive::Held;
 use super::claims::{Holding, holdings, replicas_of};
 use super::facts::{Answer, SpareState, Survey, Word};
+use super::left::{emptied, settled};
+use super::losses::{loss_of_promotion, loss_of_restore};
 use super::place::{place, replace_replicas};
 use super::plan::{Condition, How, Loss, NodeRow, Plan, Prefer, Remedy, ReplicaRow, ShardPlan, Verdict};
 use super::steps::{steps, tails};
-use crate::log::point::shards::{Lack, Reach, recorded_shard};
+use crate::log::point::shards::{Reach, recorded_shard};
 use crate::log::tail::Tail;
 
 /// What the user wants.
@@ -25,6 +27,8 @@ pub struct Wishes {
     pub forget: bool,
     /// Whether what the repository holds and a replica lacks is applied to it once it is the primary.
     pub apply_tail: ApplyTail,
+    /// Nodes that may be emptied if a run left them so that was broken off.
+    pub refill: Vec<NodeAddr>,
     /// Whether there is a folder for new nodes.
     pub folder: bool,
     /// Whether the cluster speaks TLS, and servers that are started can't for want of certificates.
@@ -46,6 +50,11 @@ pub enum ApplyTail {
 /// Judges what was found.
 pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
     let holdings = holdings(survey);
+    let judge = Judge { survey, held, wishes };
+    let restored: Vec<&SlotSet> =
+        holdings.iter().filter(|holding| judge.is_restored(holding)).map(|holding| &holding.slots).collect();
+    let found = survey;
+    let survey = &settled(found, &restored, wishes);
     let judge = Judge { survey, held, wishes };
     let mut shards: Vec<ShardPlan> = Vec::new();
     // Votes: a promotion counts for those that come after it.
@@ -89,8 +98,9 @@ pub fn judge(survey: &Survey, held: &Held, wishes: &Wishes) -> Plan {
         open.push(format!("--choose {chosen}: no node answers there that could be the primary of a shard"));
     }
     let forget = if wishes.forget { judge.forgotten(&shards) } else { vec![] };
-    let mut steps = steps(survey, held, &shards, &returned, forget);
+    let mut steps = steps(survey, held, &shards, &returned, forget, emptied(found, &shards));
     if wishes.apply_tail != ApplyTail::No {
+        open.extend(judge.refused_tails(&shards));
         steps.extend(tails(survey, &shards));
     }
     let waiting = shards.iter().any(|shard| matches!(shard.remedy, Remedy::Wait { .. }));
@@ -132,6 +142,15 @@ impl Judge<'_> {
                 }
             }
             (_, _) => Condition::SplitBrain,
+        }
+    }
+
+    /// Whether a shard comes back from the repository, if that can be.
+    fn is_restored(&self, holding: &Holding) -> bool {
+        match self.condition(holding) {
+            Condition::Lost => true,
+            Condition::PrimaryGone => self.wishes.prefer == Prefer::Archive,
+            _ => false,
         }
     }
 
@@ -202,7 +221,38 @@ impl Judge<'_> {
             Remedy::Nothing => primary?,
             _ => return None,
         };
-        self.held.tails.get(node).filter(|tail| !tail.is_idle()).cloned()
+        self.held.tails.get(node).filter(|tail| !tail.is_idle() && self.refuses_tail(node).is_none()).cloned()
+    }
+
+    /// Why the log behind what a node has can't be applied to it: Redis before 7.0 passes relative times on (`propagateExpire` and others).
+    fn refuses_tail(&self, node: &NodeId) -> Option<String> {
+        let server = self.survey.word(node)?.server;
+        let is_old = server.product == Product::Redis && server.major < 7;
+        is_old.then(|| {
+            format!(
+                "--apply-tail can't be done to {}, which runs {server}, whose log says for how long keys shall live from then on",
+                self.survey.name(node)
+            )
+        })
+    }
+
+    /// Why nothing is applied to primaries that have been promoted already, where there is something.
+    fn refused_tails(&self, shards: &[ShardPlan]) -> Vec<String> {
+        let served = shards.iter().filter(|shard| shard.condition == Condition::Served);
+        let owner = |shard: &ShardPlan| {
+            self.survey.words().find(|(_, word)| word.own_slots() == shard.slots).map(|(node, _)| &node.id)
+        };
+        served
+            .filter_map(|shard| {
+                let node = owner(shard)?;
+                self.held.tails.get(node).filter(|tail| !tail.is_idle())?;
+                let why = self.refuses_tail(node)?;
+                Some(format!(
+                    "slots {}: {why}. `slotkeep restore --to` with --at and --on-conflict brings single keys back",
+                    shard.slots
+                ))
+            })
+            .collect()
     }
 
     fn primary_name(&self, holding: &Holding, primary: Option<&NodeId>) -> Option<String> {
@@ -257,7 +307,15 @@ impl Judge<'_> {
         let Some((node, _)) = best else { return self.lost(holding) };
         let addr = self.survey.name(node);
         let lack = self.held.lacks.get(node).copied().flatten();
-        let loss = loss_of_promotion((&addr, self.held.tails.get(node)), lack, self.held.given);
+        let (tail, refusal) = (self.held.tails.get(node), self.refuses_tail(node));
+        if let (true, Some(_), Some(why)) = (self.wishes.apply_tail != ApplyTail::No, tail, &refusal) {
+            return wait(&format!(
+                "{why}. Leave it out to have {addr} promoted with what it has, or say --prefer archive to restore the shard with the log, onto new \
+                 nodes"
+            ));
+        }
+        let tail = tail.filter(|_| refusal.is_none());
+        let loss = loss_of_promotion((&addr, tail), lack, self.held.given);
         let how = if majority { How::Force } else { How::Takeover };
         (Remedy::Promote { node: node.clone(), addr, how }, Some(loss))
     }
@@ -390,57 +448,6 @@ impl Judge<'_> {
 
 fn wait(on: &str) -> (Remedy, Option<Loss>) {
     (Remedy::Wait { on: on.to_owned() }, None)
-}
-
-fn loss_of_promotion((addr, tail): (&str, Option<&Tail>), lack: Option<Lack>, repository: bool) -> Loss {
-    let beyond = "what the old primary took and passed on to nobody is gone";
-    let (what, bytes, ms) = match lack {
-        Some(lack) if !lack.writes => (
-            format!("of what the repository holds, nothing: {addr} has all of it; {beyond}"),
-            Some(0),
-            Some(0),
-        ),
-        Some(lack) => {
-            let for_ms = lack.ms.map(|ms| format!(", written within {ms} ms,")).unwrap_or_default();
-            let offer = tail.map(Tail::in_words).map(|words| {
-                format!(" `--apply-tail` applies them to {addr} once it is the primary: {words}.")
-            });
-            (
-                format!(
-                    "{} bytes of the log{for_ms} that the repository holds and {addr} does not.{} `--prefer archive` restores the shard with them \
-                     instead, onto new nodes; {beyond}",
-                    lack.bytes,
-                    offer.unwrap_or_default()
-                ),
-                Some(lack.bytes),
-                lack.ms,
-            )
-        }
-        None if repository => (
-            format!("not known: the repository does not know the place at which {addr} stands; {beyond}"),
-            None,
-            None,
-        ),
-        None => (format!("not known without a repository; {beyond}"), None, None),
-    };
-    Loss { what, bytes, ms, until: None }
-}
-
-fn loss_of_restore(reach: &Reach, at: Option<Timestamp>, now: Option<Timestamp>) -> Loss {
-    // Not before the earlier end of the span was the last byte written: what came later may be gone.
-    let written = reach.written.and_then(|span| span.from.or(span.until));
-    let until = at.or(written);
-    let ms =
-        until.zip(now).and_then(|(until, now)| u64::try_from(now.duration_since(until).as_millis()).ok());
-    let what = match (until, ms) {
-        (Some(until), Some(ms)) => format!(
-            "everything written after {}, which is {} s ago",
-            until.strftime("%Y-%m-%dT%H:%M:%S.%3fZ"),
-            ms / 1000
-        ),
-        _ => format!("everything behind offset {} of history {}", reach.end.offset, reach.end.history),
-    };
-    Loss { what, bytes: None, ms, until }
 }
 
 fn node_rows(survey: &Survey) -> Vec<NodeRow> {

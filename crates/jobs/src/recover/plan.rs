@@ -265,6 +265,11 @@ pub enum StepKind {
         #[serde(serialize_with = "as_texts")]
         shards: Vec<SlotSet>,
     },
+    /// Empties nodes that a run left that was broken off, and that the user has named.
+    Empty {
+        /// Those nodes.
+        nodes: Vec<Emptied>,
+    },
     /// Restores shards from the repository into empty nodes that run, which nobody knows yet.
     Fill {
         /// The shards' slots, one set each.
@@ -319,6 +324,22 @@ pub enum StepKind {
         #[serde(serialize_with = "as_text")]
         slots: SlotSet,
     },
+}
+
+/// A node that is to be emptied, as it was when that was planned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Emptied {
+    /// Its address.
+    #[serde(serialize_with = "as_text")]
+    pub addr: NodeAddr,
+    /// Its id, which it changes by that.
+    #[serde(serialize_with = "as_text")]
+    pub id: NodeId,
+    /// The slots that it calls its own.
+    #[serde(serialize_with = "as_text")]
+    pub slots: SlotSet,
+    /// How many keys it holds.
+    pub keys: u64,
 }
 
 impl ShardPlan {

@@ -1,11 +1,11 @@
-//! Addresses for new nodes: free, or with an empty node that runs, or to be left alone.
+//! Addresses for new nodes: free, or with a node that runs and is empty or somebody has begun to fill, or to be left alone.
 
 use std::net::{TcpListener, ToSocketAddrs};
 
 use slotkeep_model::{NodeAddr, Role};
 use slotkeep_wire::resp::{Command, Value};
 
-use super::facts::{EmptyNode, SpareState, Word};
+use super::facts::{EmptyNode, LeftNode, SpareState, Word};
 use crate::discover::read_info;
 use crate::net::Connection;
 use crate::{Context, Error, ErrorKind, Result};
@@ -28,56 +28,52 @@ pub(super) async fn look_at(context: &Context, addr: &NodeAddr, word: &Word) -> 
 /// Why a node is no place for a new one, by its own word.
 fn occupied(word: &Word) -> Option<String> {
     let (id, others) = (&word.id, word.rows.len().saturating_sub(1));
-    let slots = word.own_slots();
-    let epoch = word.own_row().map_or(0, |row| row.config_epoch);
     if others > 0 {
         return Some(format!("a node of another cluster runs there (id {id}, which knows {others} others)"));
     }
     if word.role != Role::Primary {
         return Some(format!("a replica runs there (id {id})"));
     }
-    let empty_it = "if that may go, FLUSHALL and CLUSTER RESET HARD there";
-    if word.keys > 0 && !slots.is_empty() {
-        return Some(format!(
-            "a node runs there (id {id}) that knows nobody, holds {} keys and calls slots {slots} its own, as a recovery leaves it that was broken \
-             off: {empty_it}",
-            word.keys
-        ));
-    }
-    if word.keys > 0 {
-        return Some(format!("a node runs there (id {id}) and holds {} keys: {empty_it}", word.keys));
-    }
-    if !slots.is_empty() {
-        return Some(format!("a node runs there (id {id}) and calls slots {slots} its own: {empty_it}"));
-    }
-    // A config epoch can be set once only (`CLUSTER SET-CONFIG-EPOCH`).
-    (epoch > 0).then(|| {
-        format!("a node runs there (id {id}) that has a config epoch ({epoch}) from an earlier cluster: CLUSTER RESET HARD there")
+    // Keys come after slots, and go before them.
+    (word.keys > 0 && word.own_slots().is_empty()).then(|| {
+        format!("a node runs there (id {id}) and holds {} keys: if they may go, FLUSHALL and CLUSTER RESET HARD there", word.keys)
     })
 }
 
-/// Asks an empty node for what it does not tell everybody.
+/// Asks a node that is alone for what it does not tell everybody.
 async fn ask(context: &Context, addr: &NodeAddr, word: &Word) -> Result<SpareState> {
     let mut connection = context.connector.connect(addr).await?;
-    let memory = read_info(&mut connection).await?.memory();
-    let memory = memory.map_err(|error| Error::new(ErrorKind::Failed, format!("{addr}: {error}")))?;
-    // Servers before 7.0 know no functions.
+    let info = read_info(&mut connection).await?;
+    let memory = info.memory().map_err(|error| Error::new(ErrorKind::Failed, format!("{addr}: {error}")))?;
+    let (slots, epoch) = (word.own_slots(), word.own_row().map_or(0, |row| row.config_epoch));
+    // Servers before 7.0 know no functions. Where they are filled in, the slots are there already.
     let functions = connection.exchange(&Command::new("FUNCTION").arg("LIST")).await?;
-    if functions.as_array().is_some_and(|libraries| !libraries.is_empty()) {
+    if slots.is_empty() && functions.as_array().is_some_and(|libraries| !libraries.is_empty()) {
         let why = "an empty node runs there that holds function libraries: FUNCTION FLUSH there";
         return Ok(SpareState::Taken(why.to_owned()));
     }
     let of_default = context.connector.credentials().is_some_and(|known| known.user.is_none());
     if of_default && setting(&mut connection, "masterauth").await?.is_none_or(|value| value.is_empty()) {
-        let why = "an empty node runs there that has no password for its primary, and the cluster wants one: set masterauth there";
-        return Ok(SpareState::Taken(why.to_owned()));
+        let kind = if slots.is_empty() { "an empty node" } else { "a node" };
+        return Ok(SpareState::Taken(format!(
+            "{kind} runs there that has no password for its primary, and the cluster wants one: set masterauth there"
+        )));
     }
-    let free = memory.limit_bytes.saturating_sub(memory.used_bytes);
-    Ok(SpareState::Empty(EmptyNode {
+    // A config epoch can be set once only (`CLUSTER SET-CONFIG-EPOCH`): with one, it is not empty.
+    let is_empty = slots.is_empty() && epoch == 0;
+    let at_start = || info.get("used_memory_startup").and_then(|bytes| bytes.parse().ok());
+    let used = if is_empty { memory.used_bytes } else { at_start().unwrap_or(0) };
+    let free = memory.limit_bytes.saturating_sub(used);
+    let node = EmptyNode {
         id: word.id.clone(),
         server: word.server,
         free_bytes: (memory.limit_bytes > 0).then_some(free),
-    }))
+    };
+    Ok(if is_empty {
+        SpareState::Empty(node)
+    } else {
+        SpareState::Left(LeftNode { node, slots, epoch, keys: word.keys })
+    })
 }
 
 /// A setting of a server; nothing if it does not know it.

@@ -5,12 +5,14 @@ use slotkeep_model::{NodeId, SlotSet};
 use super::archive::Held;
 use super::facts::{SpareState, Survey};
 use super::moves::interrupted_moves;
-use super::plan::{How, Remedy, ShardPlan, Step, StepKind};
+use super::plan::{Emptied, How, Remedy, ShardPlan, Step, StepKind};
 
 /// How long an election takes, in ms: a manual failover needs no timeout of a node.
 const ELECTION_MS: u64 = 2_000;
 /// How long a short log takes, in ms.
 const APPLY_MS: u64 = 1_000;
+/// How long a node is watched before it is emptied, in ms.
+const EMPTY_MS: u64 = 1_000;
 /// How long it takes until all nodes agree, in ms.
 const AGREE_MS: u64 = 4_000;
 
@@ -21,6 +23,7 @@ pub(super) fn steps(
     shards: &[ShardPlan],
     returned: &[(NodeId, NodeId)],
     forgotten: Vec<NodeId>,
+    left: Vec<Emptied>,
 ) -> Vec<Step> {
     let mut steps: Vec<Step> = shards.iter().filter_map(|shard| fence(survey, shard)).collect();
     steps.extend(shards.iter().filter_map(promotion));
@@ -33,6 +36,9 @@ pub(super) fn steps(
     let replicas: Vec<&ShardPlan> = shards.iter().filter(|shard| !shard.new_replicas.is_empty()).collect();
     let joins = shards.iter().any(|shard| matches!(shard.remedy, Remedy::Join { .. }));
     let alone = survey.words().next().is_none();
+    if !left.is_empty() {
+        steps.push(emptying(left));
+    }
     if !restored.is_empty() {
         steps.push(restoration(held, &restored, alone));
     }
@@ -124,6 +130,26 @@ fn restoration(held: &Held, shards: &[&ShardPlan], alone: bool) -> Step {
          done: the new nodes stay by themselves, and you choose"
     };
     Step { kind, what, risk: risk.to_owned(), expected_ms: held.estimate.ms(bytes) }
+}
+
+fn emptying(nodes: Vec<Emptied>) -> Step {
+    let names: Vec<String> = nodes
+        .iter()
+        .map(|Emptied { addr, slots, keys, .. }| {
+            let slots = if slots.is_empty() { "no slots".to_owned() } else { format!("slots {slots}") };
+            format!("{addr} ({keys} keys, {slots})")
+        })
+        .collect();
+    Step {
+        what: format!(
+            "make {} empty, which knows nobody and which you have named (--refill: FLUSHALL, CLUSTER RESET HARD)",
+            names.join(" and ")
+        ),
+        kind: StepKind::Empty { nodes },
+        risk: "everything that it holds is deleted, whoever put it there: be sure that it was a run of this command, and that this run is over"
+            .to_owned(),
+        expected_ms: EMPTY_MS,
+    }
 }
 
 fn filling(held: &Held, shards: &[&ShardPlan]) -> Step {

@@ -6,7 +6,7 @@ use slotkeep_model::{NodeAddr, NodeId, Product, Role, ServerVersion, SlotSet};
 use slotkeep_wire::topology::from_nodes;
 
 use super::archive::Held;
-use super::facts::{Answer, EmptyNode, Recorded, SeenNode, SpareState, Survey, Word};
+use super::facts::{Answer, EmptyNode, LeftNode, Recorded, SeenNode, SpareState, Survey, Word};
 use super::judge::{Wishes, judge};
 use super::moves::broken;
 use super::plan::{Condition, How, Plan, Remedy, StepKind, Verdict};
@@ -305,6 +305,13 @@ fn empty(number: u8, version: &str, free_bytes: Option<u64>) -> (NodeAddr, Spare
     (addr(number), SpareState::Empty(EmptyNode { id: id(number), server, free_bytes }))
 }
 
+/// A node that is alone with slots, an epoch and keys.
+fn left(number: u8, slots: &str, epoch: u64) -> (NodeAddr, SpareState) {
+    let (addr, SpareState::Empty(node)) = empty(number, "9.1.2", None) else { panic!("it is empty") };
+    let slots = if slots.is_empty() { SlotSet::default() } else { slots.parse().unwrap() };
+    (addr, SpareState::Left(LeftNode { node, slots, epoch, keys: 5 }))
+}
+
 /// A shard that is lost, and what the repository holds of it.
 fn held() -> Held {
     let history: slotkeep_model::ReplId = "a".repeat(40).parse().unwrap();
@@ -358,6 +365,38 @@ fn empty_nodes_take_lost_shards_and_the_places_of_lost_replicas() {
             "{:?}",
             plan.open
         );
+    }
+}
+
+#[test]
+fn what_was_left_is_emptied_only_if_it_is_named_and_looks_like_that() {
+    let with = |spare: (NodeAddr, SpareState), refill: Vec<NodeAddr>, living: &[u8]| {
+        let gone: Vec<u8> = [1, 4, 5].into_iter().filter(|number| !living.contains(number)).collect();
+        let found = Survey { spares: vec![spare], recorded: recorded(), ..survey(living, &gone, &WHOLE) };
+        judge(&found, &held(), &Wishes { refill, ..Wishes::default() })
+    };
+    let empties = |plan: &Plan| plan.steps.iter().any(|step| matches!(step.kind, StepKind::Empty { .. }));
+    let lost = [2, 3, 6];
+    let plan = with(left(7, "0-5460", 4), vec![addr(7)], &lost);
+    let StepKind::Empty { nodes } = &plan.steps[0].kind else { panic!("{plan:?}") };
+    assert_eq!((&nodes[0].addr, &nodes[0].id, nodes[0].keys), (&addr(7), &id(7), 5));
+    assert!(matches!(&plan.steps[1].kind, StepKind::Fill { .. }), "{plan:?}");
+    assert_eq!(plan.verdict, Verdict::Recoverable, "{:?}", plan.open);
+    // Between its epoch and its slots.
+    assert!(empties(&with(left(7, "", 4), vec![addr(7)], &lost)));
+
+    // Not named; other slots, or more; an epoch that the shard's old nodes may have; a shard that a replica takes over.
+    let lives = [2, 3, 4, 6];
+    for (spare, refill, living, why) in [
+        (left(7, "0-5460", 4), vec![addr(8)], &lost[..], "`--refill 10.0.0.1:7007` empties it"),
+        (left(7, "0-5461", 4), vec![addr(7)], &lost, "not the slots of a shard that is to be restored"),
+        (left(7, "5461-10922", 4), vec![addr(7)], &lost, "not the slots of a shard that is to be restored"),
+        (left(7, "0-5460", 1), vec![addr(7)], &lost, "its config epoch (1) is not above"),
+        (left(7, "0-5460", 4), vec![addr(7)], &lives, "not the slots of a shard that is to be restored"),
+    ] {
+        let plan = with(spare, refill, living);
+        assert!(!empties(&plan), "{plan:?}");
+        assert!(plan.open.iter().any(|open| open.contains(why)), "{why}: {:?}", plan.open);
     }
 }
 

@@ -71,6 +71,16 @@ pub(crate) struct RecoverArgs {
     /// empty servers that run in cluster mode, on any machine, or, with --to-dir, addresses of this machine at which servers are started
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', help_heading = "New nodes")]
     spare: Vec<String>,
+    /// Of those addresses, servers that a run left half-filled that was broken off: they are emptied (FLUSHALL, CLUSTER RESET HARD) and filled anew.
+    /// Only what knows nobody and calls exactly the slots of a lost shard its own
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        requires = "spare",
+        help_heading = "New nodes"
+    )]
+    refill: Vec<String>,
     /// Folder to make the data directories of nodes in that are started; must not exist, or be empty
     #[arg(long, value_name = "DIR", requires = "spare", help_heading = "New nodes")]
     to_dir: Option<PathBuf>,
@@ -159,6 +169,7 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
             PreferArg::Archive => Prefer::Archive,
         },
         choose: addrs(&arguments.choose)?,
+        refill: addrs(&arguments.refill)?,
         at: arguments.at.as_deref().map(parse_moment).transpose()?,
         forget: arguments.forget,
         apply_tail: match arguments.apply_tail {
@@ -192,6 +203,13 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
         (None, _) => None,
     };
     let spares = addrs(&arguments.spare)?;
+    if let Some(addr) = wishes.refill.iter().find(|addr| !spares.contains(addr)) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("--refill {addr} is not one of the addresses for new nodes"),
+        )
+        .hint("name it with --spare too"));
+    }
     Ok(Recovery { seeds, spares, past, wishes, making, filling, memory: Memory::default(), context })
 }
 

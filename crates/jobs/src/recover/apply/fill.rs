@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slotkeep_format::Manifest;
-use slotkeep_model::NodeAddr;
+use slotkeep_model::{NodeAddr, NodeId};
 use slotkeep_repo::{Location, Repository};
 use slotkeep_wire::resp::Command;
 use tempfile::TempDir;
 
+use super::empty::{COVERAGE, empty};
 use super::restore::point;
 use super::{FilledNode, Filling, Made, Recovery, Watch, surprise};
 use crate::discover::read_info;
@@ -28,8 +29,6 @@ use crate::restore::check_loads;
 use crate::restore::live::{Coverage, LiveOptions, OnConflict, plan, restore};
 use crate::{Error, ErrorKind, Result};
 
-/// The setting that keeps a node from serving what it has while slots have no owner.
-const COVERAGE: &str = "cluster-require-full-coverage";
 /// How long a node may take until it serves its slots. Servers wait for their node timeout, 5 s at the most (`clusterUpdateState` in
 /// `src/cluster_legacy.c`).
 const SERVING_LIMIT: Duration = Duration::from_secs(20);
@@ -42,6 +41,7 @@ const MOST_RESTORE_BYTES: usize = 32 << 20;
 /// A node that was written to, and the setting as it had it.
 struct Touched {
     addr: NodeAddr,
+    id: NodeId,
     coverage: Option<String>,
 }
 
@@ -65,13 +65,16 @@ pub(super) async fn fill(
         match Box::pin(filler.shard(shard, epoch)).await {
             Ok(end) => ends.push(end),
             Err(error) => {
-                filler.empty_all().await;
+                let all_empty = filler.empty_all().await;
                 let error = error.context(format!("restoring slots {}", shard.slots));
                 return Err(match error.kind() {
                     ErrorKind::Interrupted => error,
                     _ if filler.touched.is_empty() => error,
-                    _ => error.hint(
+                    _ if all_empty => error.hint(
                         "the new nodes are empty again; mend what the message says, and run this again",
+                    ),
+                    _ => error.hint(
+                        "not all of the new nodes could be made empty again: mend what the message says, and see what the next plan says of them",
                     ),
                 });
             }
@@ -88,7 +91,7 @@ struct Filler<'a> {
     filling: &'a Filling,
     watch: &'a dyn Watch,
     touched: Vec<Touched>,
-    filled: Vec<(slotkeep_model::NodeId, FilledNode)>,
+    filled: Vec<(NodeId, FilledNode)>,
 }
 
 impl Filler<'_> {
@@ -103,7 +106,7 @@ impl Filler<'_> {
         // A log is applied by another server, whose format may be a newer one than the base's.
         check_loads(manifest, node.server)?;
         self.watch.note(&format!("  {addr}: is given slots {}", shard.slots));
-        self.claim(&addr, shard, epoch).await?;
+        self.claim((&addr, &node.id), shard, epoch).await?;
         let keys = self.load((&addr, shard), repository, manifest).await?;
         self.put_back(&addr).await?;
         self.filled.push((node.id.clone(), FilledNode { addr: addr.to_string(), keys }));
@@ -128,12 +131,8 @@ impl Filler<'_> {
 
     /// Applies the shard's log to its base, in a repository of its own for the time being.
     async fn fold(&self, point: &Point, shard: &ShardPlan) -> Result<(Repository, Manifest, TempDir)> {
-        let (context, spool) = (&self.recovery.context, &self.filling.spool);
-        let folder =
-            tempfile::Builder::new().prefix("slotkeep-recover-").tempdir_in(spool).map_err(|error| {
-                let what = format!("can't make a temporary folder in {}: {error}", spool.display());
-                Error::new(ErrorKind::Failed, what).hint("name a folder with enough space: --spool DIR")
-            })?;
+        let context = &self.recovery.context;
+        let folder = self.folder()?;
         self.watch.note(&format!("  slots {}: a private server applies the log to the base", shard.slots));
         let id = random_hex(&*context.rng, 32)?;
         let temporary =
@@ -146,15 +145,25 @@ impl Filler<'_> {
         Ok((temporary, manifest, folder))
     }
 
+    /// A folder for the time being.
+    fn folder(&self) -> Result<TempDir> {
+        let spool = &self.filling.spool;
+        tempfile::Builder::new().prefix("slotkeep-recover-").tempdir_in(spool).map_err(|error| {
+            let what = format!("can't make a temporary folder in {}: {error}", spool.display());
+            Error::new(ErrorKind::Failed, what).hint("name a folder with enough space: --spool DIR")
+        })
+    }
+
     /// Makes a node that is alone the owner of the slots, and waits until it serves them.
-    async fn claim(&mut self, addr: &NodeAddr, shard: &ShardPlan, epoch: u64) -> Result<()> {
+    async fn claim(&mut self, (addr, id): (&NodeAddr, &NodeId), shard: &ShardPlan, epoch: u64) -> Result<()> {
         let context = &self.recovery.context;
         let mut connection = context.connector.connect(addr).await?;
         let coverage = setting(&mut connection, COVERAGE).await?;
-        self.touched.push(Touched { addr: addr.clone(), coverage });
-        connection.call(&Command::new("CONFIG").arg("SET").arg(COVERAGE).arg("no")).await?;
+        // First: it can be set once only, so of two runs one gets the node; and what is left from here on does not count as empty.
         let set_epoch = Command::new("CLUSTER").arg("SET-CONFIG-EPOCH").arg_number(epoch);
         connection.call(&set_epoch).await?;
+        self.touched.push(Touched { addr: addr.clone(), id: id.clone(), coverage });
+        connection.call(&Command::new("CONFIG").arg("SET").arg(COVERAGE).arg("no")).await?;
         let mut add = Command::new("CLUSTER").arg("ADDSLOTS");
         for slot in shard.slots.iter() {
             add = add.arg_number(slot);
@@ -189,9 +198,7 @@ impl Filler<'_> {
         manifest: &Manifest,
     ) -> Result<u64> {
         let context = &self.recovery.context;
-        let journal = tempfile::tempdir_in(&self.filling.spool).map_err(|error| {
-            Error::new(ErrorKind::Failed, format!("can't make a temporary folder: {error}"))
-        })?;
+        let journal = self.folder()?;
         let options = LiveOptions {
             on_conflict: OnConflict::Fail,
             allow_other_data: false,
@@ -228,28 +235,19 @@ impl Filler<'_> {
         Ok(())
     }
 
-    /// Makes every node that was written to what it was: alone and empty.
-    async fn empty_all(&self) {
-        for Touched { addr, coverage } in &self.touched {
-            if let Err(error) = self.empty(addr, coverage.as_deref()).await {
-                self.watch.note(&format!(
-                    "  {addr} could not be made empty again: {error}. Nobody knows it; FLUSHALL and CLUSTER RESET HARD there before it is used"
-                ));
-            }
+    /// Makes every node that was written to what it was: alone and empty. Whether all are.
+    async fn empty_all(&self) -> bool {
+        let mut all = true;
+        for Touched { addr, id, coverage } in &self.touched {
+            self.watch.note(&match empty(self.recovery, (addr, id), coverage.as_deref()).await {
+                Ok(()) => format!("  {addr} is empty again"),
+                Err(error) => {
+                    all = false;
+                    format!("  {addr} could not be made empty again: {error}")
+                }
+            });
         }
-    }
-
-    async fn empty(&self, addr: &NodeAddr, coverage: Option<&str>) -> Result<()> {
-        let mut connection = self.recovery.context.connector.connect(addr).await?;
-        connection.call(&Command::new("FLUSHALL")).await?;
-        // Servers before 7.0 know no functions.
-        connection.exchange(&Command::new("FUNCTION").arg("FLUSH")).await?;
-        connection.call(&Command::new("CLUSTER").arg("RESET").arg("HARD")).await?;
-        if let Some(coverage) = coverage {
-            connection.call(&Command::new("CONFIG").arg("SET").arg(COVERAGE).arg(coverage)).await?;
-        }
-        self.watch.note(&format!("  {addr} is empty again"));
-        Ok(())
+        all
     }
 }
 

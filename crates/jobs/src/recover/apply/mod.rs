@@ -3,6 +3,7 @@
 //! Invariant: before each step everything is looked at again, and the step is done only if the same judgement still asks for it; what has
 //! come about by itself meanwhile is passed over. After the first step that is not as expected nothing more is done.
 
+mod empty;
 mod fence;
 mod fill;
 mod join;
@@ -273,6 +274,7 @@ impl Recovery {
                 }
                 restore::restore(self, &survey, &waiting, watch, made).await
             }
+            StepKind::Empty { nodes } => empty::empty_left(self, (&survey, &now), nodes, watch).await,
             StepKind::Fill { shards } => {
                 let mut waiting = Vec::new();
                 for slots in shards {

@@ -42,7 +42,7 @@ pub(super) async fn give(
             Some(SpareState::Taken(why)) => {
                 return Err(surprise(format!("{addr} can't be used any more: {why}")));
             }
-            Some(SpareState::Empty(_)) => {
+            Some(SpareState::Empty(_) | SpareState::Left(_)) => {
                 return Err(surprise(format!("the cluster has not been told of {addr}")));
             }
             None => return Err(surprise(format!("{addr} is not one of the addresses for new nodes"))),

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use slotkeep_model::{NodeAddr, NodeId, Product, ReplOffset, Role, SlotSet};
+use slotkeep_model::{NodeAddr, NodeId, ReplOffset, Role, SlotSet};
 use slotkeep_wire::replica::Request;
 use slotkeep_wire::resp::{Command, Value};
 use slotkeep_wire::stream::{Filter, Gap, Reader, Splitter};
@@ -52,13 +52,6 @@ pub(super) async fn apply(
             "{addr} has not taken over from another history, so nothing belongs behind it"
         )));
     };
-    if word.server.product == Product::Redis && word.server.major < 7 {
-        let what =
-            format!("{addr} runs {}, whose log says for how long keys shall live from then on", word.server);
-        return Err(
-            Error::new(ErrorKind::Unsupported, what).hint("restore the shard instead: --prefer archive")
-        );
-    }
     let Some(tail) = tail(context, past, fork).await?.filter(|tail| !tail.is_idle()) else {
         recovery.memory.applied(node.clone());
         return Ok(format!(
