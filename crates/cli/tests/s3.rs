@@ -32,3 +32,47 @@ fn a_bucket_is_made_a_repository_and_holds_a_backup() {
     slotkeep(&["diff", repo[0], repo[1], "latest", &addr], 0);
     slotkeep(&["list", "--repo", "s3://no-such-bucket/"], 20);
 }
+
+/// What the files of AWS's tools say counts where the environment is silent: keys, from a file or a process, and the endpoint.
+#[test]
+fn a_profile_gives_the_keys_and_the_endpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let buckets = folder.path().join("buckets");
+    std::fs::create_dir(&buckets).unwrap();
+    let store = S3Server::start_s3s_fs(&buckets).unwrap();
+    store.make_bucket("backups").unwrap();
+    let (config, credentials) = (folder.path().join("config"), folder.path().join("credentials"));
+    let calls = folder.path().join("calls");
+    let endpoint = store.endpoint();
+    let keys = |secret: &str| format!("aws_access_key_id = test\naws_secret_access_key = {secret}\n");
+    let words = r#"{"Version": 1, "AccessKeyId": "test", "SecretAccessKey": "test", "Expiration": "2099-01-01T00:00:00Z"}"#;
+    let process = format!("echo called >> {} && echo '{words}'", calls.display());
+    let sections = [
+        format!(
+            "[profile ops]\nregion = us-east-1\nservices = here\n[services here]\ns3 =\n  endpoint_url = {endpoint}\n"
+        ),
+        format!("[profile wrong]\nendpoint_url = {endpoint}\n"),
+        format!("[profile told]\nendpoint_url = {endpoint}\ncredential_process = {process}\n"),
+        format!("[profile dumb]\nendpoint_url = {endpoint}\ncredential_process = echo nothing && false\n"),
+    ];
+    std::fs::write(&config, sections.concat()).unwrap();
+    std::fs::write(&credentials, format!("[ops]\n{}[wrong]\n{}", keys("test"), keys("guessed"))).unwrap();
+    let slotkeep = |profile: &str, more: &[(&str, &str)], arguments: &[&str], code| {
+        let mut command = command();
+        command.args(arguments).args(["--repo", "s3://backups/redis"]);
+        command.env("AWS_CONFIG_FILE", &config).env("AWS_SHARED_CREDENTIALS_FILE", &credentials);
+        command.env("AWS_ALLOW_HTTP", "true").env("AWS_PROFILE", profile).envs(more.iter().copied());
+        Run::of(&command.output().unwrap()).expect_code(code)
+    };
+    slotkeep("ops", &[], &["init"], 0);
+    slotkeep("ops", &[], &["list"], 0);
+    slotkeep("told", &[], &["list"], 0);
+    assert_eq!(std::fs::read_to_string(&calls).unwrap(), "called\n", "the keys are kept while they are good");
+    slotkeep("wrong", &[], &["list"], 20);
+    let own = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "guessed")];
+    slotkeep("ops", &own, &["list"], 20);
+    let dumb = slotkeep("dumb", &[], &["list"], 20);
+    assert!(dumb.stderr.contains("no keys by profile `dumb`"), "{}", dumb.stderr);
+    let absent = slotkeep("absent", &[], &["list"], 20);
+    assert!(absent.stderr.contains("AWS_PROFILE names `absent`"), "{}", absent.stderr);
+}

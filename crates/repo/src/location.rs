@@ -8,17 +8,17 @@ use std::sync::Arc;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, parse_url_opts};
+use object_store::{ObjectStore, ObjectStoreScheme, parse_url_opts};
 
 use crate::error::{Problem, RepoError};
 use crate::probe::PROBE_PREFIX;
-use crate::store::{CONNECT_LIMIT, Early, REQUEST_LIMIT, SILENCE_LIMIT};
+use crate::store::{CONNECT_LIMIT, Early, REQUEST_LIMIT, SILENCE_LIMIT, aws};
 use crate::unfinished::is_beside_its_place;
 
 /// A folder, or a URL such as `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
 ///
 /// Credentials, region and endpoint come from each store's usual environment variables (`AWS_…`, `GOOGLE_…`, `AZURE_…`), never
-/// from the address.
+/// from the address; for S3 also from the profiles of AWS's tools.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
     /// A local folder.
@@ -66,7 +66,7 @@ impl fmt::Display for Location {
 
 impl Location {
     /// Opens the store at this place. A local folder must exist.
-    pub(crate) fn store(&self) -> Result<Arc<dyn ObjectStore>, RepoError> {
+    pub(crate) async fn store(&self) -> Result<Arc<dyn ObjectStore>, RepoError> {
         let failed = |error: object_store::Error| RepoError::new("open", self, error);
         match self {
             Self::Folder(path) => Ok(Arc::new(Early::new(local(path).map_err(failed)?))),
@@ -84,7 +84,12 @@ impl Location {
                     })
                     .map(|(name, value)| (name.to_ascii_lowercase(), value));
                 // What comes later goes before.
-                let options = limits.into_iter().chain(from_environment);
+                let options: Vec<_> = limits.into_iter().chain(from_environment).collect();
+                let parsed = ObjectStoreScheme::parse(url).map_err(|error| failed(error.into()))?;
+                if let (ObjectStoreScheme::AmazonS3, prefix) = parsed {
+                    let store = aws::open(url, &options).await.map_err(failed)?;
+                    return Ok(Arc::new(PrefixStore::new(store, prefix)));
+                }
                 let (store, prefix) = parse_url_opts(url, options).map_err(failed)?;
                 Ok(Arc::new(PrefixStore::new(store, prefix)))
             }

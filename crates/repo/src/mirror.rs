@@ -40,7 +40,7 @@ impl Repository {
         if location.is_new_folder().await? {
             return Ok(None);
         }
-        let store = stack(location.store()?, options.limit.clone(), options.stop.clone());
+        let store = stack(location.store().await?, options.limit.clone(), options.stop.clone());
         if read_repository_file(location, &store).await?.is_some() {
             return Self::open_with(location, options).await.map(Some);
         }
@@ -64,7 +64,7 @@ impl Repository {
         options: &OpenOptions,
     ) -> Result<Self, RepoError> {
         location.create_folder().await?;
-        let store = stack(location.store()?, options.limit.clone(), options.stop.clone());
+        let store = stack(location.store().await?, options.limit.clone(), options.stop.clone());
         let probed = probe(&*store, nonce, location).await?;
         remove_probes(&*store, location).await?;
         let file =

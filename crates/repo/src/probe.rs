@@ -36,7 +36,7 @@ impl Location {
             Self::Folder(path) => Self::Folder(nearest_folder(path).await),
             Self::Url(_) => self.clone(),
         };
-        probe(&*place.store()?, nonce, &place).await
+        probe(&*place.store().await?, nonce, &place).await
     }
 
     /// How many bytes a local folder's file system has left for this user; unknown for an object store.

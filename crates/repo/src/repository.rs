@@ -74,7 +74,7 @@ impl Repository {
         options: &OpenOptions,
     ) -> Result<Self, RepoError> {
         location.create_folder().await?;
-        let made = Self::init_in(location.store()?, location, repository_id, now, options).await?;
+        let made = Self::init_in(location.store().await?, location, repository_id, now, options).await?;
         Ok(made.in_folder())
     }
 
@@ -145,7 +145,7 @@ impl Repository {
         if location.is_new_folder().await? {
             return Err(RepoError::new("open", location, Problem::NoRepository));
         }
-        Ok(Self::open_in(location.store()?, location, options).await?.in_folder())
+        Ok(Self::open_in(location.store().await?, location, options).await?.in_folder())
     }
 
     /// The same in a store that was opened already; `location` is what errors call it.

@@ -6,6 +6,7 @@
 //! lost is looked at instead of being taken for someone else's ([`create`]). A local folder's large objects go to the disk as they are
 //! written ([`early`]).
 
+pub(crate) mod aws;
 mod create;
 mod early;
 pub(crate) mod pause;

@@ -2,12 +2,14 @@
 //! time; it stands below the jobs' ports.
 
 use std::hash::{BuildHasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 const FIRST_MS: u64 = 100;
 const LONGEST_MS: u64 = 10_000;
+/// How long before their end keys are not used any more: a request takes a while to arrive.
+const BEFORE_END: Duration = Duration::from_secs(60);
 
 /// Waits before try number `failures`, counted from 1: twice as long each time, and by chance up to half as long again, so that
 /// many that failed together don't come back together.
@@ -23,6 +25,14 @@ pub(crate) async fn before_try(failures: u32) {
 /// The time now.
 pub(crate) fn now() -> Instant {
     Instant::now()
+}
+
+/// A time shortly before that of this machine's clock; now if it is over.
+#[expect(clippy::disallowed_methods, reason = "the seam itself")]
+pub(super) fn shortly_before(end: SystemTime) -> Instant {
+    let left = end.duration_since(SystemTime::now()).unwrap_or_default().saturating_sub(BEFORE_END);
+    // A time that is too far away to be said is looked at again in a day.
+    now().checked_add(left).unwrap_or_else(|| now() + Duration::from_secs(24 * 60 * 60))
 }
 
 /// Waits for that time.
