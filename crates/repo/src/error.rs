@@ -188,7 +188,7 @@ pub(crate) fn io_cause(error: &(dyn std::error::Error + 'static)) -> Option<std:
 }
 
 /// The innermost causes of an error in one line; outer texts that merely repeat an inner one are left out.
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut texts = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::pause;
+use crate::error::causes;
 
 const PROFILE: &str = "AWS_PROFILE";
 /// Who is somebody by these variables needs no keys of a profile.
@@ -47,7 +48,7 @@ pub(crate) async fn open(url: &Url, options: &[(String, String)]) -> Result<Amaz
     let (fs, env) = (Fs::real(), Env::real());
     let shared = load(&fs, &env, &aws_runtime::env_config::file::EnvConfigFiles::default(), None).await;
     let shared = shared
-        .map_err(|error| generic(format!("can't use the files of AWS's profiles: {}", all_of(&error))))?;
+        .map_err(|error| generic(format!("can't use the files of AWS's profiles: {}", causes(&error))))?;
     let Some(profile) = selected(&shared, env.get(PROFILE).is_ok())? else { return builder.build() };
     if let Some(region) = profile.get("region").filter(|_| !is_said(&REGION_VARIABLES)) {
         builder = builder.with_region(region);
@@ -119,7 +120,7 @@ impl<P: ProvideCredentials> CredentialProvider for Keys<P> {
         }
         let found =
             self.provider.provide_credentials().await.map_err(|error| {
-                generic(format!("no keys by profile `{}`: {}", self.profile, all_of(&error)))
+                generic(format!("no keys by profile `{}`: {}", self.profile, causes(&error)))
             })?;
         let credential = Arc::new(AwsCredential {
             key_id: found.access_key_id().to_owned(),
@@ -133,14 +134,6 @@ impl<P: ProvideCredentials> CredentialProvider for Keys<P> {
 
 fn generic(what: String) -> Error {
     Error::Generic { store: "S3", source: what.into() }
-}
-
-/// An error with its causes: the outer one alone says nothing.
-fn all_of(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
-    texts.dedup();
-    texts.join(": ")
 }
 
 #[cfg(test)]
