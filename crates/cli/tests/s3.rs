@@ -71,6 +71,9 @@ fn a_profile_gives_the_keys_and_the_endpoint() {
     slotkeep("wrong", &[], &["list"], 20);
     let own = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "guessed")];
     slotkeep("ops", &own, &["list"], 20);
+    let alone =
+        [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_ENDPOINT", &endpoint)];
+    slotkeep("", &alone, &["list"], 0);
     let dumb = slotkeep("dumb", &[], &["list"], 20);
     assert!(dumb.stderr.contains("no keys by profile `dumb`"), "{}", dumb.stderr);
     let absent = slotkeep("absent", &[], &["list"], 20);

@@ -49,7 +49,9 @@ pub(crate) async fn open(url: &Url, options: &[(String, String)]) -> Result<Amaz
     let shared = load(&fs, &env, &aws_runtime::env_config::file::EnvConfigFiles::default(), None).await;
     let shared = shared
         .map_err(|error| generic(format!("can't use the files of AWS's profiles: {}", causes(&error))))?;
-    let Some(profile) = selected(&shared, env.get(PROFILE).is_ok())? else { return builder.build() };
+    let Some(profile) = selected(&shared, env.get(PROFILE).is_ok_and(|name| !name.is_empty()))? else {
+        return builder.build();
+    };
     if let Some(region) = profile.get("region").filter(|_| !is_said(&REGION_VARIABLES)) {
         builder = builder.with_region(region);
     }
