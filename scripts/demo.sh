@@ -38,5 +38,7 @@ fi
 
 cd "$here/.."
 printf 'Building Slotkeep; the first time takes some minutes.\n'
-cargo build --quiet --release --locked -p slotkeep
+quiet=()
+[[ -t 2 ]] || quiet=(--quiet)
+cargo build "${quiet[@]}" --release --locked -p slotkeep
 exec "${CARGO_TARGET_DIR:-target}/release/slotkeep" demo "${options[@]}"

@@ -5,7 +5,8 @@ use slotkeep_testkit::{Cluster, ClusterBuilder, Server, servers};
 
 use crate::common::agent::Agent;
 use crate::harness::{Bench, cluster_client, free_addrs};
-use crate::recorder::{now, pause, sample};
+use crate::moments::next_restorable;
+use crate::recorder::{pause, sample};
 
 /// By how much the writers' clock and the servers' may be rounded apart: both are this machine's.
 const ROUNDING_MS: i64 = 2;
@@ -63,15 +64,12 @@ fn archive_comes_back(name: &str) {
     ledger.wait_for_more(100).unwrap();
     // An idle server is asked for its time once a second: from then on more often.
     pause(1500);
-    let before = now().as_millisecond();
-    pause(300);
+    let before = next_restorable(&bench, 3);
     cluster.primary(1).unwrap().kill().unwrap();
     cluster.failover(1).unwrap();
     agent.wait_following();
     ledger.wait_for_more(100).unwrap();
-    pause(700);
-    let after = now().as_millisecond();
-    pause(300);
+    let after = next_restorable(&bench, 3);
     let account = ledger.stop(&cluster).unwrap();
     wait_held(&agent, &cluster);
     for shard in 0..3 {

@@ -15,6 +15,7 @@ use slotkeep_testkit::{Cluster, ClusterBuilder, FailoverMode, Random, Server, se
 
 use crate::common::agent::Agent;
 use crate::harness::{Bench, cluster_client, free_addrs, setting, stop_nodes};
+use crate::moments::next_restorable;
 use crate::recorder::{now, pause, sample};
 
 const SHARDS: u64 = 3;
@@ -150,8 +151,7 @@ impl Chaos {
         });
     }
 
-    /// Waits until moments can be restored again, which they can't before every shard is followed, a shard whose primary took bytes with it
-    /// has a new base, and slots have been seen where they are; gives the first such moment.
+    /// Waits until slots have been seen where they are and moments can be restored again; gives the first such moment.
     fn settle(&self) -> i64 {
         self.agent().wait_following();
         wait_for(SETTLE_LIMIT, "slots to be seen where they are", || {
@@ -162,16 +162,7 @@ impl Chaos {
             }
         })
         .unwrap_or_else(|error| panic!("{error}\n{}", self.story()));
-        wait_for(SETTLE_LIMIT, "a moment that can be restored", || {
-            let moment_ms = now().as_millisecond();
-            // Until what was written by then is sealed.
-            pause(1500);
-            let at = jiff::Timestamp::from_millisecond(moment_ms).unwrap().to_string();
-            let run =
-                self.bench.restore("none", &free_addrs(3), &["--at", &at, "--no-replicas", "--dry-run"]);
-            if run.code == 0 { Ok(moment_ms) } else { Err(NotYet::because(run.stderr)) }
-        })
-        .unwrap_or_else(|error| panic!("{error}\n{}", self.story()))
+        next_restorable(&self.bench, 3)
     }
 
     /// Whether the newest topology in the repository shows that slot where it is.

@@ -20,6 +20,7 @@ mod barrier;
 mod chaos;
 mod exact;
 mod failover;
+mod moments;
 mod moves;
 mod recorder;
 mod shards;

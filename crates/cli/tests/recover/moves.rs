@@ -9,6 +9,7 @@ use slotkeep_testkit::{ClusterBuilder, Server, servers};
 
 use crate::common::agent::Agent;
 use crate::harness::{Bench, client, cluster_client, free_addrs, seed, stop_nodes, topology};
+use crate::moments::{known, next_restorable, plan};
 use crate::recorder::{Recorder, manifest_of, now, pause};
 
 #[test]
@@ -139,10 +140,9 @@ fn slots_that_move_at_once_come_back_with_all_their_keys() {
     }
     let ledger = Ledger::start(&cluster, LedgerOptions { seed: 9, lists: 30, accounts: 6 }).unwrap();
     ledger.wait_for_more(100).unwrap();
+    // An idle server is asked for its time once a second: from then on more often.
     pause(1500);
-    let before = now().as_millisecond();
-    // The agent has seen once more who served the slots until then.
-    pause(6000);
+    let before = next_restorable(&bench, 3);
     let (mut source, target) = (cluster.primary(0).unwrap().client().unwrap(), cluster.primary(1).unwrap());
     let mut during = Vec::new();
     std::thread::scope(|scope| {
@@ -162,21 +162,16 @@ fn slots_that_move_at_once_come_back_with_all_their_keys() {
         }
     });
     ledger.wait_for_more(100).unwrap();
-    // The agent has seen who serves the slots now.
-    pause(5000);
-    let after = now().as_millisecond();
-    pause(300);
+    let after = next_restorable(&bench, 3);
     let account = ledger.stop(&cluster).unwrap();
-    pause(1500);
     agent.stop();
     drop(cluster);
-    check_moved(&bench, &server, &account, "before", (before, 3), FILLING);
+    check_moved(&bench, &server, &account, "before", (known(&bench, before, 3), 3), FILLING);
     check_moved(&bench, &server, &account, "after", (after, 3), FILLING);
     // While keys were on their way, and already with the target, the source served them. A moment is refused if the agent did not see the cluster
     // between it and the end of the move, as close to that end, or where the halted target kept it waiting.
     let is_known = |moment: &i64| {
-        let at = jiff::Timestamp::from_millisecond(*moment).unwrap().to_string();
-        let run = bench.restore("none", &free_addrs(3), &["--at", &at, "--no-replicas", "--dry-run"]);
+        let run = plan(&bench, *moment, 3);
         if run.code != 0 {
             run.failed(24, "changed hands");
         }

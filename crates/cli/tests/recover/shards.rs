@@ -11,7 +11,8 @@ use slotkeep_testkit::ledger::{Ledger, LedgerOptions};
 use slotkeep_testkit::{Client, Cluster, ClusterBuilder, Node, servers};
 
 use crate::common::agent::Agent;
-use crate::harness::{Bench, free_addrs};
+use crate::harness::Bench;
+use crate::moments::{known, next_restorable, plan};
 use crate::moves::check_moved;
 use crate::recorder::{now, pause};
 
@@ -91,7 +92,7 @@ fn move_key_by_key(from: (&Node, &str), to: (&Node, &str), slot: u16, others: &m
     }
 }
 
-/// Waits until the agent follows so many shards that serve slots, and has seen them so long that a moment from then on is settled.
+/// Waits until the agent follows so many shards that serve slots.
 fn await_shards(agent: &Agent, count: usize, has: impl Fn(&[&str]) -> bool) {
     agent.wait_status("the shards as they are now", |status| {
         let shards = status["shards"].as_array().unwrap();
@@ -100,25 +101,6 @@ fn await_shards(agent: &Agent, count: usize, has: impl Fn(&[&str]) -> bool) {
         let serving = slots.iter().filter(|slots| !slots.is_empty()).count();
         serving == count && shards.iter().all(follows) && has(&slots)
     });
-    pause(5000);
-}
-
-/// The moment, or the last one before it of which it is known who served what: a machine that is busy elsewhere looks seldom, and slots that moved
-/// soon after a moment may have moved before it for all that anybody knows.
-fn known(bench: &Bench, moment_ms: i64, shards: usize) -> i64 {
-    let at = jiff::Timestamp::from_millisecond(moment_ms).unwrap().to_string();
-    let run = bench.restore("plan", &free_addrs(shards), &["--at", &at, "--no-replicas", "--dry-run"]);
-    if run.code == 0 {
-        return moment_ms;
-    }
-    run.failed(24, "changed hands between");
-    let told: Value = serde_json::from_str(&run.stderr).unwrap();
-    let hint = told["error"]["hint"].as_str().unwrap();
-    let earlier = hint.strip_prefix("restore to ").and_then(|hint| hint.split_once(" or earlier")).unwrap().0;
-    let earlier: jiff::Timestamp = earlier.parse().unwrap();
-    // Looks follow each other within seconds even so.
-    assert!(moment_ms - earlier.as_millisecond() < 20_000, "{}", run.stderr);
-    earlier.as_millisecond()
 }
 
 #[test]
@@ -136,9 +118,9 @@ fn shards_come_and_go_under_an_archive() {
     }
     let ledger = Ledger::start(&cluster, LedgerOptions { seed: 11, lists: LISTS, accounts: 8 }).unwrap();
     ledger.wait_for_more(100).unwrap();
+    // An idle server is asked for its time once a second: from then on more often.
     pause(1500);
-    let before = now().as_millisecond();
-    pause(3000);
+    let before = next_restorable(&bench, 3);
 
     let port = joined.port().to_string();
     let mut clients: Vec<Client> = cluster.nodes().iter().map(|node| node.client().unwrap()).collect();
@@ -166,8 +148,7 @@ fn shards_come_and_go_under_an_archive() {
         slots.iter().any(|own| own.contains("0-1999") && own.contains(&slot_text))
     });
     ledger.wait_for_more(100).unwrap();
-    let between = now().as_millisecond();
-    pause(3000);
+    let between = next_restorable(&bench, 4);
 
     let mut from_fourth = joined.client().unwrap();
     for (target, range) in RANGES.into_iter().enumerate() {
@@ -187,10 +168,8 @@ fn shards_come_and_go_under_an_archive() {
     await_nodes(&mut clients, 3);
     await_shards(&agent, 3, |slots| slots.contains(&"0-5460"));
     ledger.wait_for_more(100).unwrap();
-    let after = now().as_millisecond();
-    pause(300);
+    let after = next_restorable(&bench, 3);
     let account = ledger.stop(&cluster).unwrap();
-    pause(1500);
     let status = agent.stop();
     assert_eq!(status["shards"].as_array().unwrap().len(), 3, "{status}");
     drop((cluster, alone));
@@ -199,10 +178,7 @@ fn shards_come_and_go_under_an_archive() {
     check_moved(&bench, &server, &account, "between", (known(&bench, between, 4), 4), FILLING);
     check_moved(&bench, &server, &account, "after", (after, 3), FILLING);
     for (number, moment) in during.into_iter().enumerate() {
-        let at = jiff::Timestamp::from_millisecond(moment).unwrap().to_string();
-        let plan =
-            |nodes| bench.restore("plan", &free_addrs(nodes), &["--at", &at, "--no-replicas", "--dry-run"]);
-        let planned = [3, 4].map(|nodes| (nodes, plan(nodes)));
+        let planned = [3, 4].map(|nodes| (nodes, plan(&bench, moment, nodes)));
         match planned.iter().find(|(_, run)| run.code == 0) {
             Some((nodes, _)) => {
                 check_moved(
