@@ -210,6 +210,16 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The moment that its data is from, by which backups are put in order and dated: of a merged backup the moment up to which the log was
+    /// folded, however much later that was done; of all others, when they were finished.
+    pub fn data_at(&self) -> Timestamp {
+        if self.kind != BackupKind::Merged {
+            return self.finished_at;
+        }
+        let newest_base = || self.shards.iter().filter_map(|shard| shard.server_time).max();
+        self.cut.as_ref().map(|cut| cut.at).or_else(newest_base).unwrap_or(self.finished_at)
+    }
+
     /// The manifest as JSON.
     pub fn render(&self) -> Result<Vec<u8>, ManifestError> {
         render(self)

@@ -7,6 +7,7 @@
 
 mod log;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
@@ -177,10 +178,14 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
     for manifest in newest_first.iter().filter(|manifest| policy.pinned.contains(&manifest.id)) {
         keep(manifest, KeptFor::Pinned);
     }
+    // Machines remember the newest one that they saw, and take its absence for an attack.
+    let last_made = newest_first.first();
+    // An old moment that was merged today takes no place that is meant for what is new.
+    let mut newest_first = newest_first.to_vec();
+    newest_first.sort_by_cached_key(|manifest| Reverse((manifest.data_at(), manifest.id.clone())));
     // What lacks slots is no substitute for a whole backup.
     let whole: Vec<&&Manifest> = newest_first.iter().filter(|manifest| !manifest.partial).collect();
-    // Machines remember the newest one that they saw, and take its absence for an attack.
-    for newest in newest_first.first().into_iter().chain(whole.first().copied()) {
+    for newest in last_made.into_iter().chain(newest_first.first()).chain(whole.first().copied()) {
         keep(newest, KeptFor::Newest);
     }
     // The log goes on behind this one, and another one behind the newest of append-only files; none can behind a backup that was read key by key.
@@ -193,7 +198,10 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
     for manifest in whole.iter().take(policy.last) {
         keep(manifest, KeptFor::Last);
     }
-    let begins = |span: Option<SignedDuration>| span.and_then(|span| now.checked_sub(span).ok());
+    // A span that reaches back behind all time keeps everything.
+    let begins = |span: Option<SignedDuration>| {
+        span.map(|span| now.checked_sub(span).unwrap_or(Timestamp::MIN))
+    };
     if let Some(begins) = begins(policy.within) {
         for manifest in newest_first.iter().filter(|manifest| manifest.finished_at >= begins) {
             keep(manifest, KeptFor::Within);
@@ -208,7 +216,7 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
     for (most, format, why) in calendar {
         let mut seen = BTreeSet::new();
         for manifest in &whole {
-            let period = manifest.finished_at.strftime(format).to_string();
+            let period = manifest.data_at().strftime(format).to_string();
             if seen.len() < most && seen.insert(period) {
                 keep(manifest, why);
             }
@@ -217,8 +225,8 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
     if let Some(begins) = begins(policy.window) {
         // A moment at the beginning of the window needs a base from before it: one for each kind of log.
         let mut begun = BTreeSet::new();
-        for manifest in newest_first {
-            let inside = manifest.finished_at >= begins;
+        for manifest in &newest_first {
+            let inside = manifest.data_at() >= begins;
             let begins_it = || !manifest.partial && manifest.is_anchored();
             if inside || (begins_it() && begun.insert(manifest.is_of_aof())) {
                 keep(manifest, KeptFor::Window);

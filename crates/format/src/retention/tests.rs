@@ -276,3 +276,46 @@ fn everything_within_a_span_stays_and_topologies_since_the_oldest_base() {
     let plan = plan_retention(held(&incremental, &NO_PARENTS), &policy, now);
     assert_eq!(plan.topologies_from, None, "nobody knows how old its base is");
 }
+
+#[test]
+fn a_span_longer_than_all_time_keeps_everything() {
+    let span = Some(SignedDuration::from_hours(24 * 9_999_999));
+    for policy in [
+        RetentionPolicy { within: span, ..RetentionPolicy::default() },
+        RetentionPolicy { window: span, ..RetentionPolicy::default() },
+    ] {
+        let plan = plan(&hours(), &policy);
+        assert_eq!(plan.remove, <[&str; 0]>::default());
+        assert_eq!(needed(&plan, 'a'), [(1, u64::MAX)]);
+    }
+}
+
+#[test]
+fn an_old_moment_that_was_merged_today_takes_no_place_of_what_is_new() {
+    let mut manifests = hours();
+    let last = manifests.last().unwrap().id.clone();
+    let mut merged = backup("2026-04-10T23:45:00Z", "merged", 7);
+    merged.kind = BackupKind::Merged;
+    merged.shards[0].server_time = Some("2026-01-05T00:00:00Z".parse().unwrap());
+    manifests.push(merged);
+    for policy in [
+        RetentionPolicy { last: 1, ..RetentionPolicy::default() },
+        RetentionPolicy { hourly: 1, ..RetentionPolicy::default() },
+        RetentionPolicy { daily: 1, ..RetentionPolicy::default() },
+        RetentionPolicy::default(),
+    ] {
+        let plan = plan(&manifests, &policy);
+        // It was made last, and machines remember it.
+        assert_eq!(kept_days(&plan), ["20260410T23", "20260410T23"], "{policy:?}");
+        assert!(plan.keep.contains_key(&last), "{policy:?}");
+    }
+    // It begins no window either, though it was made before that began.
+    let later = backup("2026-04-20T00:00:00Z", "later", 30_000);
+    let now = later.finished_at;
+    manifests.push(later);
+    let window = Some(SignedDuration::from_hours(24));
+    let policy = RetentionPolicy { window, ..RetentionPolicy::default() };
+    let plan = plan_retention(held(&manifests, &NO_PARENTS), &policy, now);
+    assert!(plan.keep[&last].contains(&KeptFor::Window));
+    assert_eq!(kept_days(&plan), ["20260410T23", "20260420T00"]);
+}

@@ -76,17 +76,24 @@ impl Stock {
             })
             .buffered(READS_IN_FLIGHT);
         while let Some((history, objects, record)) = reads.try_next().await? {
+            let own = HistoryStock::of(&history, objects);
             match record {
-                Ok(record) => {
-                    let parent = record.and_then(|record| record.parent);
-                    stock.parents.extend(parent.map(|parent| (history.clone(), parent)));
+                Ok(Some(record)) => {
+                    stock.parents.extend(record.parent.map(|parent| (history.clone(), parent)));
                 }
+                // It is written before any log is, and read after the log was listed: it has been lost.
+                Ok(None) if !own.segments.is_empty() => {
+                    stock.lineage_known = false;
+                    stock.remarks.push(format!(
+                        "the file of history {history} is missing, which says where its log goes on from: `slotkeep repair` makes it again"
+                    ));
+                }
+                Ok(None) => {}
                 Err(error) => {
                     stock.lineage_known = false;
                     stock.remark(error)?;
                 }
             }
-            let own = HistoryStock::of(&history, objects);
             stock.histories.insert(history, own);
         }
         drop(reads);
