@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use futures::{StreamExt, TryStreamExt};
 use slotkeep_format::Manifest;
+use slotkeep_format::manifest::BackupKind;
 
 use crate::crypt::open_armored;
 use crate::error::{Problem, RepoError};
@@ -24,7 +25,7 @@ const FOLDER_TASKS_IN_FLIGHT: usize = 16;
 /// Which backup is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackupSelector {
-    /// The newest one.
+    /// The one with the newest data.
     Latest,
     /// The one of that id, or the only one whose id starts so.
     Id(String),
@@ -196,8 +197,8 @@ impl Repository {
             Err(RepoError::new("find", what, problem))
         };
         let id = match selector {
-            BackupSelector::Latest => match ids.last() {
-                Some(id) => id,
+            BackupSelector::Latest => match self.latest(cluster, &ids).await? {
+                Some(manifest) => return Ok(manifest),
                 None => return failed(Problem::NoBackups),
             },
             BackupSelector::Id(wanted) if ids.contains(wanted) => wanted,
@@ -215,6 +216,25 @@ impl Repository {
             }
         };
         self.manifest(cluster, id).await
+    }
+
+    /// The backup with the newest data: the last one, unless that is an old moment which was merged since.
+    async fn latest(&self, cluster: &str, ids: &[String]) -> Result<Option<Manifest>, RepoError> {
+        let mut latest: Option<Manifest> = None;
+        for id in ids.iter().rev() {
+            let manifest = self.manifest(cluster, id).await?;
+            let data_at = latest.as_ref().map(Manifest::data_at);
+            // What was made before holds nothing that is newer.
+            let is_last = manifest.kind != BackupKind::Merged
+                || data_at.is_some_and(|data_at| manifest.finished_at <= data_at);
+            if data_at.is_none_or(|data_at| data_at < manifest.data_at()) {
+                latest = Some(manifest);
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(latest)
     }
 }
 

@@ -99,7 +99,12 @@ impl Repository {
         }
         self.must_hold(path.as_ref()).await.map_err(|error| unknown(&error))?;
         // A prune writes down what it gives up before it looks for backups that need it: it has seen this one, or is seen here.
-        let Err(refused) = self.check_not_pruned(manifest).await else { return Ok(()) };
+        // One that has come to its end in between is told of by what it deleted.
+        let refused = match self.check_not_pruned(manifest).await {
+            Ok(()) => self.check_bases(manifest).await,
+            refused => refused,
+        };
+        let Err(refused) = refused else { return Ok(()) };
         match self.unlist(&path).await {
             Ok(()) => Err(refused),
             Err(error) => Err(unknown(&format!("{refused}; so it was to be deleted again, and {error}"))),

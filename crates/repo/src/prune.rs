@@ -111,13 +111,23 @@ impl Repository {
     /// What was given up. A record that can't be read is left out: what it explains is missing without an explanation then.
     pub async fn pruned(&self, cluster: &str) -> Result<Pruned, RepoError> {
         let folder = layout::gone(cluster);
-        let mut pruned = Pruned::default();
-        for id in self.record_ids(&folder).await? {
-            let read = self.read_small(&record(&folder, &id), PrunedRecord::parse).await;
-            let found = readable(read)?.filter(|found| found.id == id && found.cluster == cluster);
-            pruned.records.extend(found);
+        let mut ids = self.record_ids(&folder).await?;
+        loop {
+            let mut pruned = Pruned::default();
+            let mut is_replaced = false;
+            for id in &ids {
+                let read = self.read_small(&record(&folder, id), PrunedRecord::parse).await;
+                is_replaced |= matches!(&read, Err(RepoError { problem: Problem::Missing, .. }));
+                let found = readable(read)?.filter(|found| found.id == *id && found.cluster == cluster);
+                pruned.records.extend(found);
+            }
+            // The one that repeats what is missing was written before that was deleted.
+            let now = if is_replaced { self.record_ids(&folder).await? } else { break Ok(pruned) };
+            if now == ids {
+                break Ok(pruned);
+            }
+            ids = now;
         }
-        Ok(pruned)
     }
 
     /// Writes down what is given up.

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use slotkeep_format::{Depth, RetentionPolicy, Severity, TimeSample, Unneeded};
+use slotkeep_format::{Depth, RetentionPolicy, Severity, TimeSample, Timeline, Unneeded};
 use slotkeep_jobs::ObjectKind;
 use slotkeep_jobs::compact::{CompactOptions, CompactPlan, CompactReport};
 use slotkeep_model::ReplId;
-use slotkeep_repo::{Repository, SegmentEntry};
+use slotkeep_repo::{Repository, SegmentEntry, SegmentMeta};
 
 use crate::clock::{context, last, prune};
-use crate::harness::{Bench, RUNTIME, piece, write_segment};
+use crate::harness::{Bench, RUNTIME, meta, piece, write_segment};
 use crate::lived::{paths, restored};
 
 fn compact(repository: &Repository, target_bytes: u64) -> CompactReport {
@@ -113,6 +113,41 @@ fn what_does_not_fit_together_is_not_joined() {
     assert_eq!(report.seams.len(), 1);
     assert!(report.seams[0].why.contains("clock"), "{:?}", report.seams);
     assert!(report.seams[0].segment.contains(&format!("/{third:020}-")), "{:?}", report.seams);
+}
+
+#[test]
+fn a_segment_with_more_times_than_a_joined_one_may_have_stays_as_it_is() {
+    const TIMES: i64 = 50_001;
+    let bench = Bench::new();
+    let repository = bench.open();
+    let history: ReplId = "9".repeat(40).parse().unwrap();
+    let mut at = 1;
+    RUNTIME.block_on(async {
+        for number in 0..2 {
+            let bytes = piece(number);
+            let end = at + bytes.len() as u64;
+            let mut times = Timeline::default();
+            for time in 0..TIMES {
+                let from_ms = 1_600_000_000_000 + i64::try_from(number).unwrap() * TIMES + time;
+                assert!(times.push(TimeSample { from_ms, until_ms: from_ms, offset: at }));
+            }
+            let mut writer = repository.create_segment("main", &history, at..end).await.unwrap();
+            writer.write(&bytes).await.unwrap();
+            writer.finish(SegmentMeta { times, ..meta(number, at, end - at) }).await.unwrap();
+            at = end;
+        }
+    });
+    let behind = at;
+    RUNTIME.block_on(async {
+        for number in 2..5 {
+            at = write_segment(&repository, &history, at, number).await;
+        }
+    });
+    let report = compact(&repository, 1 << 20);
+    let own: Vec<_> = report.groups.iter().filter(|group| group.history == history).collect();
+    assert_eq!(own.iter().map(|group| (group.start, group.segments)).collect::<Vec<_>>(), [(behind, 2)]);
+    assert_eq!(report.seams.len(), 2, "{:?}", report.seams);
+    assert!(report.seams[0].why.contains("too many"), "{:?}", report.seams);
 }
 
 #[test]

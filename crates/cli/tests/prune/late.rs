@@ -6,6 +6,7 @@ use slotkeep_repo::{BackupSelector, Problem};
 
 use crate::clock::{context, last, prune};
 use crate::harness::{Bench, RUNTIME};
+use crate::hooked::Hooked;
 
 #[test]
 fn a_backup_on_a_base_that_is_being_deleted_is_not_listed() {
@@ -60,4 +61,23 @@ fn a_pin_that_comes_too_late_says_so() {
     RUNTIME.block_on(repository.put_pruned(&record)).unwrap();
     let pinned = RUNTIME.block_on(pin(&context(0), &repository, "main", &BackupSelector::Id(id)));
     assert!(pinned.unwrap_err().to_string().contains("is being pruned now"));
+}
+
+/// While a manifest is being written, a prune can come to its end: what it announced is settled then, and what it deleted is missing.
+#[test]
+fn a_backup_whose_base_went_while_its_manifest_was_written_is_not_listed() {
+    let bench = Bench::new();
+    let ids = bench.backup_ids();
+    let mut manifest = bench.latest();
+    "20991126T000000.000Z-0004".clone_into(&mut manifest.id);
+    let base = bench.object(&manifest.shards[1].base.rdb.path);
+    let take_the_base = move |path: &object_store::path::Path| {
+        if path.as_ref().contains("20991126") {
+            std::fs::remove_file(&base).unwrap();
+        }
+    };
+    let repository = Hooked::of(&bench).telling(take_the_base).open(&bench);
+    let committed = RUNTIME.block_on(repository.commit(&manifest)).map_err(|error| error.problem);
+    assert!(matches!(committed, Err(Problem::Pruned(_))), "{committed:?}");
+    assert_eq!(bench.backup_ids(), ids);
 }

@@ -18,6 +18,7 @@ mod archive;
 mod clock;
 mod command;
 mod compact;
+mod hooked;
 mod late;
 mod lived;
 mod refusing;

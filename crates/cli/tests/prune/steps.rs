@@ -1,11 +1,11 @@
 //! Marked, and deleted a day later, unless something needs it then.
 
 use slotkeep_format::{Depth, KeptFor, RetentionPolicy, Severity};
-use slotkeep_jobs::ObjectKind;
-use slotkeep_jobs::prune::{PruneReport, Step};
+use slotkeep_jobs::prune::{PruneOptions, PrunePlan, PruneReport, Step};
+use slotkeep_jobs::{ErrorKind, ObjectKind};
 use slotkeep_repo::BackupSelector;
 
-use crate::clock::{last, plan, prune};
+use crate::clock::{context, last, options, plan, prune};
 use crate::common::files;
 use crate::harness::{Bench, RUNTIME};
 use crate::lived::{paths, restored};
@@ -190,15 +190,52 @@ fn a_rule_is_wanted_and_a_grace_of_an_hour() {
     let bench = Bench::new();
     let repository = bench.open();
     let refused = |policy: &RetentionPolicy, grace: i64| {
-        let options = slotkeep_jobs::prune::PruneOptions {
-            grace: jiff::SignedDuration::from_mins(grace),
-            ..crate::clock::options(policy)
-        };
-        let context = crate::clock::context(0);
-        let made = slotkeep_jobs::prune::PrunePlan::make(&context, &repository, &options);
+        let options = PruneOptions { grace: jiff::SignedDuration::from_mins(grace), ..options(policy) };
+        let context = context(0);
+        let made = PrunePlan::make(&context, &repository, &options);
         RUNTIME.block_on(made).err().map(|error| error.to_string())
     };
     assert!(refused(&RetentionPolicy::default(), 60).unwrap().contains("no rule"));
     assert!(refused(&last(1), 59).unwrap().contains("shorter than an hour"));
     assert_eq!(refused(&last(1), 60), None);
+}
+
+#[test]
+fn log_stays_where_a_history_has_lost_its_file() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let child = "d".repeat(40);
+    let log = || -> Vec<String> {
+        paths(&bench.repo()).into_iter().filter(|path| path.contains(&format!("/{child}/log/"))).collect()
+    };
+    let before = log();
+    // No backup names the child any more: that it is needed follows from its parent alone.
+    std::fs::remove_file(bench.object(&format!("main/backups/{}.json", bench.backup_ids()[2]))).unwrap();
+    std::fs::remove_file(bench.object(&format!("main/history/{child}/history.json"))).unwrap();
+    let marked = prune(&repository, &last(9), 48);
+    assert!(marked.remarks.iter().any(|remark| remark.contains(&child)), "{:?}", marked.remarks);
+    prune(&repository, &last(9), 73);
+    assert!(!before.is_empty());
+    assert_eq!(log(), before);
+}
+
+#[test]
+fn by_a_clock_that_is_off_no_unfinished_file_is_old() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let file = bench.object("main/history/rdb.zst#1");
+    std::fs::write(&file, "half").unwrap();
+    let ahead = |tolerance| {
+        let options = PruneOptions { clock_tolerance: tolerance, ..options(&last(9)) };
+        RUNTIME.block_on(async {
+            let plan = PrunePlan::make(&context(48), &repository, &options).await.unwrap();
+            plan.run(&context(48), &repository).await
+        })
+    };
+    let before = paths(&bench.repo());
+    let refused = ahead(Some(jiff::SignedDuration::from_mins(5)));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::ClockOff);
+    assert_eq!(paths(&bench.repo()), before);
+    ahead(None).unwrap();
+    assert!(!file.exists());
 }

@@ -23,6 +23,7 @@ mod harness;
 #[allow(dead_code, reason = "each test program uses its part")]
 mod lived;
 
+mod archived;
 mod bucket;
 mod encrypted;
 mod killed;

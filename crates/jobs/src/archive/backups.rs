@@ -106,7 +106,9 @@ impl Supervisor<'_> {
         for (shard, name) in &self.names {
             let base = match self.fleet.line(name) {
                 Some(line) => {
-                    line.state.borrow().source.as_ref()?;
+                    let state = line.state.borrow();
+                    // What begins anew has no base that leads to a cut yet.
+                    state.source.as_ref().filter(|_| state.awaited.is_none())?;
                     line.base()?
                 }
                 None => {

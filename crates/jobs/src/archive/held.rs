@@ -1,5 +1,6 @@
 //! What the repository holds already: bases, and how far the log behind each goes without a gap.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -33,7 +34,7 @@ impl Holdings {
     /// Looks at the repository.
     pub(crate) async fn read(repository: &Repository, cluster: &str) -> Result<Self> {
         let mut manifests = repository.backups(cluster).await?.backups;
-        manifests.reverse();
+        manifests.sort_by_cached_key(|manifest| Reverse((manifest.data_at(), manifest.id.clone())));
         let mut parents = HashMap::new();
         for history in repository.histories(cluster).await? {
             let record = repository.history(cluster, &history).await?;
@@ -112,7 +113,7 @@ impl Holdings {
         let best = ends
             .into_iter()
             .filter_map(|end| Some((rank(&end.0)?, end)))
-            .min_by_key(|(rank, (_, offset))| (*rank, std::cmp::Reverse(*offset)));
+            .min_by_key(|(rank, (_, offset))| (*rank, Reverse(*offset)));
         let Some((_, (history, offset))) = best else { return Ok(None) };
         let database = self.database_at(&history, offset).await?;
         // A server does not say again what it had selected when the base was made.

@@ -88,6 +88,8 @@ pub(crate) struct Intake {
     ack_wanted: Option<u64>,
     pending: VecDeque<TimeSample>,
     last_sample: Option<TimeSample>,
+    /// The last safe cut of the bytes that steps have given out, and the database that is selected there.
+    given_out: (u64, Option<u32>),
 }
 
 impl Intake {
@@ -107,6 +109,7 @@ impl Intake {
             ack_wanted: None,
             pending: VecDeque::new(),
             last_sample: None,
+            given_out: (offset, database),
         }
     }
 
@@ -123,6 +126,12 @@ impl Intake {
     /// The database selected at the last safe cut; `None` if that is not known.
     pub(crate) fn database(&self) -> Option<u32> {
         if self.splitter.in_transaction() { None } else { self.splitter.db() }
+    }
+
+    /// The last safe cut up to which bytes were given out, and the database selected there, if it is known. Of a stream that can't go on
+    /// there may be more in what was fed.
+    pub(crate) const fn given_out(&self) -> (u64, Option<u32>) {
+        self.given_out
     }
 
     /// Bytes of the current piece.
@@ -150,18 +159,40 @@ impl Intake {
         self.patient = patient;
     }
 
-    /// Takes the next bytes.
+    /// Takes the next bytes. When the stream can't go on, what came before that is given out all the same: as far as commands are whole.
     pub(crate) fn feed(
         &mut self,
         input: &[u8],
         now: Duration,
         steps: &mut Vec<Step>,
     ) -> Result<(), IntakeError> {
-        let mut rest = input;
-        let mut done = 0;
         if !input.is_empty() {
             self.first_byte_at.get_or_insert(now);
         }
+        let mut done = 0;
+        let mut whole = Whole { taken: 0, safe_cut: self.safe_cut(), database: self.database() };
+        let outcome = self.feed_commands(input, now, (&mut done, &mut whole), steps);
+        if outcome.is_ok() {
+            whole = Whole { taken: input.len(), safe_cut: self.safe_cut(), database: self.database() };
+        }
+        self.give_out(done, whole, steps);
+        if let Err(IntakeError::ForkInside(fork)) = outcome {
+            // From before it the same would come again; from behind it the server refuses, and the line begins anew.
+            self.given_out = (fork.saturating_add(1), None);
+        }
+        outcome?;
+        self.release(self.received(), steps);
+        Ok(())
+    }
+
+    fn feed_commands(
+        &mut self,
+        input: &[u8],
+        now: Duration,
+        (done, whole): (&mut usize, &mut Whole),
+        steps: &mut Vec<Step>,
+    ) -> Result<(), IntakeError> {
+        let mut rest = input;
         while let Some(seen) = self.next_command(&mut rest)? {
             self.commands = self.commands.saturating_add(1);
             if seen.carries_data {
@@ -170,26 +201,39 @@ impl Intake {
             if let Some(offset) = seen.acknowledge {
                 self.ack_wanted = Some(offset);
             }
+            let is_cut = self.safe_cut() == self.received() && self.is_due(now);
+            self.check_fork(is_cut)?;
             let taken = input.len().saturating_sub(rest.len());
-            if self.safe_cut() == self.received() && self.is_due(now) {
-                steps.push(Step::Bytes { range: done..taken, safe_cut: self.safe_cut() });
-                done = taken;
+            *whole = Whole { taken, safe_cut: self.safe_cut(), database: self.database() };
+            if is_cut {
+                self.give_out(*done, *whole, steps);
+                *done = taken;
                 self.cut(steps);
                 if !rest.is_empty() {
                     self.first_byte_at = Some(now);
                 }
-            } else if self.fork == Some(self.received()) {
-                return Err(IntakeError::ForkInside(self.received()));
             }
         }
-        if self.fork.is_some_and(|fork| fork <= self.received()) {
-            return Err(IntakeError::ForkInside(self.received()));
+        self.check_fork(false)
+    }
+
+    /// Refuses a fork that has been reached, unless a piece ends there.
+    fn check_fork(&self, is_cut: bool) -> Result<(), IntakeError> {
+        let received = self.received();
+        match self.fork {
+            Some(fork) if fork < received || (fork == received && !is_cut) => {
+                Err(IntakeError::ForkInside(fork))
+            }
+            _ => Ok(()),
         }
-        if done < input.len() {
-            steps.push(Step::Bytes { range: done..input.len(), safe_cut: self.safe_cut() });
+    }
+
+    /// Gives out the bytes of the input from `done` on that are whole.
+    fn give_out(&mut self, done: usize, whole: Whole, steps: &mut Vec<Step>) {
+        if done < whole.taken {
+            steps.push(Step::Bytes { range: done..whole.taken, safe_cut: whole.safe_cut });
+            self.given_out = (whole.safe_cut, whole.database);
         }
-        self.release(self.received(), steps);
-        Ok(())
     }
 
     fn next_command(&mut self, rest: &mut &[u8]) -> Result<Option<Seen>, IntakeError> {
@@ -237,6 +281,10 @@ impl Intake {
         let end = self.received();
         self.release(end, steps);
         let fork = self.fork.take_if(|fork| *fork == end).is_some();
+        if fork {
+            // They tell of bytes that the history left behind had there, and this one has not.
+            self.pending.clear();
+        }
         let full = self.piece_bytes() >= self.policy.size_bytes;
         let commands = std::mem::take(&mut self.commands);
         steps.push(Step::Cut { end, database: self.splitter.db(), fork, commands, full });
@@ -259,6 +307,17 @@ impl Intake {
             }
         }
     }
+}
+
+/// How far an input makes sense.
+#[derive(Clone, Copy)]
+struct Whole {
+    /// So many bytes of it.
+    taken: usize,
+    /// The last safe cut there.
+    safe_cut: u64,
+    /// The database selected there.
+    database: Option<u32>,
 }
 
 /// What matters of a command.
@@ -364,6 +423,57 @@ mod tests {
         intake.fork_at(20);
         let outcome = intake.feed(&PING.repeat(2), Duration::ZERO, &mut Vec::new());
         assert!(matches!(outcome, Err(IntakeError::ForkInside(_))));
+    }
+
+    #[test]
+    fn what_came_before_the_fork_inside_a_command_is_given_out_and_the_line_begins_anew() {
+        for parts in
+            [vec![&PING.repeat(2)[..]], vec![&PING.repeat(2)[..22]], vec![PING, &PING[..8], &PING[8..]]]
+        {
+            let mut intake = Intake::new(0, None, policy());
+            intake.fork_at(20);
+            let mut steps = Vec::new();
+            let refused = parts.iter().any(|part| intake.feed(part, Duration::ZERO, &mut steps).is_err());
+            assert!(refused);
+            assert_eq!(steps[0], Step::Bytes { range: 0..14, safe_cut: 14 });
+            assert_eq!(intake.given_out(), (21, None));
+        }
+    }
+
+    #[test]
+    fn what_came_before_senseless_bytes_is_given_out() {
+        let input = [&command(&["SET", "a", "1"])[..], PING, b"-NOPERM no\r\n"].concat();
+        let good = input.len() - 12;
+        for split in 0..input.len() {
+            let mut intake = Intake::new(0, Some(0), policy());
+            let mut given = 0;
+            let (mut failed, mut steps) = (false, Vec::new());
+            for part in [&input[..split], &input[split..]] {
+                failed |= intake.feed(part, Duration::ZERO, &mut steps).is_err();
+                for step in steps.drain(..) {
+                    if let Step::Bytes { range, .. } = step {
+                        given += range.len();
+                    }
+                }
+                if failed {
+                    break;
+                }
+            }
+            assert!(failed && given >= good, "split at {split}: {given}");
+            assert_eq!(intake.given_out(), (good as u64, Some(0)));
+        }
+    }
+
+    #[test]
+    fn samples_of_the_history_before_end_with_it() {
+        let mut intake = Intake::new(0, None, policy());
+        intake.fork_at(28);
+        let mut steps = Vec::new();
+        intake.sample(sample(28), &mut steps);
+        intake.sample(sample(60), &mut steps);
+        let steps = feed(&mut intake, &PING.repeat(6), 0);
+        assert!(steps.contains(&Step::Time(sample(28))), "{steps:?}");
+        assert!(!steps.contains(&Step::Time(sample(60))), "{steps:?}");
     }
 
     #[test]

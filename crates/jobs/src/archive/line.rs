@@ -93,12 +93,24 @@ pub(crate) struct LineState {
     pub(crate) durable: u64,
     /// Up to here everything is in the repository: base and log.
     pub(crate) complete: Option<(ReplId, u64)>,
+    /// Where a base ends that was received and is not stored: what is sealed behind it is of no use without it, and not complete.
+    pub(crate) awaited: Option<(ReplId, u64)>,
     /// How the histories of this line descend from each other.
     pub(crate) lineage: Lineage,
     pub(crate) base: Option<Arc<TakenBase>>,
     pub(crate) bases: u64,
     pub(crate) gaps: u64,
     pub(crate) trouble: Option<Arc<str>>,
+}
+
+impl LineState {
+    /// A base was stored, and the log goes on behind it.
+    pub(crate) fn go_on_from(&mut self, base: TakenBase) {
+        self.complete = Some((base.history.clone(), base.offset));
+        self.awaited = None;
+        self.base = Some(Arc::new(base));
+        self.bases = self.bases.saturating_add(1);
+    }
 }
 
 /// How an attempt ended.

@@ -96,6 +96,8 @@ impl<'l> Session<'l> {
             line.sealer.files(),
             Arc::clone(&line.context.clock),
         );
+        let awaited = storing.is_some().then(|| (position.history.clone(), position.offset));
+        line.state.send_modify(|state| state.awaited = awaited);
         let header = SpoolHeader {
             format_version: SPOOL_VERSION,
             cluster: line.shared.cluster.clone(),
@@ -353,12 +355,7 @@ impl<'l> Session<'l> {
         line.progress.enter(Phase::Done);
         let words = format!("a base at offset {} of {} was stored", base.offset, base.history);
         line.shared.board.pin(NoticeKind::Base, Some(&self.header.slots), words);
-        let complete = (base.history.clone(), base.offset);
-        line.state.send_modify(|state| {
-            state.complete = Some(complete);
-            state.base = Some(Arc::new(base));
-            state.bases = state.bases.saturating_add(1);
-        });
+        line.state.send_modify(|state| state.go_on_from(base));
         take_notice(line)?;
         line.gets_on();
         line.set_phase(LinePhase::Following);
@@ -394,11 +391,10 @@ impl<'l> Session<'l> {
         let state = self.writer.end().await;
         let reached = match state.failed {
             Some(_) => Position { history: state.history, offset: state.durable, database: None },
-            None => Position {
-                history: self.header.history.clone(),
-                offset: self.intake.safe_cut(),
-                database: self.intake.database(),
-            },
+            None => {
+                let (offset, database) = self.intake.given_out();
+                Position { history: self.header.history.clone(), offset, database }
+            }
         };
         // What lies behind the last safe cut is asked for again.
         line.state.send_modify(|state| {
@@ -413,17 +409,16 @@ impl<'l> Session<'l> {
             let base = stored?;
             line.position = Some(reached);
             line.progress.enter(Phase::Done);
-            let complete = (base.history.clone(), base.offset);
-            line.state.send_modify(|state| {
-                state.complete = Some(complete);
-                state.base = Some(Arc::new(base));
-                state.bases = state.bases.saturating_add(1);
-            });
+            line.state.send_modify(|state| state.go_on_from(base));
             let sealed = line.sealer.state.borrow_and_update().clone();
             note_sealed(&line.state, sealed.last);
             line.gets_on();
-        } else if line.state.borrow().base.is_some() {
-            line.position = Some(reached);
+        } else {
+            let state = line.state.borrow();
+            // Without the base before this stream no log leads here: the line stays where it was, and takes another one.
+            if state.base.is_some() && state.awaited.is_none() {
+                line.position = Some(reached);
+            }
         }
         outcome
     }
@@ -443,8 +438,12 @@ fn take_notice(line: &mut Line) -> Result<()> {
 pub(crate) fn note_sealed(line: &watch::Sender<LineState>, last: Option<(ReplId, u64)>) {
     let Some(last) = last else { return };
     line.send_if_modified(|state| {
-        let advances =
-            state.complete.as_ref().is_some_and(|complete| state.lineage.advances(complete, &last));
+        let advances = state.complete.as_ref().is_some_and(|complete| {
+            let leads_there = state.awaited.as_ref().is_none_or(|(history, offset)| {
+                last.0 == complete.0 && (last.0 != *history || last.1 <= *offset)
+            });
+            leads_there && state.lineage.advances(complete, &last)
+        });
         if advances {
             state.complete = Some(last);
         }

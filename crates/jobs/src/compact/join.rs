@@ -54,7 +54,11 @@ async fn fitting(
             Some(first) => differs((&first.source, &first.server), &record, &mut times),
             None => extend(&mut times, &record).err(),
         };
-        if let Some(why) = why.filter(|_| !records.is_empty()) {
+        if let Some(why) = why {
+            if records.is_empty() {
+                // Nothing fits to this one: it stays as it is.
+                records.push(record);
+            }
             let seam = Seam { segment: entry.path().to_owned(), why: why.to_owned() };
             return Ok((records, Some(seam)));
         }

@@ -88,7 +88,11 @@ impl PrunePlan {
         };
         let objects: Vec<MarkedObject> = self.judgement.unneeded.iter().map(object).collect();
         match &self.marks.newest {
-            Some(newest) if newest.objects == objects && self.marks.ids.len() == 1 => Ok(newest.clone()),
+            Some(newest)
+                if newest.objects == objects && self.marks.ids.len() == 1 && self.unfinished.is_empty() =>
+            {
+                Ok(newest.clone())
+            }
             _ => self.replace_marks(context, repository, objects).await,
         }
     }
@@ -104,13 +108,15 @@ impl PrunePlan {
         let others = repository.marks(cluster).await?.ids;
         let id = newer_id(context, others.last())?;
         let record = MarkRecord { format_version: PRUNE_VERSION, id, cluster: cluster.clone(), objects };
-        if !record.objects.is_empty() {
+        // How old unfinished files are is told by the same clocks.
+        if !record.objects.is_empty() || !self.unfinished.is_empty() {
             repository.put_marks(&record).await?;
             let told = repository.marked_at(&record).await?;
-            if let Err(error) = compare_clocks(context, told, self.options.clock_tolerance) {
+            let compared = compare_clocks(context, told, self.options.clock_tolerance);
+            if compared.is_err() || record.objects.is_empty() {
                 repository.delete_marks(cluster, &record.id).await?;
-                return Err(error);
             }
+            compared?;
         }
         // The oldest first: as long as one is there, the newest of them must not be an old one that names what is needed now.
         for id in others {

@@ -89,6 +89,7 @@ impl SpoolWriter {
                 file: None,
                 synced_at: None,
                 sync_wanted: false,
+                sync_data: File::sync_data,
             };
             writer.run(messages);
         });
@@ -146,6 +147,7 @@ struct Writer {
     file: Option<OpenFile>,
     synced_at: Option<Duration>,
     sync_wanted: bool,
+    sync_data: fn(&File) -> io::Result<()>,
 }
 
 struct OpenFile {
@@ -154,6 +156,8 @@ struct OpenFile {
     packing: Option<Packing>,
     safe_cut: Option<u64>,
     unsynced_bytes: u64,
+    /// What was written since the last sync may be lost: the system tells of a failed write once, and then has forgotten it.
+    sync_failed: bool,
 }
 
 impl Writer {
@@ -261,7 +265,8 @@ impl Writer {
         encode_header(header, &mut record).map_err(io::Error::other)?;
         let (path, file) = self.folder.create(header)?;
         let packing = Packing::begin(&self.folder.holding, self.effort);
-        self.file = Some(OpenFile { path, file, packing, safe_cut: None, unsynced_bytes: 0 });
+        self.file =
+            Some(OpenFile { path, file, packing, safe_cut: None, unsynced_bytes: 0, sync_failed: false });
         File::open(&self.folder.path)?.sync_all()?;
         self.write(&record, &[])
     }
@@ -281,7 +286,13 @@ impl Writer {
         if file.unsynced_bytes == 0 {
             return Ok(());
         }
-        file.file.sync_data()?;
+        if file.sync_failed {
+            return Err(io::Error::other("it could not be synced"));
+        }
+        if let Err(error) = (self.sync_data)(&file.file) {
+            file.sync_failed = true;
+            return Err(error);
+        }
         file.unsynced_bytes = 0;
         if file.packing.is_some() {
             let_go(&file.file);
@@ -346,4 +357,74 @@ fn write_both(file: &mut File, head: &[u8], payload: &[u8]) -> io::Result<()> {
     };
     file.write_all(head.get(written..).unwrap_or_default())?;
     file.write_all(payload.get(written.saturating_sub(head.len())..).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use slotkeep_format::manifest::{ProductRecord, ServerRecord};
+    use slotkeep_format::spool::SPOOL_VERSION;
+
+    use super::*;
+    use crate::ports::SystemClock;
+
+    thread_local! {
+        static FAILURES: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// As a disk with an error: the first try tells of it, the next one succeeds.
+    fn failing_once(_: &File) -> io::Result<()> {
+        match FAILURES.get() {
+            0 => Ok(()),
+            more => {
+                FAILURES.set(more - 1);
+                Err(io::Error::other("the disk is broken"))
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_failed_sync_may_have_lost_is_never_durable() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = SpoolFolder::open(folder.path(), &"0".repeat(32), "main", 1 << 20).unwrap();
+        let history: ReplId = "a".repeat(40).parse().unwrap();
+        let (publish, state) =
+            watch::channel(SpoolState { history: history.clone(), durable: 0, failed: None });
+        let (closed, mut files) = mpsc::unbounded_channel();
+        let mut writer = Writer {
+            folder: spool,
+            publish,
+            closed,
+            clock: Arc::new(SystemClock::new()),
+            header: None,
+            effort: Effort::Usual,
+            waiting: Vec::new(),
+            file: None,
+            synced_at: None,
+            sync_wanted: false,
+            sync_data: failing_once,
+        };
+        let header = SpoolHeader {
+            format_version: SPOOL_VERSION,
+            cluster: "main".to_owned(),
+            history,
+            parent: None,
+            start: 1,
+            database: None,
+            slots: "0-16383".parse().unwrap(),
+            source: "127.0.0.1:1".parse().unwrap(),
+            server: ServerRecord { product: ProductRecord::Valkey, version: "9.1.2".to_owned() },
+            begun_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        writer.take(Message::Begin { header: Box::new(header), before: None }).unwrap();
+        writer.take(Message::Bytes { bytes: vec![0; 10], safe_cut: 10 }).unwrap();
+        writer.sync().unwrap();
+        FAILURES.set(1);
+        writer.take(Message::Bytes { bytes: vec![0; 10], safe_cut: 20 }).unwrap();
+        assert!(writer.sync().is_err());
+        assert!(writer.close(None).is_err());
+        assert_eq!(state.borrow().durable, 10);
+        assert!(files.try_recv().is_ok(), "what can be read of it is sealed all the same");
+    }
 }

@@ -1,0 +1,107 @@
+//! A folder as a store that refuses to delete some objects, and tells of what was written.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use slotkeep_repo::{Location, OpenOptions, Repository};
+
+use crate::harness::{Bench, RUNTIME};
+
+type Lock = Arc<dyn Fn(&Path) -> bool + Send + Sync>;
+type Written = Arc<dyn Fn(&Path) + Send + Sync>;
+
+/// The folder of a bench.
+pub(crate) struct Hooked {
+    inner: LocalFileSystem,
+    /// Whether an object is not to be deleted.
+    is_locked: Lock,
+    /// Called when an object has been written, before that is told.
+    written: Written,
+}
+
+impl Hooked {
+    pub(crate) fn of(bench: &Bench) -> Self {
+        let inner = LocalFileSystem::new_with_prefix(bench.repo()).unwrap();
+        Self { inner, is_locked: Arc::new(|_| false), written: Arc::new(|_| {}) }
+    }
+
+    pub(crate) fn locking(self, is_locked: impl Fn(&Path) -> bool + Send + Sync + 'static) -> Self {
+        Self { is_locked: Arc::new(is_locked), ..self }
+    }
+
+    pub(crate) fn telling(self, written: impl Fn(&Path) + Send + Sync + 'static) -> Self {
+        Self { written: Arc::new(written), ..self }
+    }
+
+    pub(crate) fn open(self, bench: &Bench) -> Repository {
+        let location = Location::Folder(bench.repo());
+        let options = OpenOptions::default();
+        RUNTIME.block_on(Repository::open_in(Arc::new(self), &location, &options)).unwrap()
+    }
+}
+
+impl fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl fmt::Display for Hooked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Hooked {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        let put = self.inner.put_opts(location, payload, opts).await?;
+        (self.written)(location);
+        Ok(put)
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, opts).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        let is_locked = Arc::clone(&self.is_locked);
+        let allowed = locations.map(move |location| {
+            let location = location?;
+            if is_locked(&location) {
+                let source = "object lock".into();
+                return Err(Error::PermissionDenied { path: location.to_string(), source });
+            }
+            Ok(location)
+        });
+        self.inner.delete_stream(allowed.boxed())
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
