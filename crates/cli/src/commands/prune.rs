@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::SignedDuration;
+use serde::Serialize;
 use slotkeep_format::manifest::BackupKind;
 use slotkeep_format::{KeptFor, RetentionPolicy, Unneeded};
-use slotkeep_jobs::compact::{CompactOptions, CompactPlan};
+use slotkeep_jobs::compact::{CompactOptions, CompactPlan, CompactReport};
 use slotkeep_jobs::prune::{
     BackupRow, CLOCK_TOLERANCE, Pinned, PruneOptions, PrunePlan, PruneReport, Step, TotalRow, pin, unpin,
 };
@@ -134,20 +135,33 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &PruneArg
         return pinned(&context, output, arguments, (&repository, &cluster)).await;
     }
     let options = arguments.keep.options(session, cluster.clone())?;
+    let mut compaction = None;
     if arguments.compact {
         let compact = CompactOptions { cluster, target_bytes: arguments.target_size };
         let compact = CompactPlan::make(&repository, &compact).await?;
         let compacted =
             if arguments.yes { compact.run(&context, &repository).await? } else { compact.preview() };
         output.note(&super::compact::render(&compacted));
+        compaction = Some(compacted);
     }
     let plan = PrunePlan::make(&context, &repository, &options).await?;
     let report = if arguments.yes { plan.run(&context, &repository).await? } else { plan.preview() };
     for remark in &report.remarks {
         output.warn(remark);
     }
-    output.data(&report, render)?;
-    Ok(if report.refused.is_empty() { exit::OK } else { exit::NOT_DELETED })
+    let done = Done { compaction, report };
+    output.data(&done, |done| render(&done.report))?;
+    Ok(if done.report.refused.is_empty() { exit::OK } else { exit::NOT_DELETED })
+}
+
+/// What was done, or would be.
+#[derive(Serialize)]
+struct Done {
+    /// With `--compact`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compaction: Option<CompactReport>,
+    #[serde(flatten)]
+    report: PruneReport,
 }
 
 async fn pinned(
