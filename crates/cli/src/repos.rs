@@ -45,13 +45,6 @@ impl Destinations {
         let parse = |repo: &String| Ok(session.location(&arguments.one(Some(repo)))?.0);
         let required = arguments.repo.iter().skip(1).map(parse).collect::<Result<Vec<_>>>()?;
         let optional = arguments.repo_optional.iter().map(parse).collect::<Result<Vec<_>>>()?;
-        let all: Vec<&Location> = std::iter::once(&first).chain(&required).chain(&optional).collect();
-        for (number, one) in all.iter().enumerate() {
-            if all.iter().skip(number.saturating_add(1)).any(|other| other == one) {
-                let what = format!("{one} was given twice, as a repository for the same backup");
-                return Err(Error::new(ErrorKind::Usage, what).hint("name each repository once"));
-            }
-        }
         Ok(Self { first, name, required, optional })
     }
 
@@ -64,6 +57,8 @@ impl Destinations {
 
     /// Opens all of them; a new folder is made a repository. An optional one that can't be opened is passed over.
     pub(crate) async fn open(&self, session: &Session, arguments: &ReposArgs) -> Result<Opened> {
+        // Before a folder is made.
+        refuse_twins(std::iter::once(&self.first).chain(&self.required).chain(&self.optional)).await?;
         let arguments_of_all = arguments.one(None);
         let open = async |location| session.open_or_create(location, &arguments_of_all).await;
         let repository = open(&self.first).await?;
@@ -82,8 +77,29 @@ impl Destinations {
                 Err(_) => failed.push((location.clone(), "it does not answer".to_owned())),
             }
         }
+        let opened = companions.iter().map(|companion| companion.repository().location());
+        refuse_twins(std::iter::once(repository.location()).chain(opened)).await?;
         Ok(Opened { repository: repository.with_companions(companions), failed })
     }
+}
+
+/// Refuses places that are one: what is taken back in one of them would be deleted in the other.
+async fn refuse_twins(places: impl Iterator<Item = &Location>) -> Result<()> {
+    let mut seen: Vec<&Location> = Vec::new();
+    for place in places {
+        for earlier in &seen {
+            if place.is_same_place(earlier).await {
+                let what = if place == *earlier {
+                    format!("{place} was given twice, as a repository for the same backup")
+                } else {
+                    format!("{place} and {earlier} are the same place, as repositories for the same backup")
+                };
+                return Err(Error::new(ErrorKind::Usage, what).hint("name each repository once"));
+            }
+        }
+        seen.push(place);
+    }
+    Ok(())
 }
 
 impl Opened {

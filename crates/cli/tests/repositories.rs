@@ -265,6 +265,24 @@ fn one_that_fails_half_way_takes_the_others_with_it_only_if_it_is_required() {
 }
 
 #[test]
+fn one_place_under_two_names_is_refused() {
+    let scene = Scene::new();
+    let first = scene.text("first");
+    run(scene.backup("full", "first", &[]), 0);
+    std::os::unix::fs::symlink(&first, scene.path("link")).unwrap();
+    let before = files(&scene.path("first"));
+    for other in [first.clone(), format!("{first}/"), scene.text("link"), scene.text("link/../first")] {
+        for role in ["--repo", "--repo-optional"] {
+            let refused = run(scene.backup("full", "first", &[role, &other]), 2);
+            assert!(refused.stderr.contains("name each repository once"), "{}", refused.stderr);
+        }
+    }
+    let new = run(scene.backup("full", "new", &["--repo", &format!("{}/.", scene.text("new"))]), 2);
+    assert!(new.stderr.contains("name each repository once"), "{}", new.stderr);
+    assert_eq!(files(&scene.path("first")), before);
+}
+
+#[test]
 fn a_bucket_beside_a_folder_and_one_that_hangs() {
     let large = Large::new();
     let store = S3Server::start().unwrap();

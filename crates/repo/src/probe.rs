@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use object_store::path::Path as ObjectPath;
-use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{Error, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions};
 
 use crate::error::{Problem, RepoError};
 use crate::location::{Location, io_problem};
@@ -37,6 +37,25 @@ impl Location {
             Self::Url(_) => self.clone(),
         };
         probe(&*place.store().await?, nonce, &place).await
+    }
+
+    /// Whether both are one place, however they are spelt: the same folder behind links and mounts, the same bucket and prefix.
+    pub async fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Folder(one), Self::Folder(other)) => {
+                let (found, other_found) = (identity(one).await, identity(other).await);
+                one == other || (found.is_some() && found == other_found)
+            }
+            (Self::Url(one), Self::Url(other)) => {
+                let place = |url: &url::Url| {
+                    let (scheme, prefix) = ObjectStoreScheme::parse(url).ok()?;
+                    Some((scheme, url.host_str().map(str::to_owned), prefix))
+                };
+                let found = place(one);
+                one == other || (found.is_some() && found == place(other))
+            }
+            _ => false,
+        }
     }
 
     /// How many bytes a local folder's file system has left for this user; unknown for an object store.
@@ -112,6 +131,13 @@ async fn write_twice(store: &dyn ObjectStore, path: &ObjectPath, on: &str) -> Re
     }
 }
 
+/// By what the system tells a folder from all others.
+async fn identity(folder: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let about = tokio::fs::metadata(folder).await.ok()?;
+    Some((about.dev(), about.ino()))
+}
+
 /// The folder itself, or the nearest one above it that exists. A path that leads through a file ends there, and fails where it is
 /// used.
 async fn nearest_folder(path: &Path) -> PathBuf {
@@ -122,4 +148,37 @@ async fn nearest_folder(path: &Path) -> PathBuf {
         }
     }
     absolute
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_place_is_itself_however_it_is_spelt() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, link, other) =
+            (folder.path().join("one"), folder.path().join("link"), folder.path().join("other"));
+        std::fs::create_dir(&one).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        std::os::unix::fs::symlink(&one, &link).unwrap();
+        let place = |text: &str| text.parse::<Location>().unwrap();
+        let of = |path: &Path| Location::Folder(path.to_owned());
+        for (same, another) in [
+            (of(&one), of(&link)),
+            (of(&one), of(&folder.path().join("other/../one/"))),
+            (place("s3://bucket/redis"), place("s3://bucket/redis/")),
+        ] {
+            assert!(same.is_same_place(&another).await, "{same} {another}");
+        }
+        for (one, another) in [
+            (of(&one), of(&other)),
+            (of(&folder.path().join("none")), of(&folder.path().join("nowhere"))),
+            (place("s3://bucket/redis"), place("s3://bucket/redis2")),
+            (place("s3://bucket/redis"), place("s3://other/redis")),
+            (place("s3://bucket/redis"), place("gs://bucket/redis")),
+        ] {
+            assert!(!one.is_same_place(&another).await, "{one} {another}");
+        }
+    }
 }
