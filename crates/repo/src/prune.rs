@@ -18,6 +18,7 @@ use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::location::object_path;
 use crate::repository::Repository;
+use crate::segments::SegmentEntry;
 
 /// How many objects are looked at at a time.
 const HEADS_IN_FLIGHT: usize = 16;
@@ -207,7 +208,7 @@ impl Repository {
         self.written_at(record(&layout::gone(&pruned.cluster), &pruned.id).as_ref()).await
     }
 
-    /// Refuses a backup that needs what a prune has given up, or is about to delete.
+    /// Refuses a backup that needs what a prune is about to delete, or has given up and is not there.
     pub(crate) async fn check_not_pruned(&self, manifest: &Manifest) -> Result<(), RepoError> {
         let pruned = self.pruned(&manifest.cluster).await?;
         if pruned.records.is_empty() {
@@ -221,13 +222,42 @@ impl Repository {
         }
         for shard in &manifest.shards {
             for (history, needed) in self.way(&manifest.cluster, shard).await? {
-                let gone = pruned.log_of(&manifest.cluster, &history);
-                if gone.iter().any(|range| range.start < needed.end && needed.start < range.end) {
+                if self.lacks_log(&manifest.cluster, &pruned, &history, &needed).await? {
                     return refuse(format!("the log of history {history} up to {}", needed.end));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether any of these bytes is about to be given up, or was, and did not come back: a copy that was broken off before it listed a backup
+    /// brings its log again.
+    async fn lacks_log(
+        &self,
+        cluster: &str,
+        pruned: &Pruned,
+        history: &ReplId,
+        needed: &Range<u64>,
+    ) -> Result<bool, RepoError> {
+        let shared = |range: Range<u64>| {
+            let both = range.start.max(needed.start)..range.end.min(needed.end);
+            (!both.is_empty()).then_some(both)
+        };
+        if pruned.going_log(cluster, history).any(|range| shared(range).is_some()) {
+            return Ok(true);
+        }
+        let gone: Vec<Range<u64>> = pruned.log_of(cluster, history).into_iter().filter_map(shared).collect();
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        // After the records: a prune has deleted the log before it says there that it is gone.
+        let there = self.segments(cluster, history).await?;
+        let ends = |bytes: &Range<u64>| {
+            let on =
+                |at: u64, segment: &SegmentEntry| if segment.start <= at { at.max(segment.end) } else { at };
+            there.iter().fold(bytes.start, on)
+        };
+        Ok(gone.iter().any(|bytes| ends(bytes) < bytes.end))
     }
 
     /// The bytes that lead from the base of a shard to its cut, as far as it is known where histories come from.
