@@ -423,6 +423,45 @@ fn an_encrypted_repository_has_a_mirror_and_nothing_else_takes_its_objects() {
 }
 
 #[test]
+fn a_mirror_whose_making_was_killed_has_the_readers_that_the_source_has_when_it_is_made() {
+    let scene = Scene::new();
+    let path = |name: &str| scene.path(name).to_str().unwrap().to_owned();
+    let (first, second) = (scene.reader("first"), scene.reader("second"));
+    let (secret, mirror) = (path("secret"), path("mirror"));
+    let on = |arguments: &[&str]| {
+        let mut command = command();
+        command.args(arguments).env("SLOTKEEP_STATE", path("host"));
+        command
+    };
+    let run = |arguments: &[&str]| Run::of(&on(arguments).output().unwrap());
+    run(&["init", "--recipient", &first, "--repo", &secret]).expect_code(0);
+    let copying = ["copy", "--repo", &secret, "--to", &mirror, "--identity"];
+    let keys = |repo: &str| {
+        let names = files(Path::new(repo)).into_iter().map(|(name, _)| name);
+        names.filter(|name| name.ends_with(".age")).collect::<Vec<_>>()
+    };
+    for number in 1.. {
+        let mut copy = on(&[&copying[..], &[&path("first")]].concat());
+        let output = copy.env("SLOTKEEP_STOP_AT_STORE_OPERATION", number.to_string()).output().unwrap();
+        assert_eq!(output.status.signal(), Some(ABORTED), "killed at {number}");
+        if Path::new(&mirror).exists() && keys(&mirror) == keys(&secret) {
+            break;
+        }
+        if Path::new(&mirror).exists() {
+            std::fs::remove_dir_all(&mirror).unwrap();
+        }
+    }
+    assert!(!Path::new(&mirror).join("slotkeep.json").exists());
+    run(&["key", "rekey", "--repo", &secret, "--identity", &path("first"), "--recipient", &second])
+        .expect_code(0);
+    run(&[&copying[..], &[&path("second")]].concat()).expect_code(0);
+    assert_eq!(keys(&mirror), keys(&secret));
+    let export = |identity: &str| run(&["key", "export", "--repo", &mirror, "--identity", &path(identity)]);
+    export("second").expect_code(0);
+    export("first").expect_code(25);
+}
+
+#[test]
 fn a_folder_with_other_things_and_the_source_itself_are_refused() {
     let scene = Scene::new();
     let other = scene.path("other");
