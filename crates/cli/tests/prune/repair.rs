@@ -26,7 +26,7 @@ fn repair(repo: &Path, code: i32) -> Value {
     done
 }
 
-fn flip(path: &Path) {
+pub(crate) fn flip(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
