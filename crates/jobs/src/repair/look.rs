@@ -36,6 +36,10 @@ pub(super) async fn look(context: &Context, repository: &Repository, cluster: &s
     let listing = repository.backups(cluster).await?;
     let mut damaged = BTreeSet::new();
     for backup in listing.unreadable {
+        // One that a prune has deleted since it was listed is no damage.
+        if matches!(backup.error.problem, Problem::Missing) {
+            continue;
+        }
         if is_damaged(&backup.error) {
             damaged.insert(backup.id);
         } else {
@@ -99,8 +103,13 @@ async fn bases(
 ) -> Result<()> {
     for (path, said) in named(&plan.manifests) {
         let Some((record, _)) = said.first() else { continue };
-        match there.get(&path) {
-            Some(found) if found.bytes == record.rdb.stored_bytes => {}
+        // Objects were listed before manifests: a backup that was written meanwhile names some that came since.
+        let found = match there.get(&path) {
+            Some(found) => Some(found.bytes),
+            None => repository.stored_bytes(&path).await?,
+        };
+        match found {
+            Some(bytes) if bytes == record.rdb.stored_bytes => {}
             found => {
                 let what = if found.is_some() { "it has another length" } else { "it is missing" };
                 let what = format!("{what}: an RDB can't be made from anything");
