@@ -138,6 +138,25 @@ fn a_manifest_that_cannot_be_read_is_replaced_and_kept() {
 }
 
 #[test]
+fn the_pin_of_a_twin_is_taken_away_by_the_old_id() {
+    let bench = Bench::new();
+    let id = bench.backup_ids()[1].clone();
+    slotkeep(&["prune", "--repo", &bench.text(), "--pin", &id]).expect_code(0);
+    flip(&bench.object(&bench.latest().shards[0].base.index.as_ref().unwrap().path));
+    repair(&bench.repo(), 0);
+    let pins = || {
+        let repository = bench.open();
+        let pins = RUNTIME.block_on(repository.pins("main")).unwrap();
+        pins.into_keys().collect::<Vec<_>>()
+    };
+    let twin = format!("{id}-r1");
+    assert_eq!(pins(), std::slice::from_ref(&twin));
+    let unpinned = slotkeep(&["prune", "--json", "--repo", &bench.text(), "--unpin", &id]).expect_code(0);
+    assert_eq!(unpinned.json()[0]["backup"], twin);
+    assert!(pins().is_empty());
+}
+
+#[test]
 fn the_file_of_a_history_is_made_again_with_its_parent() {
     let bench = Bench::new();
     let repository = bench.open();

@@ -196,7 +196,8 @@ impl RepairPlan {
         }
         for (row, orphan) in orphans.into_iter().zip(&self.orphans) {
             stopped()?;
-            let done = adopt::backup(repository, &self.manifests, (&self.cluster, orphan), &id).await;
+            let done =
+                adopt::backup(context, repository, &self.manifests, (&self.cluster, orphan), &id).await;
             report.lost.extend(note(row, done)?);
         }
         report.repairs = rows;
