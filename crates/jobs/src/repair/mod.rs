@@ -80,7 +80,7 @@ struct Derived {
     sound: Option<BaseRecord>,
 }
 
-/// Bases of one backup that no manifest names.
+/// Bases of one backup that no manifest of its own names.
 struct Orphan {
     id: String,
     /// The history, the last byte that the base holds, and its RDB.
