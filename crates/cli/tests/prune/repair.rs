@@ -149,16 +149,16 @@ fn show_bases(bench: &Bench) {
     RUNTIME.block_on(repository.put_topology("main", &seen)).unwrap();
 }
 
-/// The manifest of a backup is damaged: it is adopted with all of its bases.
+/// The manifest of a backup is damaged: it is adopted with all of its bases, as the one of that id.
 #[track_caller]
-fn is_adopted_whole(bench: &Bench, id: &str) {
+fn is_adopted_whole(bench: &Bench, id: &str, adopted: &str) {
     let repository = bench.open();
     let read = |id: &str| RUNTIME.block_on(repository.manifest("main", id)).unwrap();
     let said = read(id);
     slotkeep(&["prune", "--repo", &bench.text(), "--pin", id]).expect_code(0);
     flip(&bench.object(&format!("main/backups/{id}.json")));
     let done = repair(&bench.repo(), 0);
-    let adopted = read(&format!("{id}-r1"));
+    let adopted = read(adopted);
     assert_eq!(done["repairs"][0]["gives"], serde_json::json!([adopted.id]));
     let rdbs = |manifest: &Manifest| {
         manifest.shards.iter().map(|shard| shard.base.rdb.path.clone()).collect::<Vec<_>>()
@@ -174,7 +174,8 @@ fn is_adopted_whole(bench: &Bench, id: &str) {
 fn a_backup_is_adopted_with_bases_that_all_are_in_others() {
     let bench = Bench::new();
     show_bases(&bench);
-    is_adopted_whole(&bench, &bench.backup_ids()[1]);
+    let id = bench.backup_ids()[1].clone();
+    is_adopted_whole(&bench, &id, &format!("{id}-r1"));
     assert!(bench.again(Depth::Structure).worst() <= Severity::Note);
 }
 
@@ -190,7 +191,17 @@ fn a_backup_is_adopted_with_bases_some_of_which_are_in_others() {
     later.shards[2] = first.shards[2].clone();
     RUNTIME.block_on(repository.commit(&later)).unwrap();
     RUNTIME.block_on(repository.delete(&format!("main/backups/{}.json", ids[2]))).unwrap();
-    is_adopted_whole(&bench, &ids[1]);
+    is_adopted_whole(&bench, &ids[1], &format!("{}-r1", ids[1]));
+}
+
+#[test]
+fn a_twin_is_adopted_as_the_next_one() {
+    let bench = Bench::new();
+    show_bases(&bench);
+    let id = bench.backup_ids()[1].clone();
+    flip(&bench.object(&bench.latest().shards[0].base.index.as_ref().unwrap().path));
+    repair(&bench.repo(), 0);
+    is_adopted_whole(&bench, &format!("{id}-r1"), &format!("{id}-r2"));
 }
 
 #[test]

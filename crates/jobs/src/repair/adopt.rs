@@ -36,10 +36,11 @@ pub(super) async fn backup(
     repair: &str,
 ) -> Result<Vec<String>> {
     let gives: Vec<String> = if orphan.bases.is_empty() {
-        let twins = manifests.iter().filter(|manifest| plain(&manifest.id) == orphan.id);
+        let twins = manifests.iter().filter(|manifest| plain(&manifest.id) == plain(&orphan.id));
         twins.map(|manifest| manifest.id.clone()).collect()
     } else {
-        let taken = manifests.iter().map(|manifest| manifest.id.as_str()).collect();
+        let taken =
+            manifests.iter().map(|manifest| manifest.id.as_str()).chain([orphan.id.as_str()]).collect();
         let id = next_id(&orphan.id, &taken);
         let manifest = manifest(repository, (cluster, orphan), id, repair).await?;
         repository.commit(&manifest).await?;

@@ -61,7 +61,7 @@ pub(super) async fn look(context: &Context, repository: &Repository, cluster: &s
         if plan.orphans.iter().any(|orphan| orphan.id == *id) {
             continue;
         }
-        if plan.manifests.iter().any(|manifest| plain(&manifest.id) == id) {
+        if plan.manifests.iter().any(|manifest| plain(&manifest.id) == plain(id)) {
             // A run that was killed has listed another in its place already.
             plan.orphans.push(Orphan { id: id.clone(), bases: vec![], has_manifest: true });
         } else {
@@ -183,8 +183,11 @@ async fn orphans(
             found.entry(id).or_default().push((history, offset, object.clone()));
         }
     }
+    // Bases bear the id of the backup that took them, and a twin has another.
+    let of_damaged: BTreeMap<&str, &String> = damaged.iter().map(|id| (plain(id), id)).collect();
     for (id, mut bases) in found {
-        let has_manifest = damaged.contains(id);
+        let manifest = of_damaged.get(id).copied();
+        let has_manifest = manifest.is_some();
         let is_unnamed = |(_, _, object): &(ReplId, u64, StoredObject)| !named.contains_key(&object.path);
         if plan.manifests.iter().any(|manifest| plain(&manifest.id) == id) {
             // What it or its twin does not name is left over.
@@ -197,7 +200,8 @@ async fn orphans(
         }
         let leave = pruned.gave_up_backup(&plan.cluster, id) || running.contains(id);
         if has_manifest || !leave {
-            plan.orphans.push(Orphan { id: id.to_owned(), bases, has_manifest });
+            let id = manifest.cloned().unwrap_or_else(|| id.to_owned());
+            plan.orphans.push(Orphan { id, bases, has_manifest });
         }
     }
     Ok(())
