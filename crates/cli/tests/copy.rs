@@ -438,7 +438,7 @@ fn a_mirror_whose_making_was_killed_has_the_readers_that_the_source_has_when_it_
     let copying = ["copy", "--repo", &secret, "--to", &mirror, "--identity"];
     let keys = |repo: &str| {
         let names = files(Path::new(repo)).into_iter().map(|(name, _)| name);
-        names.filter(|name| name.ends_with(".age")).collect::<Vec<_>>()
+        names.filter(|name| name.starts_with("slotkeep-key-")).collect::<Vec<_>>()
     };
     for number in 1.. {
         let mut copy = on(&[&copying[..], &[&path("first")]].concat());
