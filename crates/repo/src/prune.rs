@@ -22,6 +22,8 @@ use crate::segments::SegmentEntry;
 
 /// How many objects are looked at at a time.
 const HEADS_IN_FLIGHT: usize = 16;
+/// How often records are listed of which some are gone when they are read: more often only a store does that whose listings are late.
+const LISTINGS: u32 = 4;
 
 /// What is marked.
 #[derive(Clone, Debug, Default)]
@@ -112,13 +114,21 @@ impl Repository {
     /// What was given up. A record that can't be read is left out: what it explains is missing without an explanation then.
     pub async fn pruned(&self, cluster: &str) -> Result<Pruned, RepoError> {
         let folder = layout::gone(cluster);
-        let mut pruned = Pruned::default();
-        for id in self.record_ids(&folder).await? {
-            let read = self.read_small(&record(&folder, &id), PrunedRecord::parse).await;
-            let found = readable(read)?.filter(|found| found.id == id && found.cluster == cluster);
-            pruned.records.extend(found);
+        let mut tries = 0_u32;
+        loop {
+            let (mut pruned, mut replaced) = (Pruned::default(), false);
+            for id in self.record_ids(&folder).await? {
+                let read = self.read_small(&record(&folder, &id), PrunedRecord::parse).await;
+                replaced |= matches!(&read, Err(RepoError { problem: Problem::Missing, .. }));
+                let found = readable(read)?.filter(|found| found.id == id && found.cluster == cluster);
+                pruned.records.extend(found);
+            }
+            tries = tries.saturating_add(1);
+            // Before a record is deleted, another is there that says the same: not yet when they were listed.
+            if !replaced || tries >= LISTINGS {
+                return Ok(pruned);
+            }
         }
-        Ok(pruned)
     }
 
     /// Writes down what is given up.

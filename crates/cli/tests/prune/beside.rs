@@ -1,4 +1,4 @@
-//! A repair that looks at a repository beside others who work there: what comes or goes meanwhile is not lost.
+//! Somebody looks at a repository beside others who work there: what comes or goes meanwhile is not lost, and what a prune says is seen.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use slotkeep_format::PrunedRecord;
 use slotkeep_jobs::repair::{RepairPlan, RepairReport};
 use slotkeep_repo::{Location, OpenOptions, Repository};
 
@@ -19,9 +20,10 @@ use crate::harness::{Bench, RUNTIME, context};
 
 type Happens = Box<dyn FnOnce() + Send>;
 
-/// Lets something happen just before, and just after, backups are listed for the first time.
+/// Lets something happen just before, and just after, a folder is listed for the first time.
 struct Busy {
     inner: Arc<LocalFileSystem>,
+    folder: &'static str,
     before: Mutex<Option<Happens>>,
     after: Mutex<Option<Happens>>,
 }
@@ -68,7 +70,7 @@ impl ObjectStore for Busy {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        if prefix.is_none_or(|prefix| !prefix.as_ref().ends_with("/backups")) {
+        if prefix.is_none_or(|prefix| !prefix.as_ref().ends_with(self.folder)) {
             return self.inner.list(prefix);
         }
         happen(&self.before);
@@ -93,16 +95,20 @@ impl ObjectStore for Busy {
     }
 }
 
+/// The repository, where these happen just before and just after that folder is listed.
+async fn open(bench: &Bench, folder: &'static str, before: Happens, after: Happens) -> Repository {
+    let inner = Arc::new(LocalFileSystem::new_with_prefix(bench.repo()).unwrap());
+    let store = Busy { inner, folder, before: Mutex::new(Some(before)), after: Mutex::new(Some(after)) };
+    let (location, options) = (Location::Folder(bench.repo()), OpenOptions::default());
+    Repository::open_in(Arc::new(store), &location, &options).await.unwrap()
+}
+
 /// What a repair would do that looks while these happen.
 fn looked(bench: &Bench, before: Happens, after: Happens) -> RepairReport {
-    let inner = Arc::new(LocalFileSystem::new_with_prefix(bench.repo()).unwrap());
-    let store = Busy { inner, before: Mutex::new(Some(before)), after: Mutex::new(Some(after)) };
-    let (location, options) = (Location::Folder(bench.repo()), OpenOptions::default());
-    let look = async {
-        let repository = Repository::open_in(Arc::new(store), &location, &options).await.unwrap();
+    RUNTIME.block_on(async {
+        let repository = open(bench, "/backups", before, after).await;
         RepairPlan::make(&context(), &repository, "main").await.unwrap().preview()
-    };
-    RUNTIME.block_on(look)
+    })
 }
 
 fn nothing() -> Happens {
@@ -140,4 +146,31 @@ fn a_backup_that_is_pruned_meanwhile_is_not_lost() {
     let report = looked(&bench, nothing(), Box::new(goes));
     assert_eq!(bench.backup_ids(), ids[1..]);
     assert!(report.lost.is_empty(), "{report:#?}");
+}
+
+#[test]
+fn a_record_that_another_takes_the_place_of_meanwhile_is_not_passed_over() {
+    let bench = Bench::new();
+    let of = |number: u64, backup: &str| {
+        let id = format!("20261126T000000.000Z-{number:04}");
+        let mut record = PrunedRecord::new(id, "main".to_owned(), context().clock.now());
+        record.backups.insert(backup.to_owned());
+        record
+    };
+    let calm = bench.open();
+    RUNTIME.block_on(calm.put_pruned(&of(1, "one"))).unwrap();
+    // As a prune does at its end: the new one first.
+    let folder = bench.object("main/prune/gone");
+    let (aside, new) = (bench.path("aside"), of(2, "one"));
+    RUNTIME.block_on(calm.put_pruned(&new)).unwrap();
+    std::fs::rename(folder.join(format!("{}.json", new.id)), &aside).unwrap();
+    let replaced = move || {
+        std::fs::rename(&aside, folder.join(format!("{}.json", new.id))).unwrap();
+        std::fs::remove_file(folder.join("20261126T000000.000Z-0001.json")).unwrap();
+    };
+    let seen = RUNTIME.block_on(async {
+        let repository = open(&bench, "/prune/gone", nothing(), Box::new(replaced)).await;
+        repository.pruned("main").await.unwrap()
+    });
+    assert!(seen.gave_up_backup("main", "one"));
 }
