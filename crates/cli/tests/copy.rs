@@ -7,6 +7,9 @@
     reason = "a test that cannot go on fails"
 )]
 
+#[path = "prune/clock.rs"]
+#[allow(dead_code, reason = "each test program uses its part")]
+mod clock;
 mod common;
 #[path = "verify/harness.rs"]
 #[allow(dead_code, reason = "each test program uses its part")]
@@ -20,9 +23,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
+use clock::{last, prune};
 use common::{Run, command, files, slotkeep};
 use harness::{RUNTIME, copy as copy_folder};
-use lived::{Lived, paths, restored, sound};
+use lived::{Lived, age, paths, restored, sound};
 use serde_json::Value;
 use slotkeep_format::PrunedRecord;
 use slotkeep_repo::{Location, Repository};
@@ -54,6 +58,14 @@ impl Scene {
 
     fn copy(&self, target: &Path, more: &[&str]) -> Run {
         Run::of(&copying(&self.repo, target, more).output().unwrap())
+    }
+
+    /// Makes an identity in a file of that name; gives its recipient.
+    fn reader(&self, name: &str) -> String {
+        let output = Command::new("age-keygen").arg("-o").arg(self.path(name)).output();
+        assert!(output.unwrap().status.success(), "age-keygen");
+        let text = std::fs::read_to_string(self.path(name)).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned()
     }
 }
 
@@ -232,6 +244,65 @@ fn copy_may_be_killed_anywhere() {
     assert!(killed > 15, "{killed}");
 }
 
+/// Every object of a target but what it says of its own pruning.
+fn paths_but_prunes(repo: &Path) -> Vec<String> {
+    paths(repo).into_iter().filter(|path| !path.contains("/prune/")).collect()
+}
+
+#[test]
+fn a_prune_after_a_copy_that_was_killed_keeps_no_backup_out() {
+    let scene = Scene::new();
+    // So there is log behind the newest backup, as beside an archive.
+    std::fs::remove_file(scene.repo.join(format!("main/backups/{}.json", LIVED.ids[4]))).unwrap();
+    let ids = &LIVED.ids[..4];
+    let mut before_the_first_manifest = None;
+    for number in 1..200 {
+        let target = scene.path(&format!("to{number}"));
+        let mut copy = copying(&scene.repo, &target, &[]);
+        let output = copy.env("SLOTKEEP_STOP_AT_STORE_OPERATION", number.to_string()).output().unwrap();
+        assert_eq!(output.status.signal(), Some(ABORTED));
+        if paths(&target).iter().any(|path| path.contains("/backups/")) {
+            break;
+        }
+        before_the_first_manifest = Some(target);
+    }
+    let target = before_the_first_manifest.unwrap();
+    let log = |repo: &Path| paths(repo).into_iter().filter(|path| path.contains("/log/")).collect::<Vec<_>>();
+    assert_eq!(log(&target), log(&scene.repo));
+    let repository = RUNTIME.block_on(Repository::open(&Location::Folder(target.clone()))).unwrap();
+    let prune_twice = || {
+        age(&target, 3);
+        prune(&repository, &last(1), 0);
+        prune(&repository, &last(1), 25);
+    };
+    prune_twice();
+    assert!(log(&target).is_empty(), "nothing needed it");
+    let other = scene.path("other");
+    copy_folder(&target, &other);
+
+    let report = scene.copy(&target, &[]).expect_code(0).json();
+    assert_eq!(states(&report), ["copied"; 4]);
+    assert_eq!(paths_but_prunes(&target), paths(&scene.repo));
+    sound(&target);
+    // One by one as well.
+    scene.copy(&other, &["--backup", &ids[0]]).expect_code(0);
+    scene.copy(&other, &[]).expect_code(0);
+    assert_eq!(listed(&other), ids);
+    for id in ids {
+        let first = restored(&scene.repo, id, 1);
+        assert_eq!(restored(&target, id, 1), first, "{id}");
+        assert_eq!(restored(&other, id, 1), first, "{id}");
+    }
+
+    // What it gives up now, it does of its own accord.
+    prune_twice();
+    let left = paths_but_prunes(&target);
+    assert!(!log(&target).is_empty() && log(&target).len() < log(&scene.repo).len());
+    let report = scene.copy(&target, &[]).expect_code(0).json();
+    assert_eq!(states(&report), ["given_up", "given_up", "given_up", "there"]);
+    assert_eq!(paths_but_prunes(&target), left);
+}
+
 #[test]
 fn what_the_target_has_pruned_stays_away() {
     let scene = Scene::new();
@@ -274,13 +345,7 @@ fn a_bucket_takes_a_copy_and_gives_it_back() {
 fn an_encrypted_repository_has_a_mirror_and_nothing_else_takes_its_objects() {
     let scene = Scene::new();
     let path = |name: &str| scene.path(name).to_str().unwrap().to_owned();
-    let reader = |name: &str| {
-        let output = Command::new("age-keygen").args(["-o", &path(name)]).output();
-        assert!(output.unwrap().status.success(), "age-keygen");
-        let text = std::fs::read_to_string(path(name)).unwrap();
-        text.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned()
-    };
-    let (public, other) = (reader("reader"), reader("other"));
+    let (public, other) = (scene.reader("reader"), scene.reader("other"));
     let on = |machine: &str, arguments: &[&str]| {
         let mut command = command();
         command.args(arguments).arg("--json").env("SLOTKEEP_STATE", path(machine));
@@ -355,6 +420,45 @@ fn an_encrypted_repository_has_a_mirror_and_nothing_else_takes_its_objects() {
     let report = copy("laptop", &[&["--to", &mirror][..], &identity].concat(), 26).json();
     assert!(report["refused"][0]["why"].as_str().unwrap().contains("signature"), "{report:#}");
     assert_eq!(files(&scene.path("mirror/main/backups")).len(), 2);
+}
+
+#[test]
+fn a_mirror_whose_making_was_killed_has_the_readers_that_the_source_has_when_it_is_made() {
+    let scene = Scene::new();
+    let path = |name: &str| scene.path(name).to_str().unwrap().to_owned();
+    let (first, second) = (scene.reader("first"), scene.reader("second"));
+    let (secret, mirror) = (path("secret"), path("mirror"));
+    let on = |arguments: &[&str]| {
+        let mut command = command();
+        command.args(arguments).env("SLOTKEEP_STATE", path("host"));
+        command
+    };
+    let run = |arguments: &[&str]| Run::of(&on(arguments).output().unwrap());
+    run(&["init", "--recipient", &first, "--repo", &secret]).expect_code(0);
+    let copying = ["copy", "--repo", &secret, "--to", &mirror, "--identity"];
+    let keys = |repo: &str| {
+        let names = files(Path::new(repo)).into_iter().map(|(name, _)| name);
+        names.filter(|name| name.starts_with("slotkeep-key-")).collect::<Vec<_>>()
+    };
+    for number in 1.. {
+        let mut copy = on(&[&copying[..], &[&path("first")]].concat());
+        let output = copy.env("SLOTKEEP_STOP_AT_STORE_OPERATION", number.to_string()).output().unwrap();
+        assert_eq!(output.status.signal(), Some(ABORTED), "killed at {number}");
+        if Path::new(&mirror).exists() && keys(&mirror) == keys(&secret) {
+            break;
+        }
+        if Path::new(&mirror).exists() {
+            std::fs::remove_dir_all(&mirror).unwrap();
+        }
+    }
+    assert!(!Path::new(&mirror).join("slotkeep.json").exists());
+    run(&["key", "rekey", "--repo", &secret, "--identity", &path("first"), "--recipient", &second])
+        .expect_code(0);
+    run(&[&copying[..], &[&path("second")]].concat()).expect_code(0);
+    assert_eq!(keys(&mirror), keys(&secret));
+    let export = |identity: &str| run(&["key", "export", "--repo", &mirror, "--identity", &path(identity)]);
+    export("second").expect_code(0);
+    export("first").expect_code(25);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A place that is a mirror of a repository: the same id, the same keys, the same objects under the same names.
 //!
 //! Invariants: what is signed names its repository, so signed bytes are copied only to where the id and the keys are the same; a mirror's
-//! key files are there before its `slotkeep.json`, as with `init`; making one that was broken off goes on.
+//! key files are there before its `slotkeep.json`, as with `init`, and no others; making one that was broken off goes on.
 
 use std::sync::Arc;
 
@@ -76,9 +76,16 @@ impl Repository {
                 .await
                 .map_err(|problem| RepoError::new("write", format!("{location}/{path}"), problem))
         };
-        for (_, path) in key_files(&*self.store).await? {
-            let read = async { self.store.get(&path).await?.bytes().await };
-            write(&path, read.await.map_err(|error| RepoError::new("read", &path, error))?).await?;
+        let keys = key_files(&*self.store).await?;
+        for (_, path) in &keys {
+            let read = async { self.store.get(path).await?.bytes().await };
+            write(path, read.await.map_err(|error| RepoError::new("read", path, error))?).await?;
+        }
+        // A making that was killed may have left those of readers who were removed since. What is a mirror already has readers of its own.
+        if read_repository_file(location, &store).await?.is_none() {
+            for (_, path) in key_files(&*store).await?.into_iter().filter(|file| !keys.contains(file)) {
+                store.delete(&path).await.map_err(|error| RepoError::new("delete", &path, error))?;
+            }
         }
         let json = file.render().map_err(|error| RepoError::new("write", REPOSITORY_FILE, error))?;
         write(&Path::from(REPOSITORY_FILE), json.into()).await?;

@@ -18,9 +18,12 @@ use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::location::object_path;
 use crate::repository::Repository;
+use crate::segments::SegmentEntry;
 
 /// How many objects are looked at at a time.
 const HEADS_IN_FLIGHT: usize = 16;
+/// How often records are listed of which some are gone when they are read: more often only a store does that whose listings are late.
+const LISTINGS: u32 = 4;
 
 /// What is marked.
 #[derive(Clone, Debug, Default)]
@@ -111,22 +114,20 @@ impl Repository {
     /// What was given up. A record that can't be read is left out: what it explains is missing without an explanation then.
     pub async fn pruned(&self, cluster: &str) -> Result<Pruned, RepoError> {
         let folder = layout::gone(cluster);
-        let mut ids = self.record_ids(&folder).await?;
+        let mut tries = 0_u32;
         loop {
-            let mut pruned = Pruned::default();
-            let mut is_replaced = false;
-            for id in &ids {
-                let read = self.read_small(&record(&folder, id), PrunedRecord::parse).await;
-                is_replaced |= matches!(&read, Err(RepoError { problem: Problem::Missing, .. }));
-                let found = readable(read)?.filter(|found| found.id == *id && found.cluster == cluster);
+            let (mut pruned, mut replaced) = (Pruned::default(), false);
+            for id in self.record_ids(&folder).await? {
+                let read = self.read_small(&record(&folder, &id), PrunedRecord::parse).await;
+                replaced |= matches!(&read, Err(RepoError { problem: Problem::Missing, .. }));
+                let found = readable(read)?.filter(|found| found.id == id && found.cluster == cluster);
                 pruned.records.extend(found);
             }
-            // The one that repeats what is missing was written before that was deleted.
-            let now = if is_replaced { self.record_ids(&folder).await? } else { break Ok(pruned) };
-            if now == ids {
-                break Ok(pruned);
+            tries = tries.saturating_add(1);
+            // Before a record is deleted, another is there that says the same: not yet when they were listed.
+            if !replaced || tries >= LISTINGS {
+                return Ok(pruned);
             }
-            ids = now;
         }
     }
 
@@ -217,7 +218,7 @@ impl Repository {
         self.written_at(record(&layout::gone(&pruned.cluster), &pruned.id).as_ref()).await
     }
 
-    /// Refuses a backup that needs what a prune has given up, or is about to delete.
+    /// Refuses a backup that needs what a prune is about to delete, or has given up and is not there.
     pub(crate) async fn check_not_pruned(&self, manifest: &Manifest) -> Result<(), RepoError> {
         let pruned = self.pruned(&manifest.cluster).await?;
         if pruned.records.is_empty() {
@@ -231,13 +232,42 @@ impl Repository {
         }
         for shard in &manifest.shards {
             for (history, needed) in self.way(&manifest.cluster, shard).await? {
-                let gone = pruned.log_of(&manifest.cluster, &history);
-                if gone.iter().any(|range| range.start < needed.end && needed.start < range.end) {
+                if self.lacks_log(&manifest.cluster, &pruned, &history, &needed).await? {
                     return refuse(format!("the log of history {history} up to {}", needed.end));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether any of these bytes is about to be given up, or was, and did not come back: a copy that was broken off before it listed a backup
+    /// brings its log again.
+    async fn lacks_log(
+        &self,
+        cluster: &str,
+        pruned: &Pruned,
+        history: &ReplId,
+        needed: &Range<u64>,
+    ) -> Result<bool, RepoError> {
+        let shared = |range: Range<u64>| {
+            let both = range.start.max(needed.start)..range.end.min(needed.end);
+            (!both.is_empty()).then_some(both)
+        };
+        if pruned.going_log(cluster, history).any(|range| shared(range).is_some()) {
+            return Ok(true);
+        }
+        let gone: Vec<Range<u64>> = pruned.log_of(cluster, history).into_iter().filter_map(shared).collect();
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        // After the records: a prune has deleted the log before it says there that it is gone.
+        let there = self.segments(cluster, history).await?;
+        let ends = |bytes: &Range<u64>| {
+            let on =
+                |at: u64, segment: &SegmentEntry| if segment.start <= at { at.max(segment.end) } else { at };
+            there.iter().fold(bytes.start, on)
+        };
+        Ok(gone.iter().any(|bytes| ends(bytes) < bytes.end))
     }
 
     /// The bytes that lead from the base of a shard to its cut, as far as it is known where histories come from.

@@ -248,6 +248,15 @@ impl Repository {
         self.folder.as_deref()
     }
 
+    /// How many bytes an object has as stored; `None` if it is not there.
+    pub async fn stored_bytes(&self, path: &str) -> Result<Option<u64>, RepoError> {
+        match self.store.head(&object_path(path)?).await {
+            Ok(about) => Ok(Some(about.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(RepoError::new("look at", path, error)),
+        }
+    }
+
     /// When an object was written, by the store's clock.
     pub async fn written_at(&self, path: &str) -> Result<Timestamp, RepoError> {
         let failed = |problem: Problem| RepoError::new("look at", path, problem);

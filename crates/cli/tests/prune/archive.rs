@@ -1,6 +1,7 @@
 //! An archive that runs while its bases are pruned: its next backup names those that are there.
 
-use slotkeep_repo::{Location, Repository};
+use slotkeep_format::Manifest;
+use slotkeep_repo::{BackupSelector, Location, Repository};
 use slotkeep_testkit::ClusterBuilder;
 
 use crate::clock::{last, prune};
@@ -8,6 +9,7 @@ use crate::common::agent::Agent;
 use crate::common::{server, slotkeep};
 use crate::harness::RUNTIME;
 use crate::lived::{paths, restored, sound};
+use crate::repair::flip;
 
 #[test]
 fn an_archive_whose_bases_were_pruned_lists_the_newest_ones() {
@@ -42,6 +44,46 @@ fn an_archive_whose_bases_were_pruned_lists_the_newest_ones() {
     assert!(left.iter().any(|path| names.contains(&path.as_str())), "{names:?}");
     sound(&repo);
     assert!(!restored(&repo, &ids[1], 2).is_empty());
+}
+
+#[test]
+fn an_archive_lists_the_index_that_a_repair_has_made_meanwhile() {
+    let cluster = ClusterBuilder::new(server("valkey-9.1")).primaries(2).start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let repo = folder.path().join("repo");
+    let agent = Agent::start(&cluster, folder.path(), &[]);
+    agent.wait_ready();
+    let repository = RUNTIME.block_on(Repository::open(&Location::Folder(repo.clone()))).unwrap();
+    let newest = || {
+        let latest = repository.find("main", &BackupSelector::Latest);
+        RUNTIME.block_on(latest).unwrap()
+    };
+    let stays = cluster.nodes()[1].addr().to_string();
+    let base = |manifest: &Manifest| {
+        let mut shards = manifest.shards.iter();
+        shards.find(|shard| shard.primary.addr.to_string() == stays).unwrap().base.clone()
+    };
+    let first = newest();
+    let index = repo.join(&base(&first).index.unwrap().path);
+    flip(&index);
+    let made = slotkeep(&["repair", "--json", "--yes", "--repo", repo.to_str().unwrap()]).expect_code(0);
+    let twin = newest();
+    assert_eq!(made.json()["repairs"][0]["gives"][0], twin.id);
+    prune(&repository, &last(1), 48);
+    prune(&repository, &last(1), 73);
+    assert!(!index.exists());
+
+    // The other shard gets a new base, and there is a backup to be listed.
+    cluster.nodes()[0].kill().unwrap();
+    cluster.nodes()[0].start().unwrap();
+    agent.wait("the second backup", |lines| {
+        lines.iter().filter(|line| line["notice"]["kind"] == "backup").count() == 2
+    });
+    agent.stop();
+    let second = newest();
+    assert_ne!(second.id, twin.id);
+    assert_eq!(base(&second), base(&twin));
+    sound(&repo);
 }
 
 #[test]

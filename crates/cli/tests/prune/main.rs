@@ -15,6 +15,7 @@ mod common;
 mod harness;
 
 mod archive;
+mod beside;
 mod clock;
 mod command;
 mod compact;

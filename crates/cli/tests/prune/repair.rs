@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use slotkeep_format::{Depth, HistoryRecord, Severity, TopologyRecord};
+use slotkeep_format::{Depth, HistoryRecord, Manifest, Severity, TopologyRecord};
 use slotkeep_model::ReplId;
 
 use crate::command::{LIVED, copied};
@@ -26,7 +26,7 @@ fn repair(repo: &Path, code: i32) -> Value {
     done
 }
 
-fn flip(path: &Path) {
+pub(crate) fn flip(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -135,6 +135,92 @@ fn a_manifest_that_cannot_be_read_is_replaced_and_kept() {
     flip(&manifest(2));
     let lost = repair(&repo, 49);
     assert!(lost["lost"][0]["what"].as_str().unwrap().contains("where it ended is lost"), "{lost:#}");
+}
+
+/// Writes down how the cluster looked when its bases were taken.
+fn show_bases(bench: &Bench) {
+    let repository = bench.open();
+    let seen = RUNTIME.block_on(repository.topologies("main")).unwrap();
+    let mut seen: TopologyRecord = seen[0].clone();
+    "20261124T000000.000Z-0000".clone_into(&mut seen.id);
+    for (state, shard) in seen.shards.iter_mut().zip(bench.latest().shards) {
+        state.history = Some(shard.history);
+    }
+    RUNTIME.block_on(repository.put_topology("main", &seen)).unwrap();
+}
+
+/// The manifest of a backup is damaged: it is adopted with all of its bases, as the one of that id.
+#[track_caller]
+fn is_adopted_whole(bench: &Bench, id: &str, adopted: &str) {
+    let repository = bench.open();
+    let read = |id: &str| RUNTIME.block_on(repository.manifest("main", id)).unwrap();
+    let said = read(id);
+    slotkeep(&["prune", "--repo", &bench.text(), "--pin", id]).expect_code(0);
+    flip(&bench.object(&format!("main/backups/{id}.json")));
+    let done = repair(&bench.repo(), 0);
+    let adopted = read(adopted);
+    assert_eq!(done["repairs"][0]["gives"], serde_json::json!([adopted.id]));
+    let rdbs = |manifest: &Manifest| {
+        manifest.shards.iter().map(|shard| shard.base.rdb.path.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(rdbs(&adopted), rdbs(&said));
+    assert!(!adopted.partial && adopted.digest == said.digest);
+    let pins = RUNTIME.block_on(repository.pins("main")).unwrap();
+    assert_eq!(pins.keys().collect::<Vec<_>>(), [&adopted.id], "the pin goes along");
+    assert!(repair(&bench.repo(), 0)["repairs"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn a_backup_is_adopted_with_bases_that_all_are_in_others() {
+    let bench = Bench::new();
+    show_bases(&bench);
+    let id = bench.backup_ids()[1].clone();
+    is_adopted_whole(&bench, &id, &format!("{id}-r1"));
+    assert!(bench.again(Depth::Structure).worst() <= Severity::Note);
+}
+
+#[test]
+fn a_backup_is_adopted_with_bases_some_of_which_are_in_others() {
+    let bench = Bench::new();
+    show_bases(&bench);
+    let (ids, repository) = (bench.backup_ids(), bench.open());
+    // As of an archive that went on from two of its bases and took another for the third shard.
+    let mut later = bench.latest();
+    let first = RUNTIME.block_on(repository.manifest("main", &ids[0])).unwrap();
+    "20991126T000000.000Z-0004".clone_into(&mut later.id);
+    later.shards[2] = first.shards[2].clone();
+    RUNTIME.block_on(repository.commit(&later)).unwrap();
+    RUNTIME.block_on(repository.delete(&format!("main/backups/{}.json", ids[2]))).unwrap();
+    is_adopted_whole(&bench, &ids[1], &format!("{}-r1", ids[1]));
+}
+
+#[test]
+fn a_twin_is_adopted_as_the_next_one() {
+    let bench = Bench::new();
+    show_bases(&bench);
+    let id = bench.backup_ids()[1].clone();
+    flip(&bench.object(&bench.latest().shards[0].base.index.as_ref().unwrap().path));
+    repair(&bench.repo(), 0);
+    is_adopted_whole(&bench, &format!("{id}-r1"), &format!("{id}-r2"));
+}
+
+#[test]
+fn the_pin_of_a_twin_is_taken_away_by_the_old_id() {
+    let bench = Bench::new();
+    let id = bench.backup_ids()[1].clone();
+    slotkeep(&["prune", "--repo", &bench.text(), "--pin", &id]).expect_code(0);
+    flip(&bench.object(&bench.latest().shards[0].base.index.as_ref().unwrap().path));
+    repair(&bench.repo(), 0);
+    let pins = || {
+        let repository = bench.open();
+        let pins = RUNTIME.block_on(repository.pins("main")).unwrap();
+        pins.into_keys().collect::<Vec<_>>()
+    };
+    let twin = format!("{id}-r1");
+    assert_eq!(pins(), std::slice::from_ref(&twin));
+    let unpinned = slotkeep(&["prune", "--json", "--repo", &bench.text(), "--unpin", &id]).expect_code(0);
+    assert_eq!(unpinned.json()[0]["backup"], twin);
+    assert!(pins().is_empty());
 }
 
 #[test]

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use object_store::ObjectStoreExt as _;
 use serde_json::Value;
+use slotkeep_format::{PrunedRecord, Unneeded};
+use slotkeep_repo::{Location, Repository};
 use slotkeep_testkit::deadline::{NotYet, wait_for};
 
 use crate::bucket::{Bucket, text};
-use crate::clock::{last, prune};
+use crate::clock::{context, last, prune};
 use crate::common::{Run, slotkeep};
 use crate::harness::RUNTIME;
 use crate::lived::{Lived, paths, restored, sound};
@@ -102,4 +104,31 @@ fn a_copy_beside_a_prune_in_its_source_lists_only_what_is_whole() {
         // The next one does without, and finds nothing wrong.
         source.calm(&["copy", "--repo", source.repo(), "--to", text(&target)], 0);
     }
+}
+
+#[test]
+fn a_pin_that_comes_too_late_is_not_called_copied() {
+    let lived = Lived::new();
+    let source = Bucket::new(4);
+    source.calm(&["copy", "--repo", text(&lived.repo()), "--to", source.repo()], 0);
+    let target = source.fetched("target");
+    let id = &lived.ids[0];
+    source.calm(&["prune", "--pin", id, "--repo", source.repo()], 0);
+    let manifest = format!("main/backups/{id}.json");
+    let run = copy_while(&source, &target, "/pin/", || {
+        RUNTIME.block_on(async {
+            let there = Repository::open(&Location::Folder(target.clone())).await.unwrap();
+            let (run, now) = ("20261126T000000.000Z-aaaa", context(0).clock.now());
+            let mut record = PrunedRecord::new(run.to_owned(), "main".to_owned(), now);
+            record.going.insert(manifest.clone(), Unneeded::NotKept);
+            there.put_pruned(&record).await.unwrap();
+            there.delete(&manifest).await.unwrap();
+        });
+    });
+    let report = run.expect_code(20).json();
+    assert_eq!(report["backups"][0]["state"], "refused", "{report:#}");
+    assert_eq!(report["refused"][0]["path"], manifest.as_str(), "{report:#}");
+    // The next one knows.
+    let again = source.calm(&["copy", "--json", "--repo", source.repo(), "--to", text(&target)], 0).json();
+    assert_eq!(again["backups"][0]["state"], "given_up", "{again:#}");
 }

@@ -199,10 +199,15 @@ impl Supervisor<'_> {
         Ok(())
     }
 
-    /// The base of a shard; if it was listed and no backup names it any more, as after a prune, the newest one that leads here.
+    /// The base of a shard, as the newest backup that names it describes it; if it was listed and no backup names it any more, as after a prune,
+    /// the newest one that leads here.
     async fn standing(&self, member: &Member, holdings: &mut Holdings) -> Result<Arc<TakenBase>> {
         let path = &member.base.base.rdb.path;
-        if !self.listed.contains(path) || holdings.lists(path) {
+        if let Some(said) = holdings.said_of(path) {
+            let same = *said == member.base.base;
+            return Ok(if same { Arc::clone(&member.base) } else { Arc::new(member.base.described(said)) });
+        }
+        if !self.listed.contains(path) {
             return Ok(Arc::clone(&member.base));
         }
         let primary = &member.shard.primary.addr;

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use slotkeep_format::manifest::ShardRecord;
+use slotkeep_format::manifest::{BaseRecord, ShardRecord};
 use slotkeep_format::{Manifest, Parent};
 use slotkeep_model::{ReplId, ReplOffset, SlotSet};
 use slotkeep_repo::{Repository, SegmentEntry};
@@ -62,6 +62,12 @@ impl Holdings {
     /// Whether a backup names that RDB.
     pub(crate) fn lists(&self, rdb: &str) -> bool {
         self.listed().any(|listed| listed == rdb)
+    }
+
+    /// What the newest backup that names that RDB says of the base: a repair may have made its index again.
+    pub(crate) fn said_of(&self, rdb: &str) -> Option<&BaseRecord> {
+        let mut shards = self.manifests.iter().flat_map(|manifest| &manifest.shards);
+        shards.find(|shard| shard.base.rdb.path == rdb).map(|shard| &shard.base)
     }
 
     /// The RDBs of all bases that backups list.

@@ -206,6 +206,11 @@ impl TakenBase {
         }
     }
 
+    /// The same base, as a backup describes it.
+    pub(crate) fn described(&self, base: &BaseRecord) -> Self {
+        Self { base: base.clone(), ..self.clone() }
+    }
+
     /// The same base, read in that way.
     pub(crate) fn with_read(self, read: ReadRecord) -> Self {
         Self { read: Some(read), ..self }

@@ -20,7 +20,7 @@ use slotkeep_repo::{
 use crate::ports::random_hex;
 use crate::progress::{Phase, ShardProgress, add};
 use crate::{Context, Error, ErrorKind, ObjectKind, Result};
-use plan::{ClusterPlan, Item, Sight, Sum, Wanted, Work, plan};
+use plan::{BackupPlan, ClusterPlan, Item, Sight, Sum, Wanted, Work, plan};
 pub use report::{BackupRow, CopyReport, KindRow, Refused, State};
 
 /// How many objects are on their way at a time.
@@ -323,6 +323,7 @@ impl Copying<'_> {
             // First: a prune of the target must not find the backup without them.
             self.all(&backup.pins, &mut plan.refused).await?;
             if backup.state != State::ToCopy {
+                self.check_pinned(&plan.cluster, backup, &mut plan.refused).await?;
                 continue;
             }
             let copied = self.source.copy_manifest(self.target, &plan.cluster, &backup.id).await;
@@ -331,6 +332,28 @@ impl Copying<'_> {
             backup.state = if done { State::Copied } else { State::Refused };
         }
         self.all(&plan.records, &mut plan.refused).await
+    }
+
+    /// Refuses a backup that is there if its pins came too late: a prune writes down what it gives up before it looks for pins, so it has seen
+    /// these, or is seen here.
+    async fn check_pinned(
+        &self,
+        cluster: &str,
+        backup: &mut BackupPlan,
+        refused: &mut Vec<Refused>,
+    ) -> Result<()> {
+        if backup.pins.is_empty() {
+            return Ok(());
+        }
+        let pruned = self.target.pruned(cluster).await;
+        let pruned = pruned.map_err(|error| Error::from(error).context("the target"))?;
+        if pruned.gave_up_backup(cluster, &backup.id) {
+            let on = manifest_file(cluster, &backup.id);
+            let problem = Problem::Pruned(format!("backup {}", backup.id));
+            refused.push(refusal(&on, RepoError { doing: "pin", on: on.clone(), problem }));
+            backup.state = State::Refused;
+        }
+        Ok(())
     }
 
     /// Copies these, several at a time.

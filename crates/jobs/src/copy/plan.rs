@@ -1,7 +1,8 @@
 //! What is to be copied, from what both sides hold. Pure: reads nothing.
 //!
 //! Invariants: what lies in the target under the same path with the same length is not copied again, since objects are written whole or not at
-//! all and never changed; with another length it is never overwritten, and what needs it is refused; what the target has pruned stays away.
+//! all and never changed; with another length it is never overwritten, and what needs it is refused; what the target has pruned stays away, but
+//! for log that it gave up because no backup that needs it was listed yet.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -273,6 +274,7 @@ pub(super) fn plan(sight: Sight<'_>) -> ClusterPlan {
         };
         planner.plan.backups.push(BackupPlan::new(wanted, state, bytes));
     }
+    log.come_back(cluster, &planner.plan.backups, sight.there);
     others(&mut planner, sight.here, &mut log);
     let plan = &mut planner.plan;
     for backup in &mut plan.backups {
@@ -318,6 +320,16 @@ struct Log<'a> {
     pruned: &'a Pruned,
     /// What the target has pruned, by history, as far as it was asked for.
     gone: BTreeMap<ReplId, Vec<Range<u64>>>,
+    /// What comes back though the target has pruned it.
+    back: Back,
+}
+
+/// Log that the target gave up without knowing of the backups that need it: those of a copy that was broken off before it listed them.
+enum Back {
+    /// Nothing was given up for another reason.
+    All,
+    /// What backups need that are listed now.
+    Ways(BTreeMap<ReplId, Vec<Range<u64>>>),
 }
 
 impl<'a> Log<'a> {
@@ -328,7 +340,24 @@ impl<'a> Log<'a> {
         only: Option<BTreeMap<ReplId, Vec<Range<u64>>>>,
     ) -> Self {
         let held = coverage(cluster, there.iter());
-        Self { only, held, pruned, gone: BTreeMap::new() }
+        Self { only, held, pruned, gone: BTreeMap::new(), back: Back::Ways(BTreeMap::new()) }
+    }
+
+    /// Learns which backups are to be listed in the target, and what it holds.
+    fn come_back(&mut self, cluster: &str, backups: &[BackupPlan], there: &[StoredObject]) {
+        let mut coming = backups.iter().filter(|backup| backup.state == State::ToCopy).peekable();
+        // A prune keeps the newest backup always: where none is, all log was given up for want of one.
+        let is_manifest = |path: &str| matches!(Part::of(cluster, path), Some(Part::Manifest(_)));
+        let lists_none = !there.iter().any(|object| is_manifest(&object.path));
+        if lists_none && coming.peek().is_some() {
+            self.back = Back::All;
+            return;
+        }
+        let mut ways: BTreeMap<ReplId, Vec<Range<u64>>> = BTreeMap::new();
+        for (history, way) in coming.flat_map(|backup| &backup.ways) {
+            ways.entry(history.clone()).or_default().push(way.clone());
+        }
+        self.back = Back::Ways(ways);
     }
 
     fn wants_history(&self, history: &ReplId) -> bool {
@@ -336,13 +365,20 @@ impl<'a> Log<'a> {
     }
 
     fn wants(&mut self, cluster: &str, history: &ReplId, range: &Range<u64>) -> bool {
-        let needed = self.only.as_ref().is_none_or(|only| {
-            let ways = only.get(history).map(Vec::as_slice).unwrap_or_default();
+        let crosses = |ways: &BTreeMap<ReplId, Vec<Range<u64>>>| {
+            let ways = ways.get(history).map(Vec::as_slice).unwrap_or_default();
             ways.iter().any(|way| way.start < range.end && range.start < way.end)
-        });
+        };
+        if !self.only.as_ref().is_none_or(crosses) {
+            return false;
+        }
+        let comes_back = match &self.back {
+            Back::All => true,
+            Back::Ways(ways) => crosses(ways),
+        };
         let pruned = self.pruned;
         let gone = self.gone.entry(history.clone()).or_insert_with(|| pruned.log_of(cluster, history));
-        needed && !gone.iter().any(|gone| gone.start <= range.start && range.end <= gone.end)
+        comes_back || !gone.iter().any(|gone| gone.start <= range.start && range.end <= gone.end)
     }
 
     fn holds(&self, history: &ReplId, range: &Range<u64>) -> bool {

@@ -16,9 +16,9 @@ use slotkeep_model::{ReplId, SlotSet};
 use slotkeep_rdb::{Crc, Event, Level, Parser};
 use slotkeep_repo::{Repository, StoredObject, layout};
 
-use super::remake::{derive, next_id, plain, total};
+use super::remake::{derive, move_pins, next_id, plain, total};
 use super::{Nameless, Orphan};
-use crate::{Error, ErrorKind, Result};
+use crate::{Context, Error, ErrorKind, Result};
 
 /// A manifest that can't be read is kept, if it is no longer than this.
 const MANIFEST_MOST_BYTES: u64 = 256 << 20;
@@ -29,21 +29,27 @@ fn unknown(what: String) -> Error {
 
 /// Lists a backup that names these bases.
 pub(super) async fn backup(
+    context: &Context,
     repository: &Repository,
     manifests: &[Manifest],
     (cluster, orphan): (&str, &Orphan),
     repair: &str,
 ) -> Result<Vec<String>> {
-    let gives = if orphan.bases.is_empty() {
-        let twins = manifests.iter().filter(|manifest| plain(&manifest.id) == orphan.id);
+    let gives: Vec<String> = if orphan.bases.is_empty() {
+        let twins = manifests.iter().filter(|manifest| plain(&manifest.id) == plain(&orphan.id));
         twins.map(|manifest| manifest.id.clone()).collect()
     } else {
-        let taken = manifests.iter().map(|manifest| manifest.id.as_str()).collect();
+        let taken =
+            manifests.iter().map(|manifest| manifest.id.as_str()).chain([orphan.id.as_str()]).collect();
         let id = next_id(&orphan.id, &taken);
         let manifest = manifest(repository, (cluster, orphan), id, repair).await?;
         repository.commit(&manifest).await?;
         vec![manifest.id]
     };
+    let is_listed = manifests.iter().any(|manifest| manifest.id == orphan.id);
+    if let Some(to) = gives.last().filter(|_| !is_listed) {
+        move_pins(context, repository, cluster, (&orphan.id, to)).await?;
+    }
     if orphan.has_manifest {
         let lost = layout::manifest_file(cluster, &orphan.id);
         let bytes = repository.read_file(&lost, MANIFEST_MOST_BYTES).await?;

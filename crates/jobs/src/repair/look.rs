@@ -36,6 +36,10 @@ pub(super) async fn look(context: &Context, repository: &Repository, cluster: &s
     let listing = repository.backups(cluster).await?;
     let mut damaged = BTreeSet::new();
     for backup in listing.unreadable {
+        // One that a prune has deleted since it was listed is no damage.
+        if matches!(backup.error.problem, Problem::Missing) {
+            continue;
+        }
         if is_damaged(&backup.error) {
             damaged.insert(backup.id);
         } else {
@@ -54,10 +58,13 @@ pub(super) async fn look(context: &Context, repository: &Repository, cluster: &s
     bases(repository, &there, &mut plan).await?;
     orphans(context, repository, &there, &damaged, &mut plan).await?;
     for id in &damaged {
-        if plan.manifests.iter().any(|manifest| plain(&manifest.id) == id) {
+        if plan.orphans.iter().any(|orphan| orphan.id == *id) {
+            continue;
+        }
+        if plan.manifests.iter().any(|manifest| plain(&manifest.id) == plain(id)) {
             // A run that was killed has listed another in its place already.
             plan.orphans.push(Orphan { id: id.clone(), bases: vec![], has_manifest: true });
-        } else if !plan.orphans.iter().any(|orphan| orphan.id == *id) {
+        } else {
             let what = "its manifest can't be read, and no base bears its id: where it ended is lost. As long as it is there, nothing that it may name is pruned; delete it when all that it named is in other backups";
             let object = layout::manifest_file(cluster, id);
             plan.lost.push(Loss { object, what: what.to_owned(), backups: vec![id.clone()] });
@@ -99,8 +106,13 @@ async fn bases(
 ) -> Result<()> {
     for (path, said) in named(&plan.manifests) {
         let Some((record, _)) = said.first() else { continue };
-        match there.get(&path) {
-            Some(found) if found.bytes == record.rdb.stored_bytes => {}
+        // Objects were listed before manifests: a backup that was written meanwhile names some that came since.
+        let found = match there.get(&path) {
+            Some(found) => Some(found.bytes),
+            None => repository.stored_bytes(&path).await?,
+        };
+        match found {
+            Some(bytes) if bytes == record.rdb.stored_bytes => {}
             found => {
                 let what = if found.is_some() { "it has another length" } else { "it is missing" };
                 let what = format!("{what}: an RDB can't be made from anything");
@@ -145,7 +157,8 @@ async fn wrong(repository: &Repository, record: &BaseRecord) -> Result<Option<St
     Ok((!why.is_empty()).then(|| why.join(", ")))
 }
 
-/// Bases that no manifest names, of backups that were not pruned and run no more.
+/// Backups whose manifest is damaged, or is lost and one of whose bases no manifest names, that were not pruned and run no more: with all their
+/// bases, whichever of them others name as well.
 async fn orphans(
     context: &Context,
     repository: &Repository,
@@ -166,15 +179,29 @@ async fn orphans(
         if now_ms.saturating_sub(object.modified_ms) < RUNNING_MS {
             running.insert(id);
         }
-        if object.name() == layout::RDB_FILE && !named.contains_key(&object.path) {
+        if object.name() == layout::RDB_FILE {
             found.entry(id).or_default().push((history, offset, object.clone()));
         }
     }
-    for (id, bases) in found {
-        let has_manifest = damaged.contains(id);
+    // Bases bear the id of the backup that took them, and a twin has another.
+    let of_damaged: BTreeMap<&str, &String> = damaged.iter().map(|id| (plain(id), id)).collect();
+    for (id, mut bases) in found {
+        let manifest = of_damaged.get(id).copied();
+        let has_manifest = manifest.is_some();
+        let is_unnamed = |(_, _, object): &(ReplId, u64, StoredObject)| !named.contains_key(&object.path);
+        if plan.manifests.iter().any(|manifest| plain(&manifest.id) == id) {
+            // What it or its twin does not name is left over.
+            bases.retain(is_unnamed);
+        } else if !has_manifest && !bases.iter().any(is_unnamed) {
+            continue;
+        }
+        if bases.is_empty() {
+            continue;
+        }
         let leave = pruned.gave_up_backup(&plan.cluster, id) || running.contains(id);
         if has_manifest || !leave {
-            plan.orphans.push(Orphan { id: id.to_owned(), bases, has_manifest });
+            let id = manifest.cloned().unwrap_or_else(|| id.to_owned());
+            plan.orphans.push(Orphan { id, bases, has_manifest });
         }
     }
     Ok(())

@@ -80,7 +80,7 @@ struct Derived {
     sound: Option<BaseRecord>,
 }
 
-/// Bases of one backup that no manifest names.
+/// Bases of one backup that no manifest of its own names.
 struct Orphan {
     id: String,
     /// The history, the last byte that the base holds, and its RDB.
@@ -196,7 +196,8 @@ impl RepairPlan {
         }
         for (row, orphan) in orphans.into_iter().zip(&self.orphans) {
             stopped()?;
-            let done = adopt::backup(repository, &self.manifests, (&self.cluster, orphan), &id).await;
+            let done =
+                adopt::backup(context, repository, &self.manifests, (&self.cluster, orphan), &id).await;
             report.lost.extend(note(row, done)?);
         }
         report.repairs = rows;

@@ -79,20 +79,33 @@ pub(super) async fn twins(
                 repository.commit(&twin).await?;
             }
         }
-        if repository.pins(&manifest.cluster).await?.contains_key(&manifest.id) {
-            let pin = PinRecord {
-                format_version: PRUNE_VERSION,
-                id: new_backup_id(context)?,
-                cluster: manifest.cluster.clone(),
-                backup: twin.id.clone(),
-                at: context.clock.now(),
-            };
-            repository.put_pin(&pin).await?;
-        }
+        move_pins(context, repository, &manifest.cluster, (&manifest.id, &twin.id)).await?;
         repository.delete(&layout::manifest_file(&manifest.cluster, &manifest.id)).await?;
         twins.push((twin.id, bases));
     }
     Ok(twins)
+}
+
+/// Pins the backup that takes another one's place if that is pinned, and then takes the other's pins away: who unpins it means the new one.
+pub(super) async fn move_pins(
+    context: &Context,
+    repository: &Repository,
+    cluster: &str,
+    (from, to): (&str, &str),
+) -> Result<()> {
+    let Some(pins) = repository.pins(cluster).await?.remove(from) else { return Ok(()) };
+    let pin = PinRecord {
+        format_version: PRUNE_VERSION,
+        id: new_backup_id(context)?,
+        cluster: cluster.to_owned(),
+        backup: to.to_owned(),
+        at: context.clock.now(),
+    };
+    repository.put_pin(&pin).await?;
+    for path in &pins {
+        repository.delete(path).await?;
+    }
+    Ok(())
 }
 
 /// The id of the backup that this one is the twin of, if it is one.
