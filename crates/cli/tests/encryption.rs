@@ -7,8 +7,8 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{Run, command, files, server};
-use slotkeep_testkit::ClusterBuilder;
 use slotkeep_testkit::data::Mix;
+use slotkeep_testkit::{Cluster, ClusterBuilder};
 
 /// An identity of age's own making, and its public key.
 struct Reader {
@@ -161,4 +161,97 @@ fn a_host_that_only_writes_goes_on_with_backups() {
     let verify = ["verify", "--depth", "structure", "--identity", reader.file()];
     let proved = on("laptop", &verify).expect_code(0).json();
     assert_eq!(proved["findings"].as_array().unwrap().len(), 0, "{proved}");
+}
+
+/// A server, an encrypted repository with one backup of it, and machines that each remember what they have seen.
+struct Scene {
+    folder: tempfile::TempDir,
+    cluster: Cluster,
+    reader: Reader,
+    fingerprint: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let reader = Reader::new(folder.path(), "reader");
+        let cluster =
+            ClusterBuilder::new(server("valkey-9.1")).primaries(1).cluster_mode(false).start().unwrap();
+        cluster.client().unwrap().command(&["SET", "key", "value"]).unwrap();
+        let mut scene = Self { folder, cluster, reader, fingerprint: String::new() };
+        let made = scene.on("host", &["init", "--recipient", &scene.reader.public]).expect_code(0).json();
+        scene.fingerprint = made["fingerprint"].as_str().unwrap().to_owned();
+        scene.backup();
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// What that machine says of the repository.
+    fn on(&self, machine: &str, arguments: &[&str]) -> Run {
+        let mut command = command();
+        command.args(arguments).args(["--json", "--repo"]).arg(self.path("repo"));
+        Run::of(&command.env("SLOTKEEP_STATE", self.path(machine)).output().unwrap())
+    }
+
+    /// What the host says of it, asked to do something with the server.
+    fn with_server(&self, machine: &str, arguments: &[&str]) -> Run {
+        let addr = self.cluster.nodes()[0].addr().to_string();
+        let spool = self.text("spool");
+        let spool = if arguments[0] == "check" { &[][..] } else { &["--spool", &spool] };
+        self.on(machine, &[arguments, &["--cluster", &addr], spool].concat())
+    }
+
+    /// The id of a backup that the host takes.
+    fn backup(&self) -> String {
+        let taken = self.with_server("host", &["backup"]).expect_code(0).json();
+        taken["id"].as_str().unwrap().to_owned()
+    }
+}
+
+/// What is mounted may be away: nothing is written to the empty folder in its stead, least of all unencrypted.
+#[test]
+fn an_empty_folder_in_place_of_a_known_repository_takes_nothing() {
+    let scene = Scene::new();
+    let (mirror, identity) = (scene.text("mirror"), scene.text("reader"));
+    let copy = ["copy", "--to", &mirror, "--identity", &identity];
+    scene.on("laptop", &copy).expect_code(0);
+    for repository in ["repo", "mirror"] {
+        std::fs::rename(scene.path(repository), scene.path(&format!("{repository}-away"))).unwrap();
+        std::fs::create_dir(scene.path(repository)).unwrap();
+    }
+    let trust = ["--trust", &scene.fingerprint];
+    for (machine, more) in [("host", &[][..]), ("new", &trust)] {
+        for asked in ["backup", "archive"] {
+            let refused = scene.with_server(machine, &[&[asked][..], more].concat()).expect_code(26);
+            assert!(refused.stderr.contains("mounted"), "{}", refused.stderr);
+        }
+        let checked = scene.with_server(machine, &[&["check"][..], more].concat()).expect_code(41).stdout;
+        assert!(checked.contains("mounted"), "{checked}");
+    }
+    // Nor does one that is optional get anything.
+    let taken = scene.with_server("host", &["backup", "--repo-optional", &scene.text("other")]);
+    taken.expect_code(26);
+    assert!(files(&scene.path("repo")).is_empty() && !scene.path("other").exists());
+    let away = scene.text("repo-away");
+    let refused = command()
+        .args([&copy[..], &["--repo", &away]].concat())
+        .env("SLOTKEEP_STATE", scene.path("laptop"))
+        .output();
+    let refused = Run::of(&refused.unwrap()).expect_code(26);
+    assert!(refused.stderr.contains("mounted"), "{}", refused.stderr);
+    assert!(files(&scene.path("mirror")).is_empty());
+    // Mounted again it goes on; what is asked for by name is made.
+    std::fs::remove_dir(scene.path("repo")).unwrap();
+    std::fs::rename(scene.path("repo-away"), scene.path("repo")).unwrap();
+    scene.backup();
+    std::fs::remove_dir_all(scene.path("repo")).unwrap();
+    scene.on("host", &["init", "--recipient", &scene.reader.public]).expect_code(0);
+    scene.backup();
 }

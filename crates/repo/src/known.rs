@@ -30,6 +30,13 @@ struct Remembered {
     newest: BTreeMap<String, String>,
 }
 
+impl Remembered {
+    fn parse(path: &Path, json: &[u8]) -> Result<Self, RepoError> {
+        serde_json::from_slice(json)
+            .map_err(|error| RepoError::new("read", path.display(), Problem::Damaged(error.to_string())))
+    }
+}
+
 impl StateFolder {
     /// That folder; it is made when there is something to remember.
     pub fn new(path: PathBuf) -> Self {
@@ -45,6 +52,17 @@ impl StateFolder {
         };
         let hash = blake3::hash(name.trim_end_matches('/').as_bytes()).to_hex();
         self.0.join("known").join(format!("{}.json", hash.get(..32).unwrap_or_default()))
+    }
+
+    /// What is missed where a place is empty; nothing if this machine has used no signed repository there.
+    pub(crate) async fn missed(&self, location: &Location) -> Result<Option<String>, RepoError> {
+        let path = self.known(location);
+        let Some(json) = read(&path).await? else { return Ok(None) };
+        Ok(Some(format!(
+            "it is empty, and the signed repository {} was used here before: it may not be mounted. If it is gone for good, remove {}",
+            Remembered::parse(&path, &json)?.repository_id,
+            path.display()
+        )))
     }
 
     fn signing(&self, repository_id: &str) -> PathBuf {
@@ -105,8 +123,7 @@ impl Known {
             }
             return Self::remember(path, new).await.map(Some);
         };
-        let old: Remembered = serde_json::from_slice(&json)
-            .map_err(|error| RepoError::new("read", path.display(), Problem::Damaged(error.to_string())))?;
+        let old = Remembered::parse(&path, &json)?;
         let same = old.repository_id == new.repository_id
             && old.recipients == new.recipients
             && old.signing_key == new.signing_key;

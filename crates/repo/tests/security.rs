@@ -371,6 +371,53 @@ async fn a_repository_that_is_swapped_or_put_back_is_noticed() {
 }
 
 #[tokio::test]
+async fn where_a_known_repository_is_away_none_is_made_unasked() {
+    let world = World::new().await;
+    let trusted = fingerprint(world.host().await.file()).unwrap();
+    let aside = world.folder.path().join("aside");
+    std::fs::rename(world.path(), &aside).unwrap();
+    let make = async |options: &OpenOptions| {
+        let id = "ffeeddccbbaa99887766554433221100".to_owned();
+        Repository::open_or_create_with(&world.location(), id, Timestamp::UNIX_EPOCH, options).await
+    };
+    let plain = Location::Folder(world.folder.path().join("plain"));
+    let plain = Repository::init(&plain, "id".to_owned(), Timestamp::UNIX_EPOCH).await.unwrap();
+    let told = OpenOptions { trust: vec![trusted], ..OpenOptions::default() };
+    // As where nothing is mounted: the folder is gone, or empty.
+    for is_there in [false, true] {
+        if is_there {
+            std::fs::create_dir(world.path()).unwrap();
+        }
+        for options in [&world.machine("host"), &told] {
+            let refused = make(options).await.map(drop).unwrap_err();
+            assert!(refused.to_string().contains("mounted"), "{refused}");
+            assert!(matches!(refused.problem, Problem::Missed(_)));
+            let refused = Repository::check_may_be_made(&world.location(), options).await;
+            assert!(matches!(problem(refused), Problem::Missed(_)));
+            let refused = problem(plain.open_target(&world.location(), options).await);
+            assert!(matches!(refused, Problem::Missed(_) | Problem::Untrusted(_)));
+        }
+        assert_eq!(world.path().exists(), is_there);
+    }
+    assert_eq!(files(&world.path()), Vec::<PathBuf>::new());
+    // A mirror has the fingerprint of what it mirrors; but one that was here before is missed.
+    std::fs::rename(&aside, world.path()).unwrap();
+    let secret = world.open(&told).await.unwrap();
+    let mirror = Location::Folder(world.folder.path().join("mirror"));
+    let options = OpenOptions { trust: told.trust.clone(), ..world.machine("copier") };
+    assert!(secret.open_target(&mirror, &options).await.unwrap().is_none());
+    secret.make_mirror(&mirror, "nonce", &options).await.unwrap();
+    std::fs::remove_dir_all(world.folder.path().join("mirror")).unwrap();
+    let refused = secret.open_target(&mirror, &options).await;
+    assert!(matches!(problem(refused), Problem::Missed(_)));
+    // Elsewhere one is made, and here where it is asked for.
+    std::fs::remove_dir_all(world.path()).unwrap();
+    assert!(!make(&world.machine("new")).await.unwrap().is_encrypted());
+    std::fs::remove_dir_all(world.path()).unwrap();
+    world.init("host", &[]).await;
+}
+
+#[tokio::test]
 async fn a_key_file_with_other_keys_is_refused() {
     let world = World::new().await;
     let forger = World { reader: world.reader.clone(), ..World::new().await };
