@@ -15,8 +15,8 @@ use slotkeep_format::manifest::{
 use slotkeep_format::{SegmentRecord, Timeline};
 use slotkeep_model::{ReplId, SlotSet};
 use slotkeep_repo::{
-    Location, OpenOptions, Problem, Recipients, RepoError, Repository, SegmentMeta, SigningKey, StateFolder,
-    fingerprint,
+    BackupSelector, Location, OpenOptions, Problem, Recipients, RepoError, Repository, SegmentMeta,
+    SigningKey, StateFolder, fingerprint,
 };
 
 const SECRET: &str = "hunter2-is-no-password";
@@ -262,7 +262,9 @@ async fn forged_and_moved_manifests_are_refused() {
     let file = folder.join("20260101T000000.000Z-aaaa.json");
     let genuine = std::fs::read_to_string(&file).unwrap();
     let refused = async || {
-        let listing = host.backups("main").await.unwrap();
+        // Who has seen it misses it; to all others it is one that can't be read.
+        assert!(matches!(problem(host.backups("main").await), Problem::Untrusted(_)));
+        let listing = world.open(&world.machine("new")).await.unwrap().backups("main").await.unwrap();
         assert_eq!(listing.backups.len(), 0);
         assert!(matches!(listing.unreadable[0].error.problem, Problem::Untrusted(_)));
     };
@@ -415,6 +417,60 @@ async fn where_a_known_repository_is_away_none_is_made_unasked() {
     assert!(!make(&world.machine("new")).await.unwrap().is_encrypted());
     std::fs::remove_dir_all(world.path()).unwrap();
     world.init("host", &[]).await;
+}
+
+#[tokio::test]
+async fn a_file_that_nobody_signed_hides_no_older_state() {
+    let world = World::new().await;
+    let ids = ["20260101T000000.000Z-aaaa", "20260102T000000.000Z-bbbb"];
+    for id in ids {
+        world.host().await.commit(&manifest(id)).await.unwrap();
+    }
+    let path = |id: &str| world.path().join(format!("main/backups/{id}.json"));
+    let [older, genuine] = ids.map(|id| std::fs::read(path(id)).unwrap());
+    let refused = async || {
+        let host = world.host().await;
+        let first = BackupSelector::Id(ids[0].to_owned());
+        let outcomes = [
+            host.backups("main").await.map(drop),
+            host.backup_ids("main").await.map(drop),
+            host.find("main", &BackupSelector::Latest).await.map(drop),
+            host.find("main", &first).await.map(drop),
+        ];
+        outcomes.map(|outcome| {
+            let error = outcome.unwrap_err();
+            assert!(matches!(error.problem, Problem::Untrusted(_)), "{error}");
+            assert!(error.to_string().contains(ids[1]), "{error}");
+            error.to_string()
+        })
+    };
+    // The newest is taken away, and something of a later name put beside the older one: no name proves anything.
+    std::fs::remove_file(path(ids[1])).unwrap();
+    for (name, bytes) in [("z", b"{}".as_slice()), ("20260103T000000.000Z-cccc", &older)] {
+        std::fs::write(path(name), bytes).unwrap();
+        for said in refused().await {
+            assert!(said.contains("not any more") && said.contains(name), "{said}");
+        }
+        std::fs::remove_file(path(name)).unwrap();
+    }
+    // It is there by name alone.
+    for bytes in [b"{}".as_slice(), &older] {
+        std::fs::write(path(ids[1]), bytes).unwrap();
+        for said in refused().await {
+            assert!(said.contains("can't be read"), "{said}");
+        }
+    }
+    // Beside the genuine ones it is named, and nothing else; a newer genuine one may have taken their place.
+    std::fs::write(path(ids[1]), genuine).unwrap();
+    std::fs::write(path("z"), "{}").unwrap();
+    let listing = world.host().await.backups("main").await.unwrap();
+    assert_eq!(listing.backups.iter().map(|backup| backup.id.as_str()).collect::<Vec<_>>(), ids);
+    assert_eq!(listing.unreadable.iter().map(|backup| backup.id.as_str()).collect::<Vec<_>>(), ["z"]);
+    let host = world.host().await;
+    world.host().await.commit(&manifest("20260104T000000.000Z-dddd")).await.unwrap();
+    std::fs::remove_file(path(ids[1])).unwrap();
+    assert_eq!(host.backups("main").await.unwrap().backups.len(), 2);
+    assert_eq!(host.backup_ids("main").await.unwrap(), [ids[0], "20260104T000000.000Z-dddd", "z"]);
 }
 
 #[tokio::test]
