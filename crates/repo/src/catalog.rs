@@ -9,7 +9,7 @@ use slotkeep_format::Manifest;
 
 use crate::crypt::open_armored;
 use crate::error::{Problem, RepoError};
-use crate::known::Seen;
+use crate::known::{Known, Seen};
 use crate::layout;
 use crate::repository::Repository;
 
@@ -58,12 +58,20 @@ pub struct UnreadableBackup {
 }
 
 impl Repository {
-    /// The names of the clusters that the repository holds something of.
+    /// The names of the clusters that the repository holds something of. Refused if one of which this machine has seen a backup there is not among
+    /// them.
     pub async fn clusters(&self) -> Result<Vec<String>, RepoError> {
+        // First: what is written and seen meanwhile need not be listed.
+        let seen = self.known.as_ref().map(Known::clusters).unwrap_or_default();
         let listed = self.store.list_with_delimiter(None).await;
         let listed = listed.map_err(|error| RepoError::new("list", self.location(), error))?;
         let names = listed.common_prefixes.iter().filter_map(|prefix| prefix.parts().next());
-        Ok(names.map(|part| part.as_ref().to_owned()).filter(|name| layout::is_cluster_name(name)).collect())
+        let names: Vec<String> =
+            names.map(|part| part.as_ref().to_owned()).filter(|name| layout::is_cluster_name(name)).collect();
+        for gone in seen.iter().filter(|seen| !names.contains(seen)) {
+            self.backup_ids(gone).await?;
+        }
+        Ok(names)
     }
 
     /// The ids of a cluster's backups, oldest first. Refused if none is there, rightly signed, that is as new as the newest that this machine has

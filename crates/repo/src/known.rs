@@ -159,6 +159,12 @@ impl Known {
         remembered.newest.get(cluster).map(|id| Seen { known: self, id: id.clone() })
     }
 
+    /// The clusters of which a backup was seen there.
+    pub(crate) fn clusters(&self) -> Vec<String> {
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        remembered.newest.keys().cloned().collect()
+    }
+
     /// Remembers a backup whose signature was right.
     pub(crate) async fn saw(&self, cluster: &str, id: &str) -> Result<(), RepoError> {
         let changed = {

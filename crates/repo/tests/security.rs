@@ -474,6 +474,19 @@ async fn a_file_that_nobody_signed_hides_no_older_state() {
 }
 
 #[tokio::test]
+async fn a_cluster_that_is_gone_is_missed() {
+    let world = World::new().await;
+    world.host().await.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+    assert_eq!(world.host().await.clusters().await.unwrap(), ["main"]);
+    std::fs::remove_dir_all(world.path().join("main")).unwrap();
+    let missed = world.host().await.clusters().await.unwrap_err();
+    assert!(missed.to_string().contains("main"), "{missed}");
+    assert!(matches!(missed.problem, Problem::Untrusted(_)));
+    let stranger = world.open(&world.machine("new")).await.unwrap();
+    assert!(stranger.clusters().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_key_file_with_other_keys_is_refused() {
     let world = World::new().await;
     let forger = World { reader: world.reader.clone(), ..World::new().await };
