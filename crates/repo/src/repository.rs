@@ -115,12 +115,13 @@ impl Repository {
             file.format_version = REPOSITORY_VERSION;
             file.recipients = vec![keys.identity.to_public().to_string()];
             file.signing_key = Some(keys.signing.public());
-            // Before anything can be encrypted to it, the key is where it can be got back from.
             let (id, recipients) = (&file.repository_id, &options.recipients);
-            write_key_files(&*store, creating(&file), 1, &keys, id, recipients).await?;
+            // First: where it can't be kept, the place stays empty and `init` can be tried again.
             if let Some(state) = &options.state {
                 state.keep_signing_key(id, &keys.signing).await?;
             }
+            // Before anything can be encrypted to it, the key is where it can be got back from.
+            write_key_files(&*store, creating(&file), 1, &keys, id, recipients).await?;
             keyring.recipient = Some(keys.identity.to_public());
             keyring.signing = Some(keys.signing);
         }

@@ -487,6 +487,23 @@ async fn a_cluster_that_is_gone_is_missed() {
 }
 
 #[tokio::test]
+async fn what_could_not_be_made_whole_is_made_the_next_time() {
+    let world = World::new().await;
+    std::fs::remove_dir_all(world.path()).unwrap();
+    // The folder in which the signing key is to be kept can't be made.
+    let in_the_way = world.folder.path().join("machines/other");
+    std::fs::write(&in_the_way, "").unwrap();
+    let mut options = world.machine("other");
+    options.recipients.add_key(&world.reader.to_public().to_string()).unwrap();
+    let id = "00112233445566778899aabbccddeeff".to_owned();
+    let made = Repository::init_with(&world.location(), id, Timestamp::UNIX_EPOCH, &options).await;
+    assert!(made.unwrap_err().on.contains("other"));
+    assert_eq!(files(&world.path()), Vec::<PathBuf>::new());
+    std::fs::remove_file(&in_the_way).unwrap();
+    world.init("other", &[&world.reader]).await;
+}
+
+#[tokio::test]
 async fn a_key_file_with_other_keys_is_refused() {
     let world = World::new().await;
     let forger = World { reader: world.reader.clone(), ..World::new().await };
