@@ -200,7 +200,7 @@ impl Scene {
         Run::of(&command.env("SLOTKEEP_STATE", self.path(machine)).output().unwrap())
     }
 
-    /// What the host says of it, asked to do something with the server.
+    /// The same, asked to do something with the server.
     fn with_server(&self, machine: &str, arguments: &[&str]) -> Run {
         let addr = self.cluster.nodes()[0].addr().to_string();
         let spool = self.text("spool");
@@ -213,6 +213,69 @@ impl Scene {
         let taken = self.with_server("host", &["backup"]).expect_code(0).json();
         taken["id"].as_str().unwrap().to_owned()
     }
+
+    fn manifest(&self, id: &str) -> PathBuf {
+        self.path(&format!("repo/main/backups/{id}.json"))
+    }
+
+    /// What the host is told when it asks for that, able to read.
+    fn refused(&self, arguments: &[&str]) {
+        let identity = self.text("reader");
+        let refused = self.on("host", &[arguments, &["--identity", &identity]].concat()).expect_code(26);
+        assert!(refused.stderr.contains("not any more"), "{}", refused.stderr);
+    }
+}
+
+/// The newest backup is taken away, and a file of a later name put in its place.
+#[test]
+fn a_name_passes_for_no_backup() {
+    let scene = Scene::new();
+    std::fs::remove_file(scene.manifest(&scene.backup())).unwrap();
+    std::fs::write(scene.manifest("z"), "{}").unwrap();
+    let (mirror, target) = (scene.text("mirror"), scene.text("target"));
+    scene.refused(&["list"]);
+    scene.refused(&["log"]);
+    scene.refused(&[
+        "restore",
+        "--at",
+        "latest",
+        "--dry-run",
+        "--to-dir",
+        &target,
+        "--nodes",
+        "127.0.0.1:17001",
+    ]);
+    scene.refused(&["copy", "--to", &mirror]);
+    scene.refused(&["verify"]);
+    assert!(!Path::new(&mirror).exists());
+}
+
+#[test]
+fn a_verification_does_not_prove_an_older_state() {
+    let scene = Scene::new();
+    let newest = scene.manifest(&scene.backup());
+    let genuine = std::fs::read(&newest).unwrap();
+    std::fs::remove_file(&newest).unwrap();
+    scene.refused(&["verify"]);
+    // A damaged one is there, and named.
+    std::fs::write(&newest, "{}").unwrap();
+    let verify = ["verify", "--identity", &scene.text("reader")];
+    let found = scene.on("host", &verify).expect_code(42).json();
+    let name = newest.file_name().unwrap().to_str().unwrap();
+    assert!(found["findings"].to_string().contains(name), "{found:#}");
+    std::fs::write(&newest, genuine).unwrap();
+    scene.on("host", &verify).expect_code(0);
+}
+
+#[test]
+fn a_repository_without_a_cluster_that_it_had_is_not_empty() {
+    let scene = Scene::new();
+    std::fs::rename(scene.path("repo/main"), scene.path("main")).unwrap();
+    scene.refused(&["list"]);
+    scene.refused(&["copy", "--to", &scene.text("mirror")]);
+    scene.refused(&["verify"]);
+    std::fs::rename(scene.path("main"), scene.path("repo/main")).unwrap();
+    scene.on("host", &["list"]).expect_code(0);
 }
 
 /// What is mounted may be away: nothing is written to the empty folder in its stead, least of all unencrypted.

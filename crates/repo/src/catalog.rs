@@ -84,6 +84,16 @@ impl Repository {
         Ok(ids)
     }
 
+    /// Refuses as [`Self::backup_ids`] does, but not where the newest backup that this machine has seen is there and can't be read: for who finds
+    /// out why not, and names it.
+    pub async fn check_not_put_back(&self, cluster: &str) -> Result<(), RepoError> {
+        let (seen, ids) = self.listed_ids(cluster).await?;
+        match seen {
+            Some(seen) if !ids.contains(&seen.id) => self.check_seen(cluster, &seen, &ids).await,
+            _ => Ok(()),
+        }
+    }
+
     /// The newest backup that this machine has seen there, and the ids that are there, oldest first: those of all files, that what is no manifest
     /// is named where it can't be read.
     async fn listed_ids(&self, cluster: &str) -> Result<(Option<Seen<'_>>, Vec<String>), RepoError> {

@@ -451,6 +451,8 @@ async fn a_file_that_nobody_signed_hides_no_older_state() {
         for said in refused().await {
             assert!(said.contains("not any more") && said.contains(name), "{said}");
         }
+        let refused = world.host().await.check_not_put_back("main").await;
+        assert!(matches!(problem(refused), Problem::Untrusted(_)));
         std::fs::remove_file(path(name)).unwrap();
     }
     // It is there by name alone.
@@ -459,6 +461,8 @@ async fn a_file_that_nobody_signed_hides_no_older_state() {
         for said in refused().await {
             assert!(said.contains("can't be read"), "{said}");
         }
+        // For who says what is wrong with it.
+        world.host().await.check_not_put_back("main").await.unwrap();
     }
     // Beside the genuine ones it is named, and nothing else; a newer genuine one may have taken their place.
     std::fs::write(path(ids[1]), genuine).unwrap();
