@@ -65,7 +65,12 @@ impl Destinations {
     /// Opens all of them; a new folder is made a repository. An optional one that can't be opened is passed over.
     pub(crate) async fn open(&self, session: &Session, arguments: &ReposArgs) -> Result<Opened> {
         let arguments_of_all = arguments.one(None);
-        let open = async |location| session.open_or_create(location, &arguments_of_all).await;
+        let open = async |location| {
+            let repository = session.open_or_create(location, &arguments_of_all).await?;
+            // A new backup would become the newest that is remembered, and nobody miss those that were taken away.
+            repository.check_newest(&self.name).await?;
+            Ok::<_, Error>(repository)
+        };
         let repository = open(&self.first).await?;
         let mut companions = Vec::new();
         for location in &self.required {

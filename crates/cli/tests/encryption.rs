@@ -267,6 +267,36 @@ fn a_verification_does_not_prove_an_older_state() {
     scene.on("host", &verify).expect_code(0);
 }
 
+/// The next backup would become the newest that is remembered.
+#[test]
+fn a_backup_does_not_cover_what_was_taken_away() {
+    let scene = Scene::new();
+    let newest = scene.manifest(&scene.backup());
+    let genuine = std::fs::read(&newest).unwrap();
+    let other = scene.text("other");
+    for instead in [None, Some("{}")] {
+        match instead {
+            None => std::fs::remove_file(&newest).unwrap(),
+            Some(text) => std::fs::write(&newest, text).unwrap(),
+        }
+        let before = files(&scene.path("repo"));
+        for more in [&[][..], &["--type", "incremental"], &["--repo", &other]] {
+            let refused = scene.with_server("host", &[&["backup"][..], more].concat()).expect_code(26);
+            assert!(refused.stderr.contains(&scene.text("repo")), "{}", refused.stderr);
+        }
+        assert_eq!(files(&scene.path("repo")), before);
+    }
+    // One that need not have it is passed over.
+    let addr = scene.cluster.nodes()[0].addr().to_string();
+    let mut optional = command();
+    optional.args(["backup", "--json", "--repo", &other, "--cluster", &addr, "--repo-optional"]);
+    optional.arg(scene.path("repo")).env("SLOTKEEP_STATE", scene.path("host"));
+    let taken = Run::of(&optional.output().unwrap()).expect_code(0).json();
+    assert_eq!(taken["repositories"][1]["has_backup"], false, "{taken:#}");
+    std::fs::write(&newest, genuine).unwrap();
+    scene.backup();
+}
+
 #[test]
 fn a_repository_without_a_cluster_that_it_had_is_not_empty() {
     let scene = Scene::new();

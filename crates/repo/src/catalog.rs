@@ -84,6 +84,14 @@ impl Repository {
         Ok(ids)
     }
 
+    /// Refuses as [`Self::backup_ids`] does; asks nothing of the store where this machine has seen no backup.
+    pub async fn check_newest(&self, cluster: &str) -> Result<(), RepoError> {
+        if self.known.as_ref().is_none_or(|known| known.newest(cluster).is_none()) {
+            return Ok(());
+        }
+        self.backup_ids(cluster).await.map(drop)
+    }
+
     /// Refuses as [`Self::backup_ids`] does, but not where the newest backup that this machine has seen is there and can't be read: for who finds
     /// out why not, and names it.
     pub async fn check_not_put_back(&self, cluster: &str) -> Result<(), RepoError> {
