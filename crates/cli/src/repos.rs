@@ -60,7 +60,12 @@ impl Destinations {
         // Before a folder is made.
         refuse_twins(std::iter::once(&self.first).chain(&self.required).chain(&self.optional)).await?;
         let arguments_of_all = arguments.one(None);
-        let open = async |location| session.open_or_create(location, &arguments_of_all).await;
+        let open = async |location| {
+            let repository = session.open_or_create(location, &arguments_of_all).await?;
+            // A new backup would become the newest that is remembered, and nobody miss those that were taken away.
+            repository.check_newest(&self.name).await?;
+            Ok::<_, Error>(repository)
+        };
         let repository = open(&self.first).await?;
         let mut companions = Vec::new();
         for location in &self.required {

@@ -7,8 +7,8 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{Run, command, files, server};
-use slotkeep_testkit::ClusterBuilder;
 use slotkeep_testkit::data::Mix;
+use slotkeep_testkit::{Cluster, ClusterBuilder};
 
 /// An identity of age's own making, and its public key.
 struct Reader {
@@ -161,4 +161,190 @@ fn a_host_that_only_writes_goes_on_with_backups() {
     let verify = ["verify", "--depth", "structure", "--identity", reader.file()];
     let proved = on("laptop", &verify).expect_code(0).json();
     assert_eq!(proved["findings"].as_array().unwrap().len(), 0, "{proved}");
+}
+
+/// A server, an encrypted repository with one backup of it, and machines that each remember what they have seen.
+struct Scene {
+    folder: tempfile::TempDir,
+    cluster: Cluster,
+    reader: Reader,
+    fingerprint: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let reader = Reader::new(folder.path(), "reader");
+        let cluster =
+            ClusterBuilder::new(server("valkey-9.1")).primaries(1).cluster_mode(false).start().unwrap();
+        cluster.client().unwrap().command(&["SET", "key", "value"]).unwrap();
+        let mut scene = Self { folder, cluster, reader, fingerprint: String::new() };
+        let made = scene.on("host", &["init", "--recipient", &scene.reader.public]).expect_code(0).json();
+        scene.fingerprint = made["fingerprint"].as_str().unwrap().to_owned();
+        scene.backup();
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// What that machine says of the repository.
+    fn on(&self, machine: &str, arguments: &[&str]) -> Run {
+        let mut command = command();
+        command.args(arguments).args(["--json", "--repo"]).arg(self.path("repo"));
+        Run::of(&command.env("SLOTKEEP_STATE", self.path(machine)).output().unwrap())
+    }
+
+    /// The same, asked to do something with the server.
+    fn with_server(&self, machine: &str, arguments: &[&str]) -> Run {
+        let addr = self.cluster.nodes()[0].addr().to_string();
+        let spool = self.text("spool");
+        let spool = if arguments[0] == "check" { &[][..] } else { &["--spool", &spool] };
+        self.on(machine, &[arguments, &["--cluster", &addr], spool].concat())
+    }
+
+    /// The id of a backup that the host takes.
+    fn backup(&self) -> String {
+        let taken = self.with_server("host", &["backup"]).expect_code(0).json();
+        taken["id"].as_str().unwrap().to_owned()
+    }
+
+    fn manifest(&self, id: &str) -> PathBuf {
+        self.path(&format!("repo/main/backups/{id}.json"))
+    }
+
+    /// What the host is told when it asks for that, able to read.
+    fn refused(&self, arguments: &[&str]) {
+        let identity = self.text("reader");
+        let refused = self.on("host", &[arguments, &["--identity", &identity]].concat()).expect_code(26);
+        assert!(refused.stderr.contains("not any more"), "{}", refused.stderr);
+    }
+}
+
+/// The newest backup is taken away, and a file of a later name put in its place.
+#[test]
+fn a_name_passes_for_no_backup() {
+    let scene = Scene::new();
+    std::fs::remove_file(scene.manifest(&scene.backup())).unwrap();
+    std::fs::write(scene.manifest("z"), "{}").unwrap();
+    let (mirror, target) = (scene.text("mirror"), scene.text("target"));
+    scene.refused(&["list"]);
+    scene.refused(&["log"]);
+    scene.refused(&[
+        "restore",
+        "--at",
+        "latest",
+        "--dry-run",
+        "--to-dir",
+        &target,
+        "--nodes",
+        "127.0.0.1:17001",
+    ]);
+    scene.refused(&["copy", "--to", &mirror]);
+    scene.refused(&["verify"]);
+    assert!(!Path::new(&mirror).exists());
+}
+
+#[test]
+fn a_verification_does_not_prove_an_older_state() {
+    let scene = Scene::new();
+    let newest = scene.manifest(&scene.backup());
+    let genuine = std::fs::read(&newest).unwrap();
+    std::fs::remove_file(&newest).unwrap();
+    scene.refused(&["verify"]);
+    // A damaged one is there, and named.
+    std::fs::write(&newest, "{}").unwrap();
+    let verify = ["verify", "--identity", &scene.text("reader")];
+    let found = scene.on("host", &verify).expect_code(42).json();
+    let name = newest.file_name().unwrap().to_str().unwrap();
+    assert!(found["findings"].to_string().contains(name), "{found:#}");
+    std::fs::write(&newest, genuine).unwrap();
+    scene.on("host", &verify).expect_code(0);
+}
+
+/// The next backup would become the newest that is remembered.
+#[test]
+fn a_backup_does_not_cover_what_was_taken_away() {
+    let scene = Scene::new();
+    let newest = scene.manifest(&scene.backup());
+    let genuine = std::fs::read(&newest).unwrap();
+    let other = scene.text("other");
+    for instead in [None, Some("{}")] {
+        match instead {
+            None => std::fs::remove_file(&newest).unwrap(),
+            Some(text) => std::fs::write(&newest, text).unwrap(),
+        }
+        let before = files(&scene.path("repo"));
+        for more in [&[][..], &["--type", "incremental"], &["--repo", &other]] {
+            let refused = scene.with_server("host", &[&["backup"][..], more].concat()).expect_code(26);
+            assert!(refused.stderr.contains(&scene.text("repo")), "{}", refused.stderr);
+        }
+        assert_eq!(files(&scene.path("repo")), before);
+    }
+    // One that need not have it is passed over.
+    let addr = scene.cluster.nodes()[0].addr().to_string();
+    let mut optional = command();
+    optional.args(["backup", "--json", "--repo", &other, "--cluster", &addr, "--repo-optional"]);
+    optional.arg(scene.path("repo")).env("SLOTKEEP_STATE", scene.path("host"));
+    let taken = Run::of(&optional.output().unwrap()).expect_code(0).json();
+    assert_eq!(taken["repositories"][1]["has_backup"], false, "{taken:#}");
+    std::fs::write(&newest, genuine).unwrap();
+    scene.backup();
+}
+
+#[test]
+fn a_repository_without_a_cluster_that_it_had_is_not_empty() {
+    let scene = Scene::new();
+    std::fs::rename(scene.path("repo/main"), scene.path("main")).unwrap();
+    scene.refused(&["list"]);
+    scene.refused(&["copy", "--to", &scene.text("mirror")]);
+    scene.refused(&["verify"]);
+    std::fs::rename(scene.path("main"), scene.path("repo/main")).unwrap();
+    scene.on("host", &["list"]).expect_code(0);
+}
+
+/// What is mounted may be away: nothing is written to the empty folder in its stead, least of all unencrypted.
+#[test]
+fn an_empty_folder_in_place_of_a_known_repository_takes_nothing() {
+    let scene = Scene::new();
+    let (mirror, identity) = (scene.text("mirror"), scene.text("reader"));
+    let copy = ["copy", "--to", &mirror, "--identity", &identity];
+    scene.on("laptop", &copy).expect_code(0);
+    for repository in ["repo", "mirror"] {
+        std::fs::rename(scene.path(repository), scene.path(&format!("{repository}-away"))).unwrap();
+        std::fs::create_dir(scene.path(repository)).unwrap();
+    }
+    let trust = ["--trust", &scene.fingerprint];
+    for (machine, more) in [("host", &[][..]), ("new", &trust)] {
+        for asked in ["backup", "archive"] {
+            let refused = scene.with_server(machine, &[&[asked][..], more].concat()).expect_code(26);
+            assert!(refused.stderr.contains("mounted"), "{}", refused.stderr);
+        }
+        let checked = scene.with_server(machine, &[&["check"][..], more].concat()).expect_code(41).stdout;
+        assert!(checked.contains("mounted"), "{checked}");
+    }
+    // Nor does one that is optional get anything.
+    let taken = scene.with_server("host", &["backup", "--repo-optional", &scene.text("other")]);
+    taken.expect_code(26);
+    assert!(files(&scene.path("repo")).is_empty() && !scene.path("other").exists());
+    let away = scene.text("repo-away");
+    let refused = command()
+        .args([&copy[..], &["--repo", &away]].concat())
+        .env("SLOTKEEP_STATE", scene.path("laptop"))
+        .output();
+    let refused = Run::of(&refused.unwrap()).expect_code(26);
+    assert!(refused.stderr.contains("mounted"), "{}", refused.stderr);
+    assert!(files(&scene.path("mirror")).is_empty());
+    // Mounted again it goes on; what is asked for by name is made.
+    std::fs::remove_dir(scene.path("repo")).unwrap();
+    std::fs::rename(scene.path("repo-away"), scene.path("repo")).unwrap();
+    scene.backup();
+    std::fs::remove_dir_all(scene.path("repo")).unwrap();
+    scene.on("host", &["init", "--recipient", &scene.reader.public]).expect_code(0);
+    scene.backup();
 }

@@ -153,6 +153,10 @@ impl From<RepoError> for Error {
                 ErrorKind::Untrusted,
                 "find out who can write to the repository before you use it; docs/security.md says what is checked",
             ),
+            Problem::Missed(_) => (
+                ErrorKind::Untrusted,
+                "mount what belongs there, or correct --repo; where a new repository is meant, make it with `slotkeep init`",
+            ),
             Problem::Exists => {
                 (ErrorKind::Repository, "another Slotkeep may be writing to the same repository")
             }

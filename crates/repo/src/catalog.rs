@@ -10,6 +10,7 @@ use slotkeep_format::manifest::BackupKind;
 
 use crate::crypt::open_armored;
 use crate::error::{Problem, RepoError};
+use crate::known::{Known, Seen};
 use crate::layout;
 use crate::repository::Repository;
 
@@ -58,17 +59,56 @@ pub struct UnreadableBackup {
 }
 
 impl Repository {
-    /// The names of the clusters that the repository holds something of.
+    /// The names of the clusters that the repository holds something of. Refused if one of which this machine has seen a backup there is not among
+    /// them.
     pub async fn clusters(&self) -> Result<Vec<String>, RepoError> {
+        // First: what is written and seen meanwhile need not be listed.
+        let seen = self.known.as_ref().map(Known::clusters).unwrap_or_default();
         let listed = self.store.list_with_delimiter(None).await;
         let listed = listed.map_err(|error| RepoError::new("list", self.location(), error))?;
         let names = listed.common_prefixes.iter().filter_map(|prefix| prefix.parts().next());
-        Ok(names.map(|part| part.as_ref().to_owned()).filter(|name| layout::is_cluster_name(name)).collect())
+        let names: Vec<String> =
+            names.map(|part| part.as_ref().to_owned()).filter(|name| layout::is_cluster_name(name)).collect();
+        for gone in seen.iter().filter(|seen| !names.contains(seen)) {
+            self.backup_ids(gone).await?;
+        }
+        Ok(names)
     }
 
-    /// The ids of a cluster's backups, oldest first.
+    /// The ids of a cluster's backups, oldest first. Refused if none is there, rightly signed, that is as new as the newest that this machine has
+    /// seen there.
     pub async fn backup_ids(&self, cluster: &str) -> Result<Vec<String>, RepoError> {
+        let (seen, ids) = self.listed_ids(cluster).await?;
+        if let Some(seen) = seen {
+            self.check_seen(cluster, &seen, &ids).await?;
+        }
+        Ok(ids)
+    }
+
+    /// Refuses as [`Self::backup_ids`] does; asks nothing of the store where this machine has seen no backup.
+    pub async fn check_newest(&self, cluster: &str) -> Result<(), RepoError> {
+        if self.known.as_ref().is_none_or(|known| known.newest(cluster).is_none()) {
+            return Ok(());
+        }
+        self.backup_ids(cluster).await.map(drop)
+    }
+
+    /// Refuses as [`Self::backup_ids`] does, but not where the newest backup that this machine has seen is there and can't be read: for who finds
+    /// out why not, and names it.
+    pub async fn check_not_put_back(&self, cluster: &str) -> Result<(), RepoError> {
+        let (seen, ids) = self.listed_ids(cluster).await?;
+        match seen {
+            Some(seen) if !ids.contains(&seen.id) => self.check_seen(cluster, &seen, &ids).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The newest backup that this machine has seen there, and the ids that are there, oldest first: those of all files, that what is no manifest
+    /// is named where it can't be read.
+    async fn listed_ids(&self, cluster: &str) -> Result<(Option<Seen<'_>>, Vec<String>), RepoError> {
         let folder = layout::backups(cluster);
+        // First: what is written and seen meanwhile need not be listed.
+        let seen = self.known.as_ref().and_then(|known| known.newest(cluster));
         let names: Vec<_> = self
             .store
             .list(Some(&folder))
@@ -79,10 +119,20 @@ impl Repository {
         let mut ids: Vec<String> =
             names.iter().filter_map(|name| Some(name.strip_suffix(".json")?.to_owned())).collect();
         ids.sort();
-        if let Some(known) = &self.known {
-            known.check_newest(cluster, &ids).map_err(|problem| RepoError::new("trust", &folder, problem))?;
+        Ok((seen, ids))
+    }
+
+    /// Refuses unless one of these is as new as the backup that was seen there. Whoever can write there can make a file of any name: only
+    /// what is signed counts.
+    async fn check_seen(&self, cluster: &str, seen: &Seen<'_>, ids: &[String]) -> Result<(), RepoError> {
+        let mut instead = None;
+        for id in ids.iter().rev().take_while(|id| **id >= seen.id) {
+            match self.read_manifest(cluster, id).await {
+                Ok(_) => return Ok(()),
+                Err(error) => instead = Some(UnreadableBackup { id: id.clone(), error }),
+            }
         }
-        Ok(ids)
+        Err(seen.missed(self.location(), layout::backups(cluster), instead))
     }
 
     /// The manifest of one backup. Its settings are there only if the repository can be read.
@@ -124,7 +174,7 @@ impl Repository {
 
     /// All backups of a cluster.
     pub async fn backups(&self, cluster: &str) -> Result<Listing, RepoError> {
-        let ids = self.backup_ids(cluster).await?;
+        let (seen, ids) = self.listed_ids(cluster).await?;
         let tasks = ids.chunks(TASK_MANIFESTS).map(|ids| {
             let (repository, cluster, ids) = (self.clone(), cluster.to_owned(), ids.to_vec());
             async { tokio::spawn(async move { repository.read_manifests(&cluster, ids).await }).await }
@@ -138,8 +188,13 @@ impl Repository {
             listing.backups.extend(read.backups);
             listing.unreadable.extend(read.unreadable);
         }
-        if let Some(newest) = listing.backups.last() {
-            self.saw(cluster, &newest.id).await?;
+        let newest = listing.backups.last().map(|newest| newest.id.as_str());
+        if let Some(seen) = seen.filter(|seen| newest.is_none_or(|newest| newest < seen.id.as_str())) {
+            let instead = listing.unreadable.into_iter().find(|backup| backup.id >= seen.id);
+            return Err(seen.missed(self.location(), layout::backups(cluster), instead));
+        }
+        if let Some(newest) = newest {
+            self.saw(cluster, newest).await?;
         }
         Ok(listing)
     }

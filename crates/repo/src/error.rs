@@ -70,6 +70,9 @@ pub enum Problem {
     /// It is not what this repository's key signed, or not the repository that was here before.
     #[error("it is not to be trusted: {0}")]
     Untrusted(String),
+    /// The place is empty, and a repository is expected there.
+    #[error("{0}")]
+    Missed(String),
     /// What it builds on was given up by a prune that ran meanwhile.
     #[error("what it builds on was pruned, or is being pruned now: {0}")]
     Pruned(String),

@@ -4,12 +4,14 @@
 //! remembered where a repository was first used, as SSH remembers hosts; and with them the newest backup that was seen there.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use slotkeep_format::RepositoryFile;
 
+use crate::catalog::UnreadableBackup;
 use crate::crypt::SigningKey;
 use crate::error::{Problem, RepoError};
 use crate::location::{Location, io_problem};
@@ -30,6 +32,13 @@ struct Remembered {
     newest: BTreeMap<String, String>,
 }
 
+impl Remembered {
+    fn parse(path: &Path, json: &[u8]) -> Result<Self, RepoError> {
+        serde_json::from_slice(json)
+            .map_err(|error| RepoError::new("read", path.display(), Problem::Damaged(error.to_string())))
+    }
+}
+
 impl StateFolder {
     /// That folder; it is made when there is something to remember.
     pub fn new(path: PathBuf) -> Self {
@@ -45,6 +54,17 @@ impl StateFolder {
         };
         let hash = blake3::hash(name.trim_end_matches('/').as_bytes()).to_hex();
         self.0.join("known").join(format!("{}.json", hash.get(..32).unwrap_or_default()))
+    }
+
+    /// What is missed where a place is empty; nothing if this machine has used no signed repository there.
+    pub(crate) async fn missed(&self, location: &Location) -> Result<Option<String>, RepoError> {
+        let path = self.known(location);
+        let Some(json) = read(&path).await? else { return Ok(None) };
+        Ok(Some(format!(
+            "it is empty, and the signed repository {} was used here before: it may not be mounted. If it is gone for good, remove {}",
+            Remembered::parse(&path, &json)?.repository_id,
+            path.display()
+        )))
     }
 
     fn signing(&self, repository_id: &str) -> PathBuf {
@@ -105,8 +125,7 @@ impl Known {
             }
             return Self::remember(path, new).await.map(Some);
         };
-        let old: Remembered = serde_json::from_slice(&json)
-            .map_err(|error| RepoError::new("read", path.display(), Problem::Damaged(error.to_string())))?;
+        let old = Remembered::parse(&path, &json)?;
         let same = old.repository_id == new.repository_id
             && old.recipients == new.recipients
             && old.signing_key == new.signing_key;
@@ -134,18 +153,16 @@ impl Known {
         Ok(Self { path, remembered: Arc::new(Mutex::new(remembered)), writing: Arc::default() })
     }
 
-    /// Compares the backups that a repository shows with the newest one that it has shown before.
-    pub(crate) fn check_newest(&self, cluster: &str, ids: &[String]) -> Result<(), Problem> {
+    /// The newest backup of a cluster that was seen there, if one was.
+    pub(crate) fn newest(&self, cluster: &str) -> Option<Seen<'_>> {
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(newest) = remembered.newest.get(cluster) else { return Ok(()) };
-        if ids.last().is_some_and(|last| last >= newest) {
-            return Ok(());
-        }
-        Err(Problem::Untrusted(format!(
-            "backup {newest} was here and is not any more, nor a newer one: backups were taken away, or an old copy was put in place. \
-             If that was you, remove {}",
-            self.path.display()
-        )))
+        remembered.newest.get(cluster).map(|id| Seen { known: self, id: id.clone() })
+    }
+
+    /// The clusters of which a backup was seen there.
+    pub(crate) fn clusters(&self) -> Vec<String> {
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        remembered.newest.keys().cloned().collect()
     }
 
     /// Remembers a backup whose signature was right.
@@ -173,6 +190,48 @@ impl Known {
         }
         save(&self.path, &remembered).await
     }
+}
+
+/// The newest backup of a cluster that this machine has seen in a repository.
+pub(crate) struct Seen<'a> {
+    known: &'a Known,
+    pub(crate) id: String,
+}
+
+impl Seen<'_> {
+    /// Why a repository is refused that holds neither that backup nor a newer one; `instead` is what bears its id or a later one, and why that
+    /// can't be read.
+    pub(crate) fn missed(
+        &self,
+        at: &Location,
+        folder: impl Display,
+        instead: Option<UnreadableBackup>,
+    ) -> RepoError {
+        let (seen, path) = (&self.id, self.known.path.display());
+        let what = match instead {
+            // That a newer version wrote it, or that the store does not answer, is no sign of anything.
+            Some(instead) if !tells_of_change(&instead.error.problem) => return instead.error,
+            Some(instead) if instead.id == *seen => format!(
+                "backup {seen}, the newest that was seen here, can't be read ({}), and there is no newer one: it was damaged or changed. To go on \
+                 with older ones, remove {path}",
+                instead.error.problem
+            ),
+            instead => {
+                let instead = instead.map(|it| format!(" ({} can't be read: {})", it.id, it.error.problem));
+                format!(
+                    "backup {seen} was here and is not any more, nor a newer one{}: backups were taken away, or an old copy was put in place. If \
+                     that was you, remove {path}",
+                    instead.unwrap_or_default()
+                )
+            }
+        };
+        RepoError::new("trust", folder, Problem::Untrusted(what)).at(at)
+    }
+}
+
+/// Whether an object that can't be read for that reason is not what was written.
+const fn tells_of_change(problem: &Problem) -> bool {
+    matches!(problem, Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Missing)
 }
 
 fn remembered(location: &Location, file: &RepositoryFile) -> Remembered {

@@ -17,7 +17,9 @@ use crate::known::Known;
 use crate::layout::{REPOSITORY_FILE, key_file_number};
 use crate::location::Location;
 use crate::probe::{PROBE_PREFIX, probe, remove_probes};
-use crate::repository::{OpenOptions, Repository, creating, read_repository_file};
+use crate::repository::{
+    OpenOptions, Repository, check_fingerprint, check_not_missed, creating, read_repository_file,
+};
 use crate::store::{create_new, stack};
 
 impl Repository {
@@ -38,6 +40,7 @@ impl Repository {
         options: &OpenOptions,
     ) -> Result<Option<Self>, RepoError> {
         if location.is_new_folder().await? {
+            self.check_may_mirror(location, options).await?;
             return Ok(None);
         }
         let store = stack(location.store().await?, options.limit.clone(), options.stop.clone());
@@ -53,7 +56,14 @@ impl Repository {
                 return Err(RepoError::new("make a repository in", location, Problem::NotEmpty));
             }
         }
+        self.check_may_mirror(location, options).await?;
         Ok(None)
+    }
+
+    /// Refuses an empty place where another repository is expected, or where one was used before: it may not be mounted.
+    async fn check_may_mirror(&self, location: &Location, options: &OpenOptions) -> Result<(), RepoError> {
+        check_fingerprint(location, self.file(), options)?;
+        check_not_missed(location, options).await
     }
 
     /// Makes an empty place a mirror of this repository; `nonce` makes the name of what is written to probe the store unique.

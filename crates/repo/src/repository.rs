@@ -115,12 +115,13 @@ impl Repository {
             file.format_version = REPOSITORY_VERSION;
             file.recipients = vec![keys.identity.to_public().to_string()];
             file.signing_key = Some(keys.signing.public());
-            // Before anything can be encrypted to it, the key is where it can be got back from.
             let (id, recipients) = (&file.repository_id, &options.recipients);
-            write_key_files(&*store, creating(&file), 1, &keys, id, recipients).await?;
+            // First: where it can't be kept, the place stays empty and `init` can be tried again.
             if let Some(state) = &options.state {
                 state.keep_signing_key(id, &keys.signing).await?;
             }
+            // Before anything can be encrypted to it, the key is where it can be got back from.
+            write_key_files(&*store, creating(&file), 1, &keys, id, recipients).await?;
             keyring.recipient = Some(keys.identity.to_public());
             keyring.signing = Some(keys.signing);
         }
@@ -158,14 +159,7 @@ impl Repository {
         let Some(file) = read_repository_file(location, &store).await? else {
             return Err(RepoError::new("open", location, Problem::NoRepository));
         };
-        if !options.trust.is_empty() {
-            let found = fingerprint(&file);
-            if found.as_ref().is_none_or(|found| !options.trust.contains(found)) {
-                let found = found.unwrap_or_else(|| "none: nothing is signed".to_owned());
-                let what = format!("its fingerprint is {found}");
-                return Err(RepoError::new("trust", location, Problem::Untrusted(what)));
-            }
-        }
+        check_fingerprint(location, &file, options)?;
         let known = match &options.state {
             Some(state) => Known::check(state, location, &file).await?,
             None => None,
@@ -191,9 +185,24 @@ impl Repository {
         options: &OpenOptions,
     ) -> Result<Self, RepoError> {
         if location.is_new_folder().await? {
+            Self::check_may_be_made(location, options).await?;
             return Self::init_with(location, repository_id, now, options).await;
         }
         Self::open_with(location, options).await
+    }
+
+    /// Refuses if a repository is expected at that place, which is empty: what is mounted there may be away, and one that is made in its stead
+    /// would take unencrypted what was to be encrypted.
+    pub async fn check_may_be_made(location: &Location, options: &OpenOptions) -> Result<(), RepoError> {
+        check_not_missed(location, options).await?;
+        if options.trust.is_empty() {
+            return Ok(());
+        }
+        let what = format!(
+            "it is empty, and the repository of fingerprint {} is expected: it may not be mounted",
+            options.trust.join(" or ")
+        );
+        Err(RepoError::new("make a repository in", location, Problem::Missed(what)))
     }
 
     pub(crate) fn with(location: &Location, store: Arc<dyn ObjectStore>, file: RepositoryFile) -> Self {
@@ -391,6 +400,28 @@ impl Repository {
         let object = object_path(&path)?;
         self.store.delete(&object).await.map_err(|error| RepoError::new("delete", path, error))
     }
+}
+
+/// Refuses an empty place in which this machine has used a signed repository before.
+pub(crate) async fn check_not_missed(location: &Location, options: &OpenOptions) -> Result<(), RepoError> {
+    let Some(state) = &options.state else { return Ok(()) };
+    let Some(missed) = state.missed(location).await? else { return Ok(()) };
+    Err(RepoError::new("make a repository in", location, Problem::Missed(missed)))
+}
+
+/// Refuses what has none of the fingerprints that are trusted, if there are any.
+pub(crate) fn check_fingerprint(
+    location: &Location,
+    file: &RepositoryFile,
+    options: &OpenOptions,
+) -> Result<(), RepoError> {
+    let found = fingerprint(file);
+    if options.trust.is_empty() || found.as_ref().is_some_and(|found| options.trust.contains(found)) {
+        return Ok(());
+    }
+    let found = found.unwrap_or_else(|| "none: nothing is signed".to_owned());
+    let what = format!("its fingerprint is {found}");
+    Err(RepoError::new("trust", location, Problem::Untrusted(what)))
 }
 
 pub(crate) async fn read_repository_file(

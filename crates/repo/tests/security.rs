@@ -15,8 +15,8 @@ use slotkeep_format::manifest::{
 use slotkeep_format::{SegmentRecord, Timeline};
 use slotkeep_model::{ReplId, SlotSet};
 use slotkeep_repo::{
-    Location, OpenOptions, Problem, Recipients, RepoError, Repository, SegmentMeta, SigningKey, StateFolder,
-    fingerprint,
+    BackupSelector, Location, OpenOptions, Problem, Recipients, RepoError, Repository, SegmentMeta,
+    SigningKey, StateFolder, fingerprint,
 };
 
 const SECRET: &str = "hunter2-is-no-password";
@@ -262,7 +262,9 @@ async fn forged_and_moved_manifests_are_refused() {
     let file = folder.join("20260101T000000.000Z-aaaa.json");
     let genuine = std::fs::read_to_string(&file).unwrap();
     let refused = async || {
-        let listing = host.backups("main").await.unwrap();
+        // Who has seen it misses it; to all others it is one that can't be read.
+        assert!(matches!(problem(host.backups("main").await), Problem::Untrusted(_)));
+        let listing = world.open(&world.machine("new")).await.unwrap().backups("main").await.unwrap();
         assert_eq!(listing.backups.len(), 0);
         assert!(matches!(listing.unreadable[0].error.problem, Problem::Untrusted(_)));
     };
@@ -368,6 +370,141 @@ async fn a_repository_that_is_swapped_or_put_back_is_noticed() {
     std::fs::rename(world.folder.path().join("aside"), world.path()).unwrap();
     let options = OpenOptions { trust: vec![trusted], ..world.machine("new") };
     world.open(&options).await.unwrap();
+}
+
+#[tokio::test]
+async fn where_a_known_repository_is_away_none_is_made_unasked() {
+    let world = World::new().await;
+    let trusted = fingerprint(world.host().await.file()).unwrap();
+    let aside = world.folder.path().join("aside");
+    std::fs::rename(world.path(), &aside).unwrap();
+    let make = async |options: &OpenOptions| {
+        let id = "ffeeddccbbaa99887766554433221100".to_owned();
+        Repository::open_or_create_with(&world.location(), id, Timestamp::UNIX_EPOCH, options).await
+    };
+    let plain = Location::Folder(world.folder.path().join("plain"));
+    let plain = Repository::init(&plain, "id".to_owned(), Timestamp::UNIX_EPOCH).await.unwrap();
+    let told = OpenOptions { trust: vec![trusted], ..OpenOptions::default() };
+    // As where nothing is mounted: the folder is gone, or empty.
+    for is_there in [false, true] {
+        if is_there {
+            std::fs::create_dir(world.path()).unwrap();
+        }
+        for options in [&world.machine("host"), &told] {
+            let refused = make(options).await.map(drop).unwrap_err();
+            assert!(refused.to_string().contains("mounted"), "{refused}");
+            assert!(matches!(refused.problem, Problem::Missed(_)));
+            let refused = Repository::check_may_be_made(&world.location(), options).await;
+            assert!(matches!(problem(refused), Problem::Missed(_)));
+            let refused = problem(plain.open_target(&world.location(), options).await);
+            assert!(matches!(refused, Problem::Missed(_) | Problem::Untrusted(_)));
+        }
+        assert_eq!(world.path().exists(), is_there);
+    }
+    assert_eq!(files(&world.path()), Vec::<PathBuf>::new());
+    // A mirror has the fingerprint of what it mirrors; but one that was here before is missed.
+    std::fs::rename(&aside, world.path()).unwrap();
+    let secret = world.open(&told).await.unwrap();
+    let mirror = Location::Folder(world.folder.path().join("mirror"));
+    let options = OpenOptions { trust: told.trust.clone(), ..world.machine("copier") };
+    assert!(secret.open_target(&mirror, &options).await.unwrap().is_none());
+    secret.make_mirror(&mirror, "nonce", &options).await.unwrap();
+    std::fs::remove_dir_all(world.folder.path().join("mirror")).unwrap();
+    let refused = secret.open_target(&mirror, &options).await;
+    assert!(matches!(problem(refused), Problem::Missed(_)));
+    // Elsewhere one is made, and here where it is asked for.
+    std::fs::remove_dir_all(world.path()).unwrap();
+    assert!(!make(&world.machine("new")).await.unwrap().is_encrypted());
+    std::fs::remove_dir_all(world.path()).unwrap();
+    world.init("host", &[]).await;
+}
+
+#[tokio::test]
+async fn a_file_that_nobody_signed_hides_no_older_state() {
+    let world = World::new().await;
+    let ids = ["20260101T000000.000Z-aaaa", "20260102T000000.000Z-bbbb"];
+    for id in ids {
+        world.host().await.commit(&manifest(id)).await.unwrap();
+    }
+    let path = |id: &str| world.path().join(format!("main/backups/{id}.json"));
+    let [older, genuine] = ids.map(|id| std::fs::read(path(id)).unwrap());
+    let refused = async || {
+        let host = world.host().await;
+        let first = BackupSelector::Id(ids[0].to_owned());
+        let outcomes = [
+            host.backups("main").await.map(drop),
+            host.backup_ids("main").await.map(drop),
+            host.find("main", &BackupSelector::Latest).await.map(drop),
+            host.find("main", &first).await.map(drop),
+        ];
+        outcomes.map(|outcome| {
+            let error = outcome.unwrap_err();
+            assert!(matches!(error.problem, Problem::Untrusted(_)), "{error}");
+            assert!(error.to_string().contains(ids[1]), "{error}");
+            error.to_string()
+        })
+    };
+    // The newest is taken away, and something of a later name put beside the older one: no name proves anything.
+    std::fs::remove_file(path(ids[1])).unwrap();
+    for (name, bytes) in [("z", b"{}".as_slice()), ("20260103T000000.000Z-cccc", &older)] {
+        std::fs::write(path(name), bytes).unwrap();
+        for said in refused().await {
+            assert!(said.contains("not any more") && said.contains(name), "{said}");
+        }
+        let refused = world.host().await.check_not_put_back("main").await;
+        assert!(matches!(problem(refused), Problem::Untrusted(_)));
+        std::fs::remove_file(path(name)).unwrap();
+    }
+    // It is there by name alone.
+    for bytes in [b"{}".as_slice(), &older] {
+        std::fs::write(path(ids[1]), bytes).unwrap();
+        for said in refused().await {
+            assert!(said.contains("can't be read"), "{said}");
+        }
+        // For who says what is wrong with it.
+        world.host().await.check_not_put_back("main").await.unwrap();
+    }
+    // Beside the genuine ones it is named, and nothing else; a newer genuine one may have taken their place.
+    std::fs::write(path(ids[1]), genuine).unwrap();
+    std::fs::write(path("z"), "{}").unwrap();
+    let listing = world.host().await.backups("main").await.unwrap();
+    assert_eq!(listing.backups.iter().map(|backup| backup.id.as_str()).collect::<Vec<_>>(), ids);
+    assert_eq!(listing.unreadable.iter().map(|backup| backup.id.as_str()).collect::<Vec<_>>(), ["z"]);
+    let host = world.host().await;
+    world.host().await.commit(&manifest("20260104T000000.000Z-dddd")).await.unwrap();
+    std::fs::remove_file(path(ids[1])).unwrap();
+    assert_eq!(host.backups("main").await.unwrap().backups.len(), 2);
+    assert_eq!(host.backup_ids("main").await.unwrap(), [ids[0], "20260104T000000.000Z-dddd", "z"]);
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_gone_is_missed() {
+    let world = World::new().await;
+    world.host().await.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+    assert_eq!(world.host().await.clusters().await.unwrap(), ["main"]);
+    std::fs::remove_dir_all(world.path().join("main")).unwrap();
+    let missed = world.host().await.clusters().await.unwrap_err();
+    assert!(missed.to_string().contains("main"), "{missed}");
+    assert!(matches!(missed.problem, Problem::Untrusted(_)));
+    let stranger = world.open(&world.machine("new")).await.unwrap();
+    assert!(stranger.clusters().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_could_not_be_made_whole_is_made_the_next_time() {
+    let world = World::new().await;
+    std::fs::remove_dir_all(world.path()).unwrap();
+    // The folder in which the signing key is to be kept can't be made.
+    let in_the_way = world.folder.path().join("machines/other");
+    std::fs::write(&in_the_way, "").unwrap();
+    let mut options = world.machine("other");
+    options.recipients.add_key(&world.reader.to_public().to_string()).unwrap();
+    let id = "00112233445566778899aabbccddeeff".to_owned();
+    let made = Repository::init_with(&world.location(), id, Timestamp::UNIX_EPOCH, &options).await;
+    assert!(made.unwrap_err().on.contains("other"));
+    assert_eq!(files(&world.path()), Vec::<PathBuf>::new());
+    std::fs::remove_file(&in_the_way).unwrap();
+    world.init("other", &[&world.reader]).await;
 }
 
 #[tokio::test]

@@ -42,7 +42,10 @@ pub(super) async fn gather(
 ) -> Result<RepositoryFacts> {
     let mut signs = Ok(());
     let state = match location.can_become_repository().await {
-        Ok(true) => State::New,
+        Ok(true) => match Repository::check_may_be_made(location, open).await {
+            Ok(()) => State::New,
+            Err(error) => State::Unusable(error),
+        },
         Ok(false) => match Repository::open_with(location, open).await {
             Ok(repository) => {
                 signs = repository.check_signs();

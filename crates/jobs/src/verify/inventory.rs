@@ -87,6 +87,8 @@ impl Inventory {
     /// Looks at everything that the repository holds of the cluster.
     pub(super) async fn take(repository: &Repository, cluster: &str) -> Result<Self> {
         let mut inventory = Self::default();
+        // What is sound and not the newest is no proof.
+        repository.check_not_put_back(cluster).await?;
         inventory.repository_file(repository).await?;
         inventory.manifests(repository, cluster).await?;
         inventory.topologies(repository, cluster).await?;
