@@ -1,14 +1,23 @@
 //! An encrypted repository from `init` to a restored cluster, and every way to get its keys wrong.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
 
 mod common;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{Run, command, files, server};
-use slotkeep_testkit::ClusterBuilder;
+use serde_json::Value as Json;
 use slotkeep_testkit::data::Mix;
+use slotkeep_testkit::resp::Value;
+use slotkeep_testkit::{Cluster, ClusterBuilder};
+use tempfile::TempDir;
 
 /// An identity of age's own making, and its public key.
 struct Reader {
@@ -21,7 +30,7 @@ impl Reader {
         let file = folder.join(name);
         let output = std::process::Command::new("age-keygen").arg("-o").arg(&file).output();
         assert!(output.unwrap().status.success(), "age-keygen");
-        let text = std::fs::read_to_string(&file).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
         let public = text.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
         Self { file, public }
     }
@@ -29,6 +38,145 @@ impl Reader {
     fn file(&self) -> &str {
         self.file.to_str().unwrap()
     }
+}
+
+/// A folder with an encrypted repository that was made on the machine `host`, and its reader.
+struct Place {
+    folder: TempDir,
+    reader: Reader,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let reader = Reader::new(folder.path(), "reader");
+        let place = Self { folder, reader };
+        place.on("host", &["init", "--recipient", &place.reader.public]).expect_code(0);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A file of the repository.
+    fn stored(&self, path: &str) -> PathBuf {
+        self.path("repo").join(path)
+    }
+
+    /// Runs it on that machine.
+    fn on(&self, machine: &str, arguments: &[&str]) -> Run {
+        let mut command = command();
+        command.args(arguments).arg("--json").arg("--repo").arg(self.path("repo"));
+        Run::of(&command.env("SLOTKEEP_STATE", self.path(machine)).output().unwrap())
+    }
+
+    /// Runs it on the machine of the reader.
+    fn read(&self, arguments: &[&str]) -> Run {
+        self.on("laptop", &[arguments, &["--identity", self.reader.file()]].concat())
+    }
+
+    /// The files of a folder of the repository, the newest last.
+    fn list(&self, folder: &str) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> =
+            fs::read_dir(self.stored(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        paths
+    }
+}
+
+/// The file as earlier versions wrote it: with its seal, and without a signature.
+fn without_signature(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    match text.split_once(",\n\"signature\"") {
+        Some((body, _)) => format!("{body}\n}}\n"),
+        None => text,
+    }
+}
+
+/// JSON as somebody forges it: without seal and signature.
+fn forged(file: &Path, change: impl FnOnce(&mut Json)) -> Vec<u8> {
+    let mut json: Json = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    json.as_object_mut().unwrap().retain(|name, _| name != "seal" && name != "signature");
+    change(&mut json);
+    serde_json::to_vec_pretty(&json).unwrap()
+}
+
+fn error_kind(run: &Run) -> String {
+    let error: Json = serde_json::from_str(run.stderr.lines().last().unwrap()).unwrap();
+    error["error"]["kind"].as_str().unwrap().to_owned()
+}
+
+/// Whether the cluster takes a write.
+fn takes_writes(cluster: &Cluster) -> bool {
+    let mut client = cluster.nodes()[0].client().unwrap();
+    match client.pipeline(&[vec!["SET", "key", "value"]]).unwrap().remove(0) {
+        Value::Error(text) if text.contains("NOREPLICAS") => false,
+        Value::Error(text) => panic!("{text}"),
+        _ => true,
+    }
+}
+
+#[test]
+fn a_fence_is_kept_signed_and_can_be_lifted() {
+    let place = Place::new();
+    let builder = ClusterBuilder::new(server("valkey-9.1")).primaries(1).config("min-replicas-max-lag", "7");
+    let cluster = builder.start().unwrap();
+    let addr = cluster.nodes()[0].addr().to_string();
+    let fence = ["fence", "--cluster", &addr];
+    let with = |more: &[&'static str]| [&fence[..], more].concat();
+
+    // Who can't sign the record, or does not trust the repository, is told so before anything is fenced.
+    let refused = place.on("third", &fence).expect_code(25);
+    assert!(refused.stderr.contains("export-signing"), "{}", refused.stderr);
+    place.on("host", &with(&["--trust", "0000000000000000000000000000000000000000"])).expect_code(26);
+    assert!(takes_writes(&cluster));
+
+    place.on("host", &fence).expect_code(0);
+    assert!(!takes_writes(&cluster));
+    for file in place.list("main/fence") {
+        assert!(fs::read_to_string(&file).unwrap().contains("\"signature\""), "{}", file.display());
+    }
+    for status in [place.on("host", &with(&["--status"])), place.on("third", &with(&["--status"]))] {
+        status.expect_code(0);
+    }
+    place.on("host", &fence).expect_code(0);
+    place.on("host", &with(&["--undo"])).expect_code(0);
+    assert!(takes_writes(&cluster));
+    // The identity brings the signing key with it.
+    place.read(&fence).expect_code(0);
+    place.read(&with(&["--undo"])).expect_code(0);
+    assert!(takes_writes(&cluster));
+
+    // A record of an earlier version: it undoes, but nothing is built on it.
+    place.on("host", &fence).expect_code(0);
+    let newest = place.list("main/fence").pop().unwrap();
+    fs::write(&newest, without_signature(&newest)).unwrap();
+    let refused = place.on("host", &fence).expect_code(26);
+    assert!(refused.stderr.contains("fence --undo"), "{}", refused.stderr);
+    let status = place.on("host", &with(&["--status"])).expect_code(0);
+    assert!(status.stderr.contains("is not signed"), "{}", status.stderr);
+    assert!(!takes_writes(&cluster));
+    place.on("host", &with(&["--undo"])).expect_code(0);
+    assert!(takes_writes(&cluster));
+    let mut client = cluster.nodes()[0].client().unwrap();
+    let lag = client.command(&["CONFIG", "GET", "min-replicas-max-lag"]).unwrap();
+    assert!(format!("{lag:?}").contains(&format!("{:?}", Value::Bulk(b"7".to_vec()))), "{lag:?}");
+    place.on("host", &fence).expect_code(0);
+    // Somebody adds a server of theirs to an unsigned record: it does not get to hear from us.
+    let theirs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let newest = place.list("main/fence").pop().unwrap();
+    let bytes = forged(&newest, |record| {
+        let mut node = record["nodes"][0].clone();
+        node["addr"] = theirs.local_addr().unwrap().to_string().into();
+        node["id"] = "b".repeat(40).into();
+        record["nodes"].as_array_mut().unwrap().push(node);
+    });
+    fs::write(&newest, bytes).unwrap();
+    place.on("host", &with(&["--undo"])).expect_code(0);
+    assert!(takes_writes(&cluster));
+    assert!(theirs.accept().is_err(), "a stranger was asked");
 }
 
 #[test]
@@ -105,7 +253,7 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     // What another machine needs to write here.
     let key = on("host", &["key", "export-signing"]).expect_code(0).json();
     let file = path("signing.key");
-    std::fs::write(&file, key["secret"].as_str().unwrap()).unwrap();
+    fs::write(&file, key["secret"].as_str().unwrap()).unwrap();
     on("third", &[&backup[..], &["--signing-key", &file]].concat()).expect_code(0);
 
     // Other readers, without a byte of a backup changed.
@@ -116,7 +264,7 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
 
     // The newest backup disappears: nobody takes the older one for the latest.
     let newest = on("host", &["list"]).expect_code(0).json()["backups"][1]["id"].as_str().unwrap().to_owned();
-    std::fs::remove_file(Path::new(&repo).join(format!("main/backups/{newest}.json"))).unwrap();
+    fs::remove_file(Path::new(&repo).join(format!("main/backups/{newest}.json"))).unwrap();
     on("laptop", &["show", "--identity", later.file()]).expect_code(26);
 }
 

@@ -35,6 +35,7 @@ pub use crypt::{Recipients, SigningKey, Unlock, fingerprint};
 pub use error::{Problem, RepoError};
 pub use known::StateFolder;
 pub use lease::{Hold, Lease, Standing};
+pub use lineage::KeptFence;
 pub use location::Location;
 pub use pack::SegmentPack;
 pub use probe::Probe;

@@ -14,7 +14,7 @@ pub use keyring::{Recipients, Unlock};
 pub(crate) use ranges::{Layer, MOST_HEADER_BYTES, SealedObject};
 pub(crate) use seal::{Sealer, open_armored, seal_armored};
 pub use sign::{SigningKey, fingerprint};
-pub(crate) use sign::{sign, unsigned};
+pub(crate) use sign::{bears_signature, sign, unsigned};
 pub(crate) use stream::Opened;
 
 use crate::error::Problem;
