@@ -180,6 +180,15 @@ fn a_fence_is_kept_signed_and_can_be_lifted() {
 }
 
 #[test]
+fn an_empty_passphrase_is_none() {
+    let place = Place::new();
+    let mut command = command();
+    command.args(["list", "--repo", place.path("repo").to_str().unwrap()]);
+    command.env("SLOTKEEP_STATE", place.path("host")).env("SLOTKEEP_PASSPHRASE", "");
+    Run::of(&command.output().unwrap()).expect_code(0);
+}
+
+#[test]
 fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
