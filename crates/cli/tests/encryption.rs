@@ -189,6 +189,21 @@ fn an_empty_passphrase_is_none() {
 }
 
 #[test]
+fn a_repository_that_is_not_encrypted_has_no_keys_to_print() {
+    let folder = tempfile::tempdir().unwrap();
+    let repo = folder.path().join("plain");
+    let run = |arguments: &[&str]| {
+        let run = Run::of(&command().args(arguments).arg("--repo").arg(&repo).output().unwrap());
+        (run.code, run.stderr)
+    };
+    assert_eq!(run(&["init"]).0, 0);
+    for what in ["export", "export-signing"] {
+        let (code, said) = run(&["key", what]);
+        assert!(code == 2 && said.contains("the repository is not encrypted"), "{what}: {code} {said}");
+    }
+}
+
+#[test]
 fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
