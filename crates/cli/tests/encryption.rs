@@ -180,6 +180,24 @@ fn a_fence_is_kept_signed_and_can_be_lifted() {
 }
 
 #[test]
+fn a_list_says_that_a_manifest_was_forged() {
+    let place = Place::new();
+    let cluster = ClusterBuilder::new(server("valkey-9.1")).primaries(1).start().unwrap();
+    let addr = cluster.nodes()[0].addr().to_string();
+    place.on("host", &["backup", "--cluster", &addr]).expect_code(0);
+    let manifest = place.list("main/backups").pop().unwrap();
+    let genuine = fs::read_to_string(&manifest).unwrap();
+    let bytes = forged(&manifest, |manifest| manifest["slotkeep_version"] = "9".into());
+    fs::write(&manifest, bytes).unwrap();
+    for command in ["show", "list"] {
+        let run = place.on("host", &[command]);
+        assert_eq!((run.code, error_kind(&run).as_str()), (26, "untrusted"), "{command}: {}", run.stderr);
+    }
+    fs::write(&manifest, genuine).unwrap();
+    place.on("host", &["list"]).expect_code(0);
+}
+
+#[test]
 fn an_empty_passphrase_is_none() {
     let place = Place::new();
     let mut command = command();

@@ -516,6 +516,8 @@ fn a_format_that_is_newer() {
     let whole = newer(&kept.manifest());
     failure.check(&slotkeep(&["show", "--repo", repo]));
     failure.check(&slotkeep(&["diff", "--repo", repo, "latest", &open]));
+    let listed = slotkeep(&["list", "--json", "--repo", repo]).expect_code(32);
+    assert!(listed.stderr.contains("use a newer Slotkeep"), "{}", listed.stderr);
     fs::write(kept.manifest(), whole).unwrap();
 
     newer(&kept.repo().join("slotkeep.json"));
