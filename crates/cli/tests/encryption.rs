@@ -197,6 +197,59 @@ fn a_list_says_that_a_manifest_was_forged() {
     place.on("host", &["list"]).expect_code(0);
 }
 
+/// Secrets are given where something else belongs, and are in no word of what is said.
+#[test]
+fn secrets_are_not_repeated() {
+    let place = Place::new();
+    let reader = fs::read_to_string(&place.reader.file).unwrap();
+    let secret = reader.lines().find(|line| line.starts_with("AGE-SECRET-KEY-")).unwrap();
+    let signing = place.on("host", &["key", "export-signing"]).expect_code(0).json();
+    let signing = signing["secret"].as_str().unwrap();
+    let lower = secret.to_lowercase();
+    let (fails, new) = (format!("echo {secret} >&2; exit 3"), place.path("new"));
+    let fails = fails.replace(" >&2", " >/dev/null");
+    let new = new.to_str().unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = command();
+        Run::of(&command.args(arguments).env("SLOTKEEP_STATE", place.path("host")).output().unwrap())
+    };
+    let repo = place.path("repo");
+    let repo = repo.to_str().unwrap();
+    let key = |option, value| (25, ["list", "--repo", repo, option, value]);
+    let init = |value| (25, ["init", "--repo", new, "--recipient", value]);
+    let place_of = |address| (2, ["list", "--name", "main", "--repo", address]);
+    for (code, arguments) in [
+        init(secret),
+        init(&lower),
+        init(signing),
+        init("hunter2-S3CRET"),
+        key("--identity", secret),
+        key("--signing-key", signing),
+        key("--identity-command", &fails),
+        place_of("s3://key:S3CRET@bucket/x"),
+        place_of("s3://key:a/S3CRET@bucket/x"),
+        place_of("s3://key:a?S3CRET@bucket/x"),
+        place_of("s3://S3CRET@bucket/x"),
+        place_of("s3://key:S3CRET@bucket:port/x"),
+        place_of("ftp://key:S3CRET@host/x"),
+        place_of("az://c/p?sv=1&sig=S3CRET"),
+        place_of("az://c/p?sv=1&sig=a@S3CRET"),
+        place_of("s3://bucket/x#S3CRET"),
+        place_of("file:///tmp/x?S3CRET"),
+    ] {
+        for arguments in [arguments.to_vec(), [&arguments[..], &["--json"]].concat()] {
+            let run = run(&arguments);
+            let said = format!("{}{}", run.stdout, run.stderr).to_lowercase();
+            for secret in [&lower, &signing.to_lowercase(), "s3cret"] {
+                assert!(!said.contains(secret), "{arguments:?}\n{said}");
+            }
+            run.expect_code(code);
+        }
+    }
+    let run = run(&["init", "--repo", new, "--recipient", secret]);
+    assert!(run.stderr.contains("public key") && !Path::new(new).exists(), "{}", run.stderr);
+}
+
 #[test]
 fn an_empty_passphrase_is_none() {
     let place = Place::new();

@@ -31,7 +31,7 @@ mod write;
 pub use catalog::{BackupSelector, Listing, UnreadableBackup};
 pub use companions::Companion;
 pub use copy::{CopyError, Part};
-pub use crypt::{Recipients, SigningKey, Unlock, fingerprint};
+pub use crypt::{Recipients, SigningKey, Unlock, fingerprint, holds_secret, shown};
 pub use error::{Problem, RepoError};
 pub use known::StateFolder;
 pub use lease::{Hold, Lease, Standing};

@@ -31,8 +31,9 @@ impl FromStr for Location {
     type Err = RepoError;
 
     fn from_str(text: &str) -> Result<Self, RepoError> {
-        let refuse =
-            |why: String| RepoError::new("use", format!("`{text}` as a repository"), Problem::Location(why));
+        let refuse = |why: String| {
+            RepoError::new("use", format!("`{}` as a repository", shown(text)), Problem::Location(why))
+        };
         if text.is_empty() {
             return Err(refuse("it is empty".to_owned()));
         }
@@ -40,18 +41,38 @@ impl FromStr for Location {
             return Ok(Self::Folder(PathBuf::from(text)));
         }
         let url = url::Url::parse(text).map_err(|error| refuse(error.to_string()))?;
+        if url.query().is_some() || url.fragment().is_some() {
+            let why = "an address ends with the path; what else a store is to be told comes from its environment variables";
+            return Err(refuse(why.to_owned()));
+        }
         if url.scheme() == "file" {
             return url
                 .to_file_path()
                 .map(Self::Folder)
                 .map_err(|()| refuse("it names no local path".to_owned()));
         }
-        if url.password().is_some() {
+        let names_container = AZURE_SCHEMES.contains(&url.scheme());
+        if url.password().is_some() || (!url.username().is_empty() && !names_container) {
             return Err(refuse(
-                "an address must not hold a password: use the store's environment variables".to_owned(),
+                "an address must not hold a key or a password: use the store's environment variables".to_owned(),
             ));
         }
         Ok(Self::Url(url))
+    }
+}
+
+/// Schemes whose addresses may name a container before the account: `az://container@account.dfs.core.windows.net/`.
+const AZURE_SCHEMES: [&str; 3] = ["az", "abfs", "abfss"];
+
+/// An address as it may be shown: without what stands before `@` and behind `?` or `#`, where secrets are put.
+fn shown(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once(':') else { return text.to_owned() };
+    let end = rest.find(['?', '#']).unwrap_or(rest.len());
+    match rest.rfind('@') {
+        // A secret may hold such a character itself: nothing of it is certain.
+        Some(at) if at > end => format!("{scheme}:…"),
+        Some(at) => format!("{scheme}://…@{}", rest.get(at.saturating_add(1)..end).unwrap_or_default()),
+        None => format!("{scheme}:{}", rest.get(..end).unwrap_or_default()),
     }
 }
 
@@ -157,6 +178,21 @@ mod tests {
         assert!(matches!("s3://bucket/prefix".parse::<Location>().unwrap(), Location::Url(_)));
         assert!("".parse::<Location>().is_err());
         assert!("s3://key:secret@bucket/".parse::<Location>().is_err());
+    }
+
+    #[test]
+    fn what_is_shown_of_an_address_holds_no_secret() {
+        for (text, words) in [
+            ("s3://bucket/x", "s3://bucket/x"),
+            ("s3://key:secret@bucket/x", "s3://…@bucket/x"),
+            ("s3://key:sec/ret@bucket/x?more", "s3://…@bucket/x"),
+            ("s3://key:sec?ret@bucket/x", "s3:…"),
+            ("az://c/p?sig=a@secret", "az:…"),
+            ("az://c/p?sig=secret", "az://c/p"),
+            ("folder", "folder"),
+        ] {
+            assert_eq!(shown(text), words);
+        }
     }
 
     #[test]
