@@ -338,6 +338,15 @@ fn places_that_are_no_repository() {
         let found = report["findings"].as_array().unwrap();
         assert!(found.iter().any(|one| one["subject"] == "repository" && one["severity"] == "problem"));
     }
+    let file = folder.path().join("file");
+    for place in [&file, &below_file] {
+        let words = format!("{} is a file and no folder", file.display());
+        for command in ["init", "list", "show"] {
+            let run = slotkeep(&[command, "--repo", place.to_str().unwrap()]);
+            Failure { code: 20, kind: "repository", words: &words }.check(&run);
+            assert!(!run.stderr.contains("os error") && !run.stderr.contains("store"), "{}", run.stderr);
+        }
+    }
     refused("there is no repository here").check(&slotkeep(&["list", "--repo", missing.to_str().unwrap()]));
     refused("it is not empty").check(&slotkeep(&["init", "--repo", other.to_str().unwrap()]));
     assert_eq!(files(folder.path()), before);

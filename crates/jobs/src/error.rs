@@ -116,6 +116,9 @@ impl From<RepoError> for Error {
             Problem::Location(_) => {
                 (ErrorKind::Usage, "give a folder, or an address such as s3://bucket/prefix")
             }
+            Problem::NotAFolder(_) => {
+                (ErrorKind::Repository, "name a folder, or a place where nothing is yet")
+            }
             Problem::NoRepository => (
                 ErrorKind::Repository,
                 "check --repo, or make a repository there with `slotkeep init --repo …`",

@@ -22,6 +22,9 @@ pub enum Problem {
     /// The location is neither a path nor an address that is understood.
     #[error("{0}")]
     Location(String),
+    /// Where a folder was to be, there is a file.
+    #[error("{0} is a file and no folder")]
+    NotAFolder(String),
     /// There is no repository at that place.
     #[error("there is no repository here (no `slotkeep.json`)")]
     NoRepository,

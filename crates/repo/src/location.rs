@@ -120,14 +120,14 @@ impl Location {
     /// Creates the folder of a local repository, and tells whether the place is empty. A bucket is not created.
     pub(crate) async fn create_folder(&self) -> Result<(), RepoError> {
         let Self::Folder(path) = self else { return Ok(()) };
-        let failed = |error: std::io::Error| RepoError::new("create", self, io_problem(&error));
+        let failed = |error: std::io::Error| RepoError::new("create", self, folder_problem(path, &error));
         tokio::fs::create_dir_all(path).await.map_err(failed)
     }
 
     /// Whether this is a local folder that does not exist, or is empty but for what making a repository left that was killed.
     pub(crate) async fn is_new_folder(&self) -> Result<bool, RepoError> {
         let Self::Folder(path) = self else { return Ok(false) };
-        let failed = |error: std::io::Error| RepoError::new("read", self, io_problem(&error));
+        let failed = |error: std::io::Error| RepoError::new("read", self, folder_problem(path, &error));
         let mut entries = match tokio::fs::read_dir(path).await {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
@@ -146,6 +146,15 @@ impl Location {
 
 fn local(path: &Path) -> Result<LocalFileSystem, object_store::Error> {
     Ok(LocalFileSystem::new_with_prefix(path)?.with_fsync(true).with_automatic_cleanup(true))
+}
+
+/// Why a folder can't be used; where a file is in its place, which.
+fn folder_problem(path: &Path, error: &std::io::Error) -> Problem {
+    let is_file = |path: &&Path| path.metadata().is_ok_and(|about| !about.is_dir());
+    match path.ancestors().find(is_file) {
+        Some(file) => Problem::NotAFolder(file.display().to_string()),
+        None => io_problem(error),
+    }
 }
 
 pub(crate) fn io_problem(error: &std::io::Error) -> Problem {
