@@ -232,6 +232,7 @@ fn secrets_are_not_repeated() {
         place_of("s3://S3CRET@bucket/x"),
         place_of("s3://key:S3CRET@bucket:port/x"),
         place_of("ftp://key:S3CRET@host/x"),
+        place_of("s3:/key:S3CRET@bucket/x"),
         place_of("az://c/p?sv=1&sig=S3CRET"),
         place_of("az://c/p?sv=1&sig=a@S3CRET"),
         place_of("s3://bucket/x#S3CRET"),

@@ -309,7 +309,25 @@ fn bad_words_on_the_command_line() {
     usage("which repository").check(&slotkeep(&["backup", "--cluster", &open]));
     usage("which repository").check(&slotkeep(&["list"]));
     usage("can't be a cluster's name").check(&slotkeep(&["list", "--repo", "/nowhere", "--name", "../x"]));
-    usage("as a repository").check(&slotkeep(&["list", "--repo", "s3://key:secret@bucket/x"]));
+    for (address, words) in [
+        ("s3://key:secret@bucket/x", "as a repository"),
+        ("s3://bucket/x?versionId=1", "as a repository"),
+        ("ftp://x/y", "`ftp://x/y` as a repository"),
+        ("nonsense://x/y", "as a repository"),
+        ("s3:/x", "s3://x"),
+        ("file:/x", "file:///x"),
+    ] {
+        usage(words).check(&slotkeep(&["list", "--repo", address]));
+    }
+    // Settings of a store that make no sense.
+    for (name, value) in
+        [("AWS_TIMEOUT", "foo"), ("AWS_ALLOW_HTTP", "perhaps"), ("AZURE_CONNECT_TIMEOUT", "soon")]
+    {
+        let place = if name.starts_with("AWS") { "s3://bucket/x" } else { "az://container/x" };
+        let mut command = command();
+        command.args(["list", "--repo", place]).env("AZURE_STORAGE_ACCOUNT_NAME", "some").env(name, value);
+        usage(name).check(&Run::of(&command.output().unwrap()));
+    }
     for arguments in [&["nonsense"][..], &["backup", "--jobs", "many"], &["list", "--no-such-option"]] {
         assert_eq!(slotkeep(arguments).code, 2);
     }

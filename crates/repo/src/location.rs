@@ -38,7 +38,13 @@ impl FromStr for Location {
             return Err(refuse("it is empty".to_owned()));
         }
         if !text.contains("://") {
-            return Ok(Self::Folder(PathBuf::from(text)));
+            return match meant(text) {
+                Some(meant) => Err(refuse(format!(
+                    "did you mean `{}`? A folder of this name is given as ./NAME",
+                    shown(&meant)
+                ))),
+                None => Ok(Self::Folder(PathBuf::from(text))),
+            };
         }
         let url = url::Url::parse(text).map_err(|error| refuse(error.to_string()))?;
         if url.query().is_some() || url.fragment().is_some() {
@@ -54,10 +60,45 @@ impl FromStr for Location {
         let names_container = AZURE_SCHEMES.contains(&url.scheme());
         if url.password().is_some() || (!url.username().is_empty() && !names_container) {
             return Err(refuse(
-                "an address must not hold a key or a password: use the store's environment variables".to_owned(),
+                "an address must not hold a key or a password: use the store's environment variables"
+                    .to_owned(),
             ));
         }
+        let stores = |scheme: &ObjectStoreScheme| {
+            use ObjectStoreScheme as S;
+            matches!(scheme, S::AmazonS3 | S::GoogleCloudStorage | S::MicrosoftAzure)
+        };
+        if !ObjectStoreScheme::parse(&url).is_ok_and(|(scheme, _)| stores(&scheme)) {
+            let why = "it is no address of a store that Slotkeep knows: s3://bucket/…, gs://bucket/…, az://container/…";
+            return Err(refuse(why.to_owned()));
+        }
         Ok(Self::Url(url))
+    }
+}
+
+/// The address that was meant by one that lacks slashes, and would be taken for a folder.
+fn meant(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once(':')?;
+    let rest = rest.trim_start_matches('/');
+    match scheme.to_ascii_lowercase().as_str() {
+        "file" => Some(format!("file:///{rest}")),
+        "s3" | "s3a" | "gs" | "az" | "adl" | "azure" | "abfs" | "abfss" | "http" | "https" => {
+            Some(format!("{scheme}://{rest}"))
+        }
+        _ => None,
+    }
+}
+
+/// Why a store could not be opened; nothing has been asked of it yet.
+fn opening(error: object_store::Error, environment: &[(String, String)]) -> Problem {
+    match &error {
+        object_store::Error::Generic { store, source } if *store == "Config" => {
+            let what = source.to_string();
+            let quoted = |(_, value): &&(String, String)| what.contains(&format!("\"{value}\""));
+            let name = environment.iter().find(quoted).map(|(name, _)| name.to_ascii_uppercase());
+            Problem::Settings(name.map_or_else(|| what.clone(), |name| format!("{name}: {what}")))
+        }
+        _ => error.into(),
     }
 }
 
@@ -107,11 +148,12 @@ impl Location {
                 // What comes later goes before.
                 let options: Vec<_> = limits.into_iter().chain(from_environment).collect();
                 let parsed = ObjectStoreScheme::parse(url).map_err(|error| failed(error.into()))?;
+                let not_opened = |error| RepoError::new("open", self, opening(error, &options));
                 if let (ObjectStoreScheme::AmazonS3, prefix) = parsed {
-                    let store = aws::open(url, &options).await.map_err(failed)?;
+                    let store = aws::open(url, &options).await.map_err(not_opened)?;
                     return Ok(Arc::new(PrefixStore::new(store, prefix)));
                 }
-                let (store, prefix) = parse_url_opts(url, options).map_err(failed)?;
+                let (store, prefix) = parse_url_opts(url, options.clone()).map_err(not_opened)?;
                 Ok(Arc::new(PrefixStore::new(store, prefix)))
             }
         }
@@ -187,6 +229,7 @@ mod tests {
         assert!(matches!("s3://bucket/prefix".parse::<Location>().unwrap(), Location::Url(_)));
         assert!("".parse::<Location>().is_err());
         assert!("s3://key:secret@bucket/".parse::<Location>().is_err());
+        assert!("az://container@account.dfs.core.windows.net/x".parse::<Location>().is_ok());
     }
 
     #[test]
