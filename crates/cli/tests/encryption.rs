@@ -10,6 +10,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use common::{Run, command, files, server};
@@ -249,6 +250,16 @@ fn secrets_are_not_repeated() {
     }
     let run = run(&["init", "--repo", new, "--recipient", secret]);
     assert!(run.stderr.contains("public key") && !Path::new(new).exists(), "{}", run.stderr);
+}
+
+#[test]
+fn what_this_machine_keeps_is_its_users_alone() {
+    let place = Place::new();
+    let kept = place.path("host").join(".trust");
+    for folder in [kept.clone(), kept.join("known"), kept.join("signing")] {
+        let mode = fs::metadata(&folder).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} {mode:o}", folder.display());
+    }
 }
 
 #[test]
