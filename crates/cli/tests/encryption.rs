@@ -181,6 +181,92 @@ fn a_fence_is_kept_signed_and_can_be_lifted() {
 }
 
 #[test]
+fn what_is_not_signed_proves_nothing() {
+    let place = Place::new();
+    let cluster = ClusterBuilder::new(server("valkey-9.1")).primaries(1).start().unwrap();
+    Mix::every_type().load(&cluster).unwrap();
+    let addr = cluster.nodes()[0].addr().to_string();
+    let id = place.on("host", &["backup", "--cluster", &addr]).expect_code(0).json()["id"].clone();
+    let proved = |run: Run| {
+        let totals = run.expect_code(0).json()["totals"].clone();
+        [totals["proved"].as_u64().unwrap(), totals["proved_before"].as_u64().unwrap()]
+    };
+    let [first, _] = proved(place.read(&["verify"]));
+    assert!(first > 2);
+    assert_eq!(proved(place.read(&["verify"])), [0, first], "what is signed counts");
+    let worst = |machine| {
+        let list = place.on(machine, &["list"]).expect_code(0).json();
+        list["backups"][0]["proved"]["worst"].clone()
+    };
+    assert_eq!(worst("host"), "ok");
+
+    let proofs = |place: &Place| -> Vec<PathBuf> {
+        let folders = place.list("main/verify").into_iter().filter(|path| path.is_dir());
+        folders.map(|folder| folder.join("000001.json")).collect()
+    };
+    // Bytes are spoiled, and a proof of the spoiled object is put beside the genuine one.
+    let proof = proofs(&place).pop().unwrap();
+    let kept: Json = serde_json::from_slice(&fs::read(&proof).unwrap()).unwrap();
+    let rdb = kept["proofs"].as_array().unwrap().iter().map(|row| row["object"].as_str().unwrap());
+    let rdb = rdb.filter(|object| object.ends_with("rdb.zst")).next_back().unwrap().to_owned();
+    let whole = fs::read(place.stored(&rdb)).unwrap();
+    let mut spoiled = whole.clone();
+    spoiled[whole.len() / 2] ^= 1;
+    fs::write(place.stored(&rdb), spoiled).unwrap();
+    let written = fs::metadata(place.stored(&rdb)).unwrap().modified().unwrap();
+    let written_ms = written.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let later = place.stored("main/verify/20990101T000000.000Z-ffff");
+    fs::create_dir(&later).unwrap();
+    let with_their_time = forged(&proof, |file| {
+        for row in file["proofs"].as_array_mut().unwrap() {
+            if row["object"] == *rdb {
+                row["modified_ms"] = u64::try_from(written_ms).unwrap().into();
+            }
+        }
+    });
+    fs::write(later.join("000001.json"), with_their_time).unwrap();
+    let record = place.read(&["verify"]).expect_code(42).json();
+    assert!(record["findings"].to_string().contains(&rdb), "{record}");
+    assert_eq!(worst("host"), "problem");
+
+    // A record that says that all is well.
+    let genuine = place.stored(&format!("main/verify/{}.json", record["id"].as_str().unwrap()));
+    let good = forged(&genuine, |record| {
+        record["id"] = "20990101T000000.000Z-ffff".into();
+        record["findings"] = Json::Array(vec![]);
+        record["backups"] = serde_json::json!([{ "id": id, "worst": "ok" }]);
+    });
+    fs::write(later.with_extension("000Z-ffff.json"), good).unwrap();
+    assert_eq!(worst("host"), "problem");
+    assert_eq!(error_kind(&place.read(&["verify", "--show", "latest"]).expect_code(26)), "untrusted");
+
+    // All is well again.
+    fs::write(place.stored(&rdb), whole).unwrap();
+    place.read(&["verify"]).expect_code(0);
+    assert_eq!(worst("host"), "ok");
+
+    // Earlier versions did not sign: what they have proved is proved again.
+    for file in proofs(&place).into_iter().chain(place.list("main/verify")).filter(|path| path.is_file()) {
+        fs::write(&file, without_signature(&file)).unwrap();
+    }
+    assert_eq!(worst("host"), Json::Null);
+    assert_eq!(proved(place.read(&["verify"])), [first, 0]);
+    assert_eq!(worst("host"), "ok");
+
+    // One whose signature is wrong is named, and stops nothing.
+    let signed = proofs(&place)
+        .into_iter()
+        .rev()
+        .find(|file| without_signature(file) != fs::read_to_string(file).unwrap());
+    let signed = signed.unwrap();
+    let text = fs::read_to_string(&signed).unwrap();
+    fs::write(&signed, text.replacen("structure", "chain", 1)).unwrap();
+    let record = place.read(&["verify"]).expect_code(43).json();
+    assert_eq!(record["findings"][0]["check"], "signature", "{record}");
+    assert_eq!(record["totals"]["proved"], first, "{record}");
+}
+
+#[test]
 fn a_list_says_that_a_manifest_was_forged() {
     let place = Place::new();
     let cluster = ClusterBuilder::new(server("valkey-9.1")).primaries(1).start().unwrap();

@@ -7,7 +7,7 @@ use slotkeep_format::{Depth, Manifest, Severity, VerifyRecord};
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, history_graph, restorable};
 use slotkeep_jobs::{Error, ErrorKind, Result};
-use slotkeep_repo::{Listing, Problem, Repository, UnreadableBackup};
+use slotkeep_repo::{Listing, Problem, RepoError, Repository, UnreadableBackup};
 
 use super::backup::{kind_text, source_text, stored};
 use crate::args::RepoArgs;
@@ -160,11 +160,19 @@ async fn moments(past: &Past, history: bool) -> Result<Option<ClusterMoments>> {
 /// The newest verifications that came to their end, the newest first. One that can't be read is `verify`'s matter.
 async fn records(repository: &Repository, cluster: &str) -> Result<Vec<VerifyRecord>> {
     let mut records = Vec::new();
+    let mut not_signed = 0_usize;
     for id in repository.verification_ids(cluster).await?.iter().rev().take(RECORDS) {
         match repository.verification(cluster, id).await {
             Ok(record) => records.push(record),
+            Err(RepoError { problem: Problem::Untrusted(_), .. }) => not_signed += 1,
             Err(error) => tracing::warn!(%error, "a record of a verification can't be read"),
         }
+    }
+    if not_signed > 0 {
+        tracing::warn!(
+            "{not_signed} records of verifications of `{cluster}` are not signed by this repository's key, and say nothing here: earlier versions \
+             did not sign them; `slotkeep verify` makes one that is"
+        );
     }
     records.retain(|record| record.complete);
     Ok(records)
