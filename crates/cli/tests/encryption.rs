@@ -207,8 +207,8 @@ fn what_is_not_signed_proves_nothing() {
     // Bytes are spoiled, and a proof of the spoiled object is put beside the genuine one.
     let proof = proofs(&place).pop().unwrap();
     let kept: Json = serde_json::from_slice(&fs::read(&proof).unwrap()).unwrap();
-    let rdb = kept["proofs"].as_array().unwrap().iter().map(|row| row["object"].as_str().unwrap());
-    let rdb = rdb.filter(|object| object.ends_with("rdb.zst")).next_back().unwrap().to_owned();
+    let mut rows = kept["proofs"].as_array().unwrap().iter().map(|row| row["object"].as_str().unwrap());
+    let rdb = rows.rfind(|object| object.ends_with("rdb.zst")).unwrap().to_owned();
     let whole = fs::read(place.stored(&rdb)).unwrap();
     let mut spoiled = whole.clone();
     spoiled[whole.len() / 2] ^= 1;
