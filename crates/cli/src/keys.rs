@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use slotkeep_jobs::{Error, ErrorKind, Result};
-use slotkeep_repo::{OpenOptions, Problem, Recipients, SigningKey, StateFolder, Unlock};
+use slotkeep_repo::{OpenOptions, Problem, Recipients, SigningKey, StateFolder, Unlock, holds_secret, shown};
 
 use crate::args::{KeyArgs, RecipientArgs};
 use crate::session::Session;
@@ -43,7 +43,7 @@ impl Session {
         }
         if let Some(command) = arguments.identity_command.as_ref().or(file.identity_command.as_ref()) {
             let added = unlock.add_identity_file(&run(command)?);
-            added.map_err(|problem| wrong(&format!("what `{command}` prints"), &problem))?;
+            added.map_err(|problem| wrong(&format!("what `{}` prints", shown(command)), &problem))?;
         }
         if let Some(passphrase) = self.passphrase(arguments)? {
             unlock.add_passphrase(passphrase);
@@ -64,7 +64,7 @@ impl Session {
         for key in &arguments.recipient {
             recipients.add_key(key).map_err(|problem| {
                 Error::new(ErrorKind::Key, problem.to_string())
-                    .hint("`age-keygen` makes an identity and prints its public key")
+                    .hint("`age-keygen` makes an identity and prints its public key; `age-keygen -y FILE` prints that of an identity")
             })?;
         }
         if arguments.passphrase {
@@ -87,15 +87,20 @@ fn wrong(what: &str, problem: &Problem) -> Error {
 
 fn read_key_file(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|error| {
-        Error::new(ErrorKind::Key, format!("can't read key file {}: {error}", path.display()))
-            .hint("name a file that this user can read")
+        let name = path.display().to_string();
+        let error = Error::new(ErrorKind::Key, format!("can't read key file {}: {error}", shown(&name)));
+        error.hint(if holds_secret(&name) {
+            "name a file that holds the key, not the key itself: where you have typed it, it may be kept"
+        } else {
+            "name a file that this user can read"
+        })
     })
 }
 
 /// What a command prints.
 fn run(command: &str) -> Result<String> {
     let failed = |why: String| {
-        Error::new(ErrorKind::Key, format!("can't get an identity from `{command}`: {why}"))
+        Error::new(ErrorKind::Key, format!("can't get an identity from `{}`: {why}", shown(command)))
             .hint("run the command by hand; it must print an age identity file to standard output")
     };
     let output = Command::new("sh")

@@ -30,7 +30,7 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 /// What a run has at hand.
 pub(crate) struct Session {
     pub(crate) file: SettingsFile,
-    /// `SLOTKEEP_PASSPHRASE`.
+    /// `SLOTKEEP_PASSPHRASE`; empty, as a service's template leaves it, it is none.
     pub(crate) passphrase: Option<String>,
     /// `SLOTKEEP_PASSWORD`.
     password: Option<String>,
@@ -45,7 +45,7 @@ impl Session {
     pub(crate) fn new(arguments: &Arguments) -> Result<Self> {
         Ok(Self {
             file: SettingsFile::read(arguments.config.as_deref())?,
-            passphrase: std::env::var("SLOTKEEP_PASSPHRASE").ok(),
+            passphrase: std::env::var("SLOTKEEP_PASSPHRASE").ok().filter(|phrase| !phrase.is_empty()),
             password: std::env::var("SLOTKEEP_PASSWORD").ok(),
             clock: Arc::new(SystemClock::new()),
             rng: Arc::new(SystemRng),

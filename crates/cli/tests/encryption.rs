@@ -1,14 +1,24 @@
 //! An encrypted repository from `init` to a restored cluster, and every way to get its keys wrong.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
 
 mod common;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use common::{Run, command, files, server};
+use serde_json::Value as Json;
 use slotkeep_testkit::data::Mix;
+use slotkeep_testkit::resp::Value;
 use slotkeep_testkit::{Cluster, ClusterBuilder};
+use tempfile::TempDir;
 
 /// An identity of age's own making, and its public key.
 struct Reader {
@@ -21,13 +31,344 @@ impl Reader {
         let file = folder.join(name);
         let output = std::process::Command::new("age-keygen").arg("-o").arg(&file).output();
         assert!(output.unwrap().status.success(), "age-keygen");
-        let text = std::fs::read_to_string(&file).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
         let public = text.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
         Self { file, public }
     }
 
     fn file(&self) -> &str {
         self.file.to_str().unwrap()
+    }
+}
+
+/// A folder with an encrypted repository that was made on the machine `host`, and its reader.
+struct Place {
+    folder: TempDir,
+    reader: Reader,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let reader = Reader::new(folder.path(), "reader");
+        let place = Self { folder, reader };
+        place.on("host", &["init", "--recipient", &place.reader.public]).expect_code(0);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A file of the repository.
+    fn stored(&self, path: &str) -> PathBuf {
+        self.path("repo").join(path)
+    }
+
+    /// Runs it on that machine.
+    fn on(&self, machine: &str, arguments: &[&str]) -> Run {
+        let mut command = command();
+        command.args(arguments).arg("--json").arg("--repo").arg(self.path("repo"));
+        Run::of(&command.env("SLOTKEEP_STATE", self.path(machine)).output().unwrap())
+    }
+
+    /// Runs it on the machine of the reader.
+    fn read(&self, arguments: &[&str]) -> Run {
+        self.on("laptop", &[arguments, &["--identity", self.reader.file()]].concat())
+    }
+
+    /// The files of a folder of the repository, the newest last.
+    fn list(&self, folder: &str) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> =
+            fs::read_dir(self.stored(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        paths
+    }
+}
+
+/// The file as earlier versions wrote it: with its seal, and without a signature.
+fn without_signature(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    match text.split_once(",\n\"signature\"") {
+        Some((body, _)) => format!("{body}\n}}\n"),
+        None => text,
+    }
+}
+
+/// JSON as somebody forges it: without seal and signature.
+fn forged(file: &Path, change: impl FnOnce(&mut Json)) -> Vec<u8> {
+    let mut json: Json = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    json.as_object_mut().unwrap().retain(|name, _| name != "seal" && name != "signature");
+    change(&mut json);
+    serde_json::to_vec_pretty(&json).unwrap()
+}
+
+fn error_kind(run: &Run) -> String {
+    let error: Json = serde_json::from_str(run.stderr.lines().last().unwrap()).unwrap();
+    error["error"]["kind"].as_str().unwrap().to_owned()
+}
+
+/// Whether the cluster takes a write.
+fn takes_writes(cluster: &Cluster) -> bool {
+    let mut client = cluster.nodes()[0].client().unwrap();
+    match client.pipeline(&[vec!["SET", "key", "value"]]).unwrap().remove(0) {
+        Value::Error(text) if text.contains("NOREPLICAS") => false,
+        Value::Error(text) => panic!("{text}"),
+        _ => true,
+    }
+}
+
+#[test]
+fn a_fence_is_kept_signed_and_can_be_lifted() {
+    let place = Place::new();
+    let builder = ClusterBuilder::new(server("valkey-9.1")).primaries(1).config("min-replicas-max-lag", "7");
+    let cluster = builder.start().unwrap();
+    let addr = cluster.nodes()[0].addr().to_string();
+    let fence = ["fence", "--cluster", &addr];
+    let with = |more: &[&'static str]| [&fence[..], more].concat();
+
+    // Who can't sign the record, or does not trust the repository, is told so before anything is fenced.
+    let refused = place.on("third", &fence).expect_code(25);
+    assert!(refused.stderr.contains("export-signing"), "{}", refused.stderr);
+    place.on("host", &with(&["--trust", "0000000000000000000000000000000000000000"])).expect_code(26);
+    assert!(takes_writes(&cluster));
+
+    place.on("host", &fence).expect_code(0);
+    assert!(!takes_writes(&cluster));
+    for file in place.list("main/fence") {
+        assert!(fs::read_to_string(&file).unwrap().contains("\"signature\""), "{}", file.display());
+    }
+    for status in [place.on("host", &with(&["--status"])), place.on("third", &with(&["--status"]))] {
+        status.expect_code(0);
+    }
+    place.on("host", &fence).expect_code(0);
+    place.on("host", &with(&["--undo"])).expect_code(0);
+    assert!(takes_writes(&cluster));
+    // The identity brings the signing key with it.
+    place.read(&fence).expect_code(0);
+    place.read(&with(&["--undo"])).expect_code(0);
+    assert!(takes_writes(&cluster));
+
+    // A record of an earlier version: it undoes, but nothing is built on it.
+    place.on("host", &fence).expect_code(0);
+    let newest = place.list("main/fence").pop().unwrap();
+    fs::write(&newest, without_signature(&newest)).unwrap();
+    let refused = place.on("host", &fence).expect_code(26);
+    assert!(refused.stderr.contains("fence --undo"), "{}", refused.stderr);
+    let status = place.on("host", &with(&["--status"])).expect_code(0);
+    assert!(status.stderr.contains("is not signed"), "{}", status.stderr);
+    assert!(!takes_writes(&cluster));
+    place.on("host", &with(&["--undo"])).expect_code(0);
+    assert!(takes_writes(&cluster));
+    let mut client = cluster.nodes()[0].client().unwrap();
+    let lag = client.command(&["CONFIG", "GET", "min-replicas-max-lag"]).unwrap();
+    assert!(format!("{lag:?}").contains(&format!("{:?}", Value::Bulk(b"7".to_vec()))), "{lag:?}");
+    place.on("host", &fence).expect_code(0);
+    // Somebody adds a server of theirs to an unsigned record: it does not get to hear from us.
+    let theirs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let newest = place.list("main/fence").pop().unwrap();
+    let bytes = forged(&newest, |record| {
+        let mut node = record["nodes"][0].clone();
+        node["addr"] = theirs.local_addr().unwrap().to_string().into();
+        node["id"] = "b".repeat(40).into();
+        record["nodes"].as_array_mut().unwrap().push(node);
+    });
+    fs::write(&newest, bytes).unwrap();
+    place.on("host", &with(&["--undo"])).expect_code(0);
+    assert!(takes_writes(&cluster));
+    assert!(theirs.accept().is_err(), "a stranger was asked");
+}
+
+#[test]
+fn what_is_not_signed_proves_nothing() {
+    let place = Place::new();
+    let cluster = ClusterBuilder::new(server("valkey-9.1")).primaries(1).start().unwrap();
+    Mix::every_type().load(&cluster).unwrap();
+    let addr = cluster.nodes()[0].addr().to_string();
+    let id = place.on("host", &["backup", "--cluster", &addr]).expect_code(0).json()["id"].clone();
+    let proved = |run: Run| {
+        let totals = run.expect_code(0).json()["totals"].clone();
+        [totals["proved"].as_u64().unwrap(), totals["proved_before"].as_u64().unwrap()]
+    };
+    let [first, _] = proved(place.read(&["verify"]));
+    assert!(first > 2);
+    assert_eq!(proved(place.read(&["verify"])), [0, first], "what is signed counts");
+    let worst = |machine| {
+        let list = place.on(machine, &["list"]).expect_code(0).json();
+        list["backups"][0]["proved"]["worst"].clone()
+    };
+    assert_eq!(worst("host"), "ok");
+
+    let proofs = |place: &Place| -> Vec<PathBuf> {
+        let folders = place.list("main/verify").into_iter().filter(|path| path.is_dir());
+        folders.map(|folder| folder.join("000001.json")).collect()
+    };
+    // Bytes are spoiled, and a proof of the spoiled object is put beside the genuine one.
+    let proof = proofs(&place).pop().unwrap();
+    let kept: Json = serde_json::from_slice(&fs::read(&proof).unwrap()).unwrap();
+    let mut rows = kept["proofs"].as_array().unwrap().iter().map(|row| row["object"].as_str().unwrap());
+    let rdb = rows.rfind(|object| object.ends_with("rdb.zst")).unwrap().to_owned();
+    let whole = fs::read(place.stored(&rdb)).unwrap();
+    let mut spoiled = whole.clone();
+    spoiled[whole.len() / 2] ^= 1;
+    fs::write(place.stored(&rdb), spoiled).unwrap();
+    let written = fs::metadata(place.stored(&rdb)).unwrap().modified().unwrap();
+    let written_ms = written.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let later = place.stored("main/verify/20990101T000000.000Z-ffff");
+    fs::create_dir(&later).unwrap();
+    let with_their_time = forged(&proof, |file| {
+        for row in file["proofs"].as_array_mut().unwrap() {
+            if row["object"] == *rdb {
+                row["modified_ms"] = u64::try_from(written_ms).unwrap().into();
+            }
+        }
+    });
+    fs::write(later.join("000001.json"), with_their_time).unwrap();
+    let record = place.read(&["verify"]).expect_code(42).json();
+    assert!(record["findings"].to_string().contains(&rdb), "{record}");
+    assert_eq!(worst("host"), "problem");
+
+    // A record that says that all is well.
+    let genuine = place.stored(&format!("main/verify/{}.json", record["id"].as_str().unwrap()));
+    let good = forged(&genuine, |record| {
+        record["id"] = "20990101T000000.000Z-ffff".into();
+        record["findings"] = Json::Array(vec![]);
+        record["backups"] = serde_json::json!([{ "id": id, "worst": "ok" }]);
+    });
+    fs::write(later.with_extension("000Z-ffff.json"), good).unwrap();
+    assert_eq!(worst("host"), "problem");
+    assert_eq!(error_kind(&place.read(&["verify", "--show", "latest"]).expect_code(26)), "untrusted");
+
+    // All is well again.
+    fs::write(place.stored(&rdb), whole).unwrap();
+    place.read(&["verify"]).expect_code(0);
+    assert_eq!(worst("host"), "ok");
+
+    // Earlier versions did not sign: what they have proved is proved again.
+    for file in proofs(&place).into_iter().chain(place.list("main/verify")).filter(|path| path.is_file()) {
+        fs::write(&file, without_signature(&file)).unwrap();
+    }
+    assert_eq!(worst("host"), Json::Null);
+    assert_eq!(proved(place.read(&["verify"])), [first, 0]);
+    assert_eq!(worst("host"), "ok");
+
+    // One whose signature is wrong is named, and stops nothing.
+    let signed = proofs(&place)
+        .into_iter()
+        .rev()
+        .find(|file| without_signature(file) != fs::read_to_string(file).unwrap());
+    let signed = signed.unwrap();
+    let text = fs::read_to_string(&signed).unwrap();
+    fs::write(&signed, text.replacen("structure", "chain", 1)).unwrap();
+    let record = place.read(&["verify"]).expect_code(43).json();
+    assert_eq!(record["findings"][0]["check"], "signature", "{record}");
+    assert_eq!(record["totals"]["proved"], first, "{record}");
+}
+
+#[test]
+fn a_list_says_that_a_manifest_was_forged() {
+    let place = Place::new();
+    let cluster = ClusterBuilder::new(server("valkey-9.1")).primaries(1).start().unwrap();
+    let addr = cluster.nodes()[0].addr().to_string();
+    place.on("host", &["backup", "--cluster", &addr]).expect_code(0);
+    let manifest = place.list("main/backups").pop().unwrap();
+    let genuine = fs::read_to_string(&manifest).unwrap();
+    let bytes = forged(&manifest, |manifest| manifest["slotkeep_version"] = "9".into());
+    fs::write(&manifest, bytes).unwrap();
+    for command in ["show", "list"] {
+        let run = place.on("host", &[command]);
+        assert_eq!((run.code, error_kind(&run).as_str()), (26, "untrusted"), "{command}: {}", run.stderr);
+    }
+    fs::write(&manifest, genuine).unwrap();
+    place.on("host", &["list"]).expect_code(0);
+}
+
+/// Secrets are given where something else belongs, and are in no word of what is said.
+#[test]
+fn secrets_are_not_repeated() {
+    let place = Place::new();
+    let reader = fs::read_to_string(&place.reader.file).unwrap();
+    let secret = reader.lines().find(|line| line.starts_with("AGE-SECRET-KEY-")).unwrap();
+    let signing = place.on("host", &["key", "export-signing"]).expect_code(0).json();
+    let signing = signing["secret"].as_str().unwrap();
+    let lower = secret.to_lowercase();
+    let (fails, new) = (format!("echo {secret} >&2; exit 3"), place.path("new"));
+    let fails = fails.replace(" >&2", " >/dev/null");
+    let new = new.to_str().unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = command();
+        Run::of(&command.args(arguments).env("SLOTKEEP_STATE", place.path("host")).output().unwrap())
+    };
+    let repo = place.path("repo");
+    let repo = repo.to_str().unwrap();
+    let key = |option, value| (25, ["list", "--repo", repo, option, value]);
+    let init = |value| (25, ["init", "--repo", new, "--recipient", value]);
+    let place_of = |address| (2, ["list", "--name", "main", "--repo", address]);
+    for (code, arguments) in [
+        init(secret),
+        init(&lower),
+        init(signing),
+        init("hunter2-S3CRET"),
+        key("--identity", secret),
+        key("--signing-key", signing),
+        key("--identity-command", &fails),
+        place_of("s3://key:S3CRET@bucket/x"),
+        place_of("s3://key:a/S3CRET@bucket/x"),
+        place_of("s3://key:a?S3CRET@bucket/x"),
+        place_of("s3://S3CRET@bucket/x"),
+        place_of("s3://key:S3CRET@bucket:port/x"),
+        place_of("ftp://key:S3CRET@host/x"),
+        place_of("s3:/key:S3CRET@bucket/x"),
+        place_of("az://c/p?sv=1&sig=S3CRET"),
+        place_of("az://c/p?sv=1&sig=a@S3CRET"),
+        place_of("s3://bucket/x#S3CRET"),
+        place_of("file:///tmp/x?S3CRET"),
+    ] {
+        for arguments in [arguments.to_vec(), [&arguments[..], &["--json"]].concat()] {
+            let run = run(&arguments);
+            let said = format!("{}{}", run.stdout, run.stderr).to_lowercase();
+            for secret in [&lower, &signing.to_lowercase(), "s3cret"] {
+                assert!(!said.contains(secret), "{arguments:?}\n{said}");
+            }
+            run.expect_code(code);
+        }
+    }
+    let run = run(&["init", "--repo", new, "--recipient", secret]);
+    assert!(run.stderr.contains("public key") && !Path::new(new).exists(), "{}", run.stderr);
+}
+
+#[test]
+fn what_this_machine_keeps_is_its_users_alone() {
+    let place = Place::new();
+    let kept = place.path("host").join(".trust");
+    for folder in [kept.clone(), kept.join("known"), kept.join("signing")] {
+        let mode = fs::metadata(&folder).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} {mode:o}", folder.display());
+    }
+}
+
+#[test]
+fn an_empty_passphrase_is_none() {
+    let place = Place::new();
+    let mut command = command();
+    command.args(["list", "--repo", place.path("repo").to_str().unwrap()]);
+    command.env("SLOTKEEP_STATE", place.path("host")).env("SLOTKEEP_PASSPHRASE", "");
+    Run::of(&command.output().unwrap()).expect_code(0);
+}
+
+#[test]
+fn a_repository_that_is_not_encrypted_has_no_keys_to_print() {
+    let folder = tempfile::tempdir().unwrap();
+    let repo = folder.path().join("plain");
+    let run = |arguments: &[&str]| {
+        let run = Run::of(&command().args(arguments).arg("--repo").arg(&repo).output().unwrap());
+        (run.code, run.stderr)
+    };
+    assert_eq!(run(&["init"]).0, 0);
+    for what in ["export", "export-signing"] {
+        let (code, said) = run(&["key", what]);
+        assert!(code == 2 && said.contains("the repository is not encrypted"), "{what}: {code} {said}");
     }
 }
 
@@ -105,7 +446,7 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     // What another machine needs to write here.
     let key = on("host", &["key", "export-signing"]).expect_code(0).json();
     let file = path("signing.key");
-    std::fs::write(&file, key["secret"].as_str().unwrap()).unwrap();
+    fs::write(&file, key["secret"].as_str().unwrap()).unwrap();
     on("third", &[&backup[..], &["--signing-key", &file]].concat()).expect_code(0);
 
     // Other readers, without a byte of a backup changed.
@@ -116,7 +457,7 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
 
     // The newest backup disappears: nobody takes the older one for the latest.
     let newest = on("host", &["list"]).expect_code(0).json()["backups"][1]["id"].as_str().unwrap().to_owned();
-    std::fs::remove_file(Path::new(&repo).join(format!("main/backups/{newest}.json"))).unwrap();
+    fs::remove_file(Path::new(&repo).join(format!("main/backups/{newest}.json"))).unwrap();
     on("laptop", &["show", "--identity", later.file()]).expect_code(26);
 }
 

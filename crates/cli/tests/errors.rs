@@ -309,7 +309,25 @@ fn bad_words_on_the_command_line() {
     usage("which repository").check(&slotkeep(&["backup", "--cluster", &open]));
     usage("which repository").check(&slotkeep(&["list"]));
     usage("can't be a cluster's name").check(&slotkeep(&["list", "--repo", "/nowhere", "--name", "../x"]));
-    usage("as a repository").check(&slotkeep(&["list", "--repo", "s3://key:secret@bucket/x"]));
+    for (address, words) in [
+        ("s3://key:secret@bucket/x", "as a repository"),
+        ("s3://bucket/x?versionId=1", "as a repository"),
+        ("ftp://x/y", "`ftp://x/y` as a repository"),
+        ("nonsense://x/y", "as a repository"),
+        ("s3:/x", "s3://x"),
+        ("file:/x", "file:///x"),
+    ] {
+        usage(words).check(&slotkeep(&["list", "--repo", address]));
+    }
+    // Settings of a store that make no sense.
+    for (name, value) in
+        [("AWS_TIMEOUT", "foo"), ("AWS_ALLOW_HTTP", "perhaps"), ("AZURE_CONNECT_TIMEOUT", "soon")]
+    {
+        let place = if name.starts_with("AWS") { "s3://bucket/x" } else { "az://container/x" };
+        let mut command = command();
+        command.args(["list", "--repo", place]).env("AZURE_STORAGE_ACCOUNT_NAME", "some").env(name, value);
+        usage(name).check(&Run::of(&command.output().unwrap()));
+    }
     for arguments in [&["nonsense"][..], &["backup", "--jobs", "many"], &["list", "--no-such-option"]] {
         assert_eq!(slotkeep(arguments).code, 2);
     }
@@ -337,6 +355,15 @@ fn places_that_are_no_repository() {
             slotkeep(&["check", "--json", "--cluster", &open, "--repo", place]).expect_code(41).json();
         let found = report["findings"].as_array().unwrap();
         assert!(found.iter().any(|one| one["subject"] == "repository" && one["severity"] == "problem"));
+    }
+    let file = folder.path().join("file");
+    for place in [&file, &below_file] {
+        let words = format!("{} is a file and no folder", file.display());
+        for command in ["init", "list", "show"] {
+            let run = slotkeep(&[command, "--repo", place.to_str().unwrap()]);
+            Failure { code: 20, kind: "repository", words: &words }.check(&run);
+            assert!(!run.stderr.contains("os error") && !run.stderr.contains("store"), "{}", run.stderr);
+        }
     }
     refused("there is no repository here").check(&slotkeep(&["list", "--repo", missing.to_str().unwrap()]));
     refused("it is not empty").check(&slotkeep(&["init", "--repo", other.to_str().unwrap()]));
@@ -516,6 +543,8 @@ fn a_format_that_is_newer() {
     let whole = newer(&kept.manifest());
     failure.check(&slotkeep(&["show", "--repo", repo]));
     failure.check(&slotkeep(&["diff", "--repo", repo, "latest", &open]));
+    let listed = slotkeep(&["list", "--json", "--repo", repo]).expect_code(32);
+    assert!(listed.stderr.contains("use a newer Slotkeep"), "{}", listed.stderr);
     fs::write(kept.manifest(), whole).unwrap();
 
     newer(&kept.repo().join("slotkeep.json"));

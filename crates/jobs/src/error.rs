@@ -116,6 +116,13 @@ impl From<RepoError> for Error {
             Problem::Location(_) => {
                 (ErrorKind::Usage, "give a folder, or an address such as s3://bucket/prefix")
             }
+            Problem::Settings(_) => (
+                ErrorKind::Usage,
+                "correct or unset that variable (AWS_…, GOOGLE_…, AZURE_…); docs/stores.md says what they mean",
+            ),
+            Problem::NotAFolder(_) => {
+                (ErrorKind::Repository, "name a folder, or a place where nothing is yet")
+            }
             Problem::NoRepository => (
                 ErrorKind::Repository,
                 "check --repo, or make a repository there with `slotkeep init --repo …`",

@@ -28,6 +28,7 @@ pub mod merge;
 pub mod net;
 mod object_kind;
 pub mod ports;
+mod private;
 pub mod progress;
 pub mod prune;
 pub mod recover;

@@ -189,7 +189,7 @@ impl Repository {
         let object = object_path(path).map_err(CopyError::Source)?;
         let failed = |problem: Problem| CopyError::Source(RepoError::new("read", path, problem));
         let bytes = match part {
-            // These two are sealed and not signed.
+            // Those of earlier versions are sealed and not signed; whoever reads them asks.
             Part::Verification(_) | Part::Fence(_) => {
                 self.read_file(path, ONE_PUT_BYTES).await.map(Bytes::from).map_err(CopyError::Source)?
             }

@@ -130,6 +130,9 @@ impl Repository {
     pub fn export_signing_key(&self) -> Result<String, RepoError> {
         match &self.keyring.signing {
             Some(key) => Ok(key.secret_text().to_owned()),
+            None if self.file().signing_key.is_none() => {
+                Err(RepoError::new("read", "the signing key", Problem::NotEncrypted))
+            }
             None => Err(RepoError::new("read", "the signing key", Problem::NoSigningKey)),
         }
     }

@@ -263,7 +263,8 @@ async fn write_private(path: &Path, bytes: &[u8]) -> Result<(), RepoError> {
     use tokio::io::AsyncWriteExt;
     let failed = |error: std::io::Error| RepoError::new("write", path.display(), io_problem(&error));
     if let Some(folder) = path.parent() {
-        tokio::fs::create_dir_all(folder).await.map_err(failed)?;
+        let mut private = tokio::fs::DirBuilder::new();
+        private.recursive(true).mode(0o700).create(folder).await.map_err(failed)?;
     }
     // Two processes must not write one temporary file.
     let temporary = path.with_extension(format!("{}.new", std::process::id()));

@@ -6,12 +6,24 @@ use slotkeep_format::{FenceRecord, HistoryRecord, ManifestError, TopologyRecord}
 use slotkeep_model::ReplId;
 
 use crate::companions::everywhere;
+use crate::crypt::bears_signature;
 use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::repository::Repository;
 
 /// How many files are read at a time.
 const READS_IN_FLIGHT: usize = 8;
+/// No record of a fence is longer: a thousand nodes take 300 KiB.
+const MOST_FENCE_BYTES: u64 = 64 << 20;
+
+/// The record of a fence, and whether its word is to be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptFence {
+    /// What was set before.
+    pub record: FenceRecord,
+    /// Whether this repository's key signed it, or nothing is signed here. If not, whoever can write to the store may have made it up.
+    pub is_proved: bool,
+}
 
 impl Repository {
     /// The histories that the repository holds something of: bases, log, or only where they come from.
@@ -93,21 +105,39 @@ impl Repository {
 
     /// The fence that stands: the newest record; `None` if there never was one.
     pub async fn fence(&self, cluster: &str) -> Result<Option<FenceRecord>, RepoError> {
+        match self.fence_to_lift(cluster).await? {
+            Some(kept) if !kept.is_proved => {
+                let what = "it is not signed, as earlier versions wrote it: lift that fence first (`slotkeep fence --undo`)";
+                let on = layout::fence(cluster, &kept.record.id);
+                Err(RepoError::new("build on", on, Problem::Untrusted(what.to_owned())))
+            }
+            kept => Ok(kept.map(|kept| kept.record)),
+        }
+    }
+
+    /// The same, also if the record bears no signature where this repository's files are signed: earlier versions wrote such, and what
+    /// they have fenced must not stay so.
+    pub async fn fence_to_lift(&self, cluster: &str) -> Result<Option<KeptFence>, RepoError> {
         let folder = layout::fences(cluster);
         let listed = self.store.list(Some(&folder)).map_ok(|object| object.location);
         let paths: Vec<Path> =
             listed.try_collect().await.map_err(|error| RepoError::new("list", &folder, error))?;
-        match paths.into_iter().max() {
-            Some(newest) => self.read_small(&newest, FenceRecord::parse).await.map(Some),
-            None => Ok(None),
+        let Some(newest) = paths.into_iter().max() else { return Ok(None) };
+        let failed = |problem: Problem| RepoError::new("read", &newest, problem);
+        let bytes = self.read_file(newest.as_ref(), MOST_FENCE_BYTES).await?;
+        let is_proved = self.file().signing_key.is_none() || bears_signature(&bytes);
+        if is_proved {
+            self.check_signature(&newest, &bytes).map_err(failed)?;
         }
+        let record = FenceRecord::parse(&bytes).map_err(|error| failed(error.into()))?;
+        Ok(Some(KeptFence { record, is_proved }))
     }
 
     /// Writes down a fence, which stands for all before it.
     pub async fn put_fence(&self, cluster: &str, record: &FenceRecord) -> Result<(), RepoError> {
         let path = layout::fence(cluster, &record.id);
         let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
-        self.put_new(path.as_ref(), json).await
+        self.put_json(&path, json).await
     }
 
     pub(crate) async fn read_small<T>(

@@ -31,27 +31,89 @@ impl FromStr for Location {
     type Err = RepoError;
 
     fn from_str(text: &str) -> Result<Self, RepoError> {
-        let refuse =
-            |why: String| RepoError::new("use", format!("`{text}` as a repository"), Problem::Location(why));
+        let refuse = |why: String| {
+            RepoError::new("use", format!("`{}` as a repository", shown(text)), Problem::Location(why))
+        };
         if text.is_empty() {
             return Err(refuse("it is empty".to_owned()));
         }
         if !text.contains("://") {
-            return Ok(Self::Folder(PathBuf::from(text)));
+            return match meant(text) {
+                Some(meant) => Err(refuse(format!(
+                    "did you mean `{}`? A folder of this name is given as ./NAME",
+                    shown(&meant)
+                ))),
+                None => Ok(Self::Folder(PathBuf::from(text))),
+            };
         }
         let url = url::Url::parse(text).map_err(|error| refuse(error.to_string()))?;
+        if url.query().is_some() || url.fragment().is_some() {
+            let why = "an address ends with the path; what else a store is to be told comes from its environment variables";
+            return Err(refuse(why.to_owned()));
+        }
         if url.scheme() == "file" {
             return url
                 .to_file_path()
                 .map(Self::Folder)
                 .map_err(|()| refuse("it names no local path".to_owned()));
         }
-        if url.password().is_some() {
+        let names_container = AZURE_SCHEMES.contains(&url.scheme());
+        if url.password().is_some() || (!url.username().is_empty() && !names_container) {
             return Err(refuse(
-                "an address must not hold a password: use the store's environment variables".to_owned(),
+                "an address must not hold a key or a password: use the store's environment variables"
+                    .to_owned(),
             ));
         }
+        let stores = |scheme: &ObjectStoreScheme| {
+            use ObjectStoreScheme as S;
+            matches!(scheme, S::AmazonS3 | S::GoogleCloudStorage | S::MicrosoftAzure)
+        };
+        if !ObjectStoreScheme::parse(&url).is_ok_and(|(scheme, _)| stores(&scheme)) {
+            let why = "it is no address of a store that Slotkeep knows: s3://bucket/…, gs://bucket/…, az://container/…";
+            return Err(refuse(why.to_owned()));
+        }
         Ok(Self::Url(url))
+    }
+}
+
+/// The address that was meant by one that lacks slashes, and would be taken for a folder.
+fn meant(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once(':')?;
+    let rest = rest.trim_start_matches('/');
+    match scheme.to_ascii_lowercase().as_str() {
+        "file" => Some(format!("file:///{rest}")),
+        "s3" | "s3a" | "gs" | "az" | "adl" | "azure" | "abfs" | "abfss" | "http" | "https" => {
+            Some(format!("{scheme}://{rest}"))
+        }
+        _ => None,
+    }
+}
+
+/// Why a store could not be opened; nothing has been asked of it yet.
+fn opening(error: object_store::Error, environment: &[(String, String)]) -> Problem {
+    match &error {
+        object_store::Error::Generic { store, source } if *store == "Config" => {
+            let what = source.to_string();
+            let quoted = |(_, value): &&(String, String)| what.contains(&format!("\"{value}\""));
+            let name = environment.iter().find(quoted).map(|(name, _)| name.to_ascii_uppercase());
+            Problem::Settings(name.map_or_else(|| what.clone(), |name| format!("{name}: {what}")))
+        }
+        _ => error.into(),
+    }
+}
+
+/// Schemes whose addresses may name a container before the account: `az://container@account.dfs.core.windows.net/`.
+const AZURE_SCHEMES: [&str; 3] = ["az", "abfs", "abfss"];
+
+/// An address as it may be shown: without what stands before `@` and behind `?` or `#`, where secrets are put.
+fn shown(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once(':') else { return text.to_owned() };
+    let end = rest.find(['?', '#']).unwrap_or(rest.len());
+    match rest.rfind('@') {
+        // A secret may hold such a character itself: nothing of it is certain.
+        Some(at) if at > end => format!("{scheme}:…"),
+        Some(at) => format!("{scheme}://…@{}", rest.get(at.saturating_add(1)..end).unwrap_or_default()),
+        None => format!("{scheme}:{}", rest.get(..end).unwrap_or_default()),
     }
 }
 
@@ -86,11 +148,12 @@ impl Location {
                 // What comes later goes before.
                 let options: Vec<_> = limits.into_iter().chain(from_environment).collect();
                 let parsed = ObjectStoreScheme::parse(url).map_err(|error| failed(error.into()))?;
+                let not_opened = |error| RepoError::new("open", self, opening(error, &options));
                 if let (ObjectStoreScheme::AmazonS3, prefix) = parsed {
-                    let store = aws::open(url, &options).await.map_err(failed)?;
+                    let store = aws::open(url, &options).await.map_err(not_opened)?;
                     return Ok(Arc::new(PrefixStore::new(store, prefix)));
                 }
-                let (store, prefix) = parse_url_opts(url, options).map_err(failed)?;
+                let (store, prefix) = parse_url_opts(url, options.clone()).map_err(not_opened)?;
                 Ok(Arc::new(PrefixStore::new(store, prefix)))
             }
         }
@@ -99,14 +162,14 @@ impl Location {
     /// Creates the folder of a local repository, and tells whether the place is empty. A bucket is not created.
     pub(crate) async fn create_folder(&self) -> Result<(), RepoError> {
         let Self::Folder(path) = self else { return Ok(()) };
-        let failed = |error: std::io::Error| RepoError::new("create", self, io_problem(&error));
+        let failed = |error: std::io::Error| RepoError::new("create", self, folder_problem(path, &error));
         tokio::fs::create_dir_all(path).await.map_err(failed)
     }
 
     /// Whether this is a local folder that does not exist, or is empty but for what making a repository left that was killed.
     pub(crate) async fn is_new_folder(&self) -> Result<bool, RepoError> {
         let Self::Folder(path) = self else { return Ok(false) };
-        let failed = |error: std::io::Error| RepoError::new("read", self, io_problem(&error));
+        let failed = |error: std::io::Error| RepoError::new("read", self, folder_problem(path, &error));
         let mut entries = match tokio::fs::read_dir(path).await {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
@@ -125,6 +188,15 @@ impl Location {
 
 fn local(path: &Path) -> Result<LocalFileSystem, object_store::Error> {
     Ok(LocalFileSystem::new_with_prefix(path)?.with_fsync(true).with_automatic_cleanup(true))
+}
+
+/// Why a folder can't be used; where a file is in its place, which.
+fn folder_problem(path: &Path, error: &std::io::Error) -> Problem {
+    let is_file = |path: &&Path| path.metadata().is_ok_and(|about| !about.is_dir());
+    match path.ancestors().find(is_file) {
+        Some(file) => Problem::NotAFolder(file.display().to_string()),
+        None => io_problem(error),
+    }
 }
 
 pub(crate) fn io_problem(error: &std::io::Error) -> Problem {
@@ -157,6 +229,22 @@ mod tests {
         assert!(matches!("s3://bucket/prefix".parse::<Location>().unwrap(), Location::Url(_)));
         assert!("".parse::<Location>().is_err());
         assert!("s3://key:secret@bucket/".parse::<Location>().is_err());
+        assert!("az://container@account.dfs.core.windows.net/x".parse::<Location>().is_ok());
+    }
+
+    #[test]
+    fn what_is_shown_of_an_address_holds_no_secret() {
+        for (text, words) in [
+            ("s3://bucket/x", "s3://bucket/x"),
+            ("s3://key:secret@bucket/x", "s3://…@bucket/x"),
+            ("s3://key:sec/ret@bucket/x?more", "s3://…@bucket/x"),
+            ("s3://key:sec?ret@bucket/x", "s3:…"),
+            ("az://c/p?sig=a@secret", "az:…"),
+            ("az://c/p?sig=secret", "az://c/p"),
+            ("folder", "folder"),
+        ] {
+            assert_eq!(shown(text), words);
+        }
     }
 
     #[test]

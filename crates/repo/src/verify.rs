@@ -6,6 +6,7 @@ use object_store::path::Path;
 use slotkeep_format::{Proofs, VerifyRecord};
 use slotkeep_model::ReplId;
 
+use crate::crypt::bears_signature;
 use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::location::object_path;
@@ -104,13 +105,11 @@ impl Repository {
         Ok(ids)
     }
 
-    /// What a verification came to.
+    /// What a verification came to. One that bears no signature where this repository's files are signed is [`Problem::Untrusted`].
     pub async fn verification(&self, cluster: &str, id: &str) -> Result<VerifyRecord, RepoError> {
         let path = layout::verification(cluster, id);
         let failed = |problem: Problem| RepoError::new("read", &path, problem);
-        let found = self.store.get(&path).await.map_err(|error| failed(error.into()))?;
-        let bytes = found.bytes().await.map_err(|error| failed(error.into()))?;
-        let record = VerifyRecord::parse(&bytes).map_err(|error| failed(error.into()))?;
+        let record = self.read_small(&path, VerifyRecord::parse).await?;
         if record.id != id {
             return Err(failed(Problem::Damaged(format!("it says it is {}", record.id))));
         }
@@ -121,7 +120,7 @@ impl Repository {
     pub async fn put_verification(&self, record: &VerifyRecord) -> Result<(), RepoError> {
         let path = layout::verification(&record.cluster, &record.id);
         let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
-        self.put_new(path.as_ref(), json).await
+        self.put_json(&path, json).await
     }
 
     /// Writes down some of what the verification `id` has proved: its part of that number.
@@ -134,18 +133,24 @@ impl Repository {
     ) -> Result<(), RepoError> {
         let path = layout::proofs(cluster, id, part);
         let json = proofs.render().map_err(|error| RepoError::new("write", &path, error))?;
-        self.put_new(path.as_ref(), json).await
+        self.put_json(&path, json).await
     }
 
-    /// What one file says was proved; `None` if the object is no such file.
+    /// What one file says was proved; `None` if the object is no such file, or bears no signature where this repository's files are signed:
+    /// earlier versions did not sign, and whoever can write to the store could say that anything was proved.
     pub async fn proofs(&self, object: &StoredObject) -> Result<Option<Proofs>, RepoError> {
         if !is_proofs(&object.path) {
             return Ok(None);
         }
         let failed = |problem: Problem| RepoError::new("read", &object.path, problem);
-        let found = self.store.get(&Path::from(object.path.as_str())).await;
+        let path = Path::from(object.path.as_str());
+        let found = self.store.get(&path).await;
         let bytes = found.map_err(|error| failed(error.into()))?.bytes().await;
         let bytes = bytes.map_err(|error| failed(error.into()))?;
+        if self.file().signing_key.is_some() && !bears_signature(&bytes) {
+            return Ok(None);
+        }
+        self.check_signature(&path, &bytes).map_err(failed)?;
         Proofs::parse(&bytes).map(Some).map_err(|error| failed(error.into()))
     }
 }

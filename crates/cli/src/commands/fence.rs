@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use slotkeep_format::FenceRecord;
-use slotkeep_jobs::fence::{Action, LogReach, NodeState, Outcome, Plan, Writes, await_log, members};
+use slotkeep_jobs::fence::{Action, LogReach, Member, NodeState, Outcome, Plan, Writes, await_log, members};
 use slotkeep_jobs::{Error, ErrorKind, Result};
-use slotkeep_repo::{Problem, RepoError, Repository};
+use slotkeep_repo::{KeptFence, Problem, RepoError, Repository};
 
 use crate::args::{ClusterArgs, RepoArgs, span};
 use crate::exit;
@@ -77,8 +77,16 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &FenceArg
         None => None,
     };
     let memory = Memory::open(session, arguments, action).await?;
-    let before = memory.read().await?;
-    let members = members(&context, &seeds, before.as_ref()).await?;
+    let (members, before) = match memory.read(action).await? {
+        Some(kept) if !kept.is_proved => {
+            output.warn(UNPROVED);
+            unproved(members(&context, &seeds, None).await?, kept.record)
+        }
+        kept => {
+            let before = kept.map(|kept| kept.record);
+            (members(&context, &seeds, before.as_ref()).await?, before)
+        }
+    };
     let plan = Plan::make(&context, action, members, before).await?;
     let mut outcome = if arguments.dry_run || action == Action::Status {
         Outcome { dry_run: arguments.dry_run, ..plan.preview() }
@@ -110,6 +118,21 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &FenceArg
     Ok(if unfinished && !arguments.dry_run { exit::NOT_FENCED } else { exit::OK })
 }
 
+/// What to say of a record that the repository's key did not sign.
+const UNPROVED: &str = "the record of this fence is not signed: an earlier version wrote it, or somebody else who can write to the repository. Only nodes that \
+     the cluster itself names are asked; look at their min-replicas-to-write and min-replicas-max-lag after --undo";
+
+/// Of a record that anybody may have written, what it says of nodes that the cluster itself names: no other is sent a password.
+fn unproved(members: Vec<Member>, mut record: FenceRecord) -> (Vec<Member>, Option<FenceRecord>) {
+    record.nodes.retain(|node| {
+        members.iter().any(|member| match &member.id {
+            Some(id) => node.id.as_ref() == Some(id),
+            None => node.addr == member.addr,
+        })
+    });
+    (members, Some(record))
+}
+
 fn behind(log: &LogReach) -> Error {
     let shards = log.behind().map(|shard| match shard.kept {
         Some(kept) => {
@@ -139,8 +162,13 @@ impl Memory {
             return Ok(Self::File(path.clone()));
         }
         match session.location_if_given(&arguments.repo)? {
-            Some((location, name)) => {
-                Ok(Self::Repository(Box::new(Repository::open(&location).await?), name))
+            Some(_) => {
+                let (repository, name) = session.repository(&arguments.repo).await?;
+                if action != Action::Status {
+                    // Before anything is set: what can't be written down can't be undone.
+                    repository.check_signs()?;
+                }
+                Ok(Self::Repository(Box::new(repository), name))
             }
             None if action == Action::Status || arguments.dry_run => Ok(Self::None),
             None => Err(Error::new(ErrorKind::Usage, "nowhere to keep what the nodes have set now")
@@ -148,11 +176,16 @@ impl Memory {
         }
     }
 
-    async fn read(&self) -> Result<Option<FenceRecord>> {
-        match self {
-            Self::File(path) => read_file(path),
-            Self::Repository(repository, cluster) => Ok(repository.fence(cluster).await?),
-            Self::None => Ok(None),
+    /// What was set before. A record that the repository's key did not sign is no more than a help to look and to undo.
+    async fn read(&self, action: Action) -> Result<Option<KeptFence>> {
+        let proved = |record| KeptFence { record, is_proved: true };
+        match (self, action) {
+            (Self::File(path), _) => Ok(read_file(path)?.map(proved)),
+            (Self::Repository(repository, cluster), Action::Status | Action::Undo) => {
+                Ok(repository.fence_to_lift(cluster).await?)
+            }
+            (Self::Repository(repository, cluster), _) => Ok(repository.fence(cluster).await?.map(proved)),
+            (Self::None, _) => Ok(None),
         }
     }
 

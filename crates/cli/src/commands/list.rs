@@ -7,7 +7,7 @@ use slotkeep_format::{Depth, Manifest, Severity, VerifyRecord};
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, history_graph, restorable};
 use slotkeep_jobs::{Error, ErrorKind, Result};
-use slotkeep_repo::{Listing, Repository};
+use slotkeep_repo::{Listing, Problem, RepoError, Repository, UnreadableBackup};
 
 use super::backup::{kind_text, source_text, stored};
 use crate::args::RepoArgs;
@@ -32,6 +32,9 @@ struct List {
     /// What the logs lead to, of each cluster that has one.
     restorable: Vec<ClusterMoments>,
     unreadable: Vec<Unreadable>,
+    /// Why the first of those can't be read; one that was not signed here goes before all others.
+    #[serde(skip)]
+    worst: Option<Error>,
 }
 
 #[derive(Serialize)]
@@ -104,6 +107,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
         backups: vec![],
         restorable: vec![],
         unreadable: vec![],
+        worst: None,
     };
     for cluster in clusters {
         // When the bytes of the log were written stands in its segments, which this machine may not be able to read.
@@ -116,26 +120,28 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
         };
         let records = records(&repository, &cluster).await?;
         list.backups.extend(listing.backups.iter().map(|manifest| row(manifest, &records)));
-        list.unreadable.extend(listing.unreadable.into_iter().map(|backup| Unreadable {
-            cluster: cluster.clone(),
-            id: backup.id,
-            reason: backup.error.to_string(),
-        }));
+        for backup in listing.unreadable {
+            list.add_unreadable(&cluster, backup);
+        }
     }
     let now = session.now();
     output.data(&list, |list| render(list, now))?;
-    match list.unreadable.first() {
+    let (unreadable, all) = (list.unreadable.len(), list.unreadable.len() + list.backups.len());
+    match list.worst {
         None => Ok(exit::OK),
-        Some(first) => Err(Error::new(
-            ErrorKind::Corrupt,
-            format!(
-                "{} of {} backups can't be read: {}",
-                list.unreadable.len(),
-                list.unreadable.len() + list.backups.len(),
-                first.reason
-            ),
-        )
-        .hint("do not delete the others: use one of them, and take a new backup from the running cluster")),
+        Some(error) => Err(error.context(format!("{unreadable} of {all} backups can't be read"))),
+    }
+}
+
+impl List {
+    fn add_unreadable(&mut self, cluster: &str, backup: UnreadableBackup) {
+        let UnreadableBackup { id, error } = backup;
+        let reason = error.to_string();
+        self.unreadable.push(Unreadable { cluster: cluster.to_owned(), id, reason });
+        let is_forged = matches!(error.problem, Problem::Untrusted(_));
+        if self.worst.as_ref().is_none_or(|worst| is_forged && worst.kind() != ErrorKind::Untrusted) {
+            self.worst = Some(error.into());
+        }
     }
 }
 
@@ -154,11 +160,19 @@ async fn moments(past: &Past, history: bool) -> Result<Option<ClusterMoments>> {
 /// The newest verifications that came to their end, the newest first. One that can't be read is `verify`'s matter.
 async fn records(repository: &Repository, cluster: &str) -> Result<Vec<VerifyRecord>> {
     let mut records = Vec::new();
+    let mut not_signed = 0_usize;
     for id in repository.verification_ids(cluster).await?.iter().rev().take(RECORDS) {
         match repository.verification(cluster, id).await {
             Ok(record) => records.push(record),
+            Err(RepoError { problem: Problem::Untrusted(_), .. }) => not_signed += 1,
             Err(error) => tracing::warn!(%error, "a record of a verification can't be read"),
         }
+    }
+    if not_signed > 0 {
+        tracing::warn!(
+            "{not_signed} records of verifications of `{cluster}` are not signed by this repository's key, and say nothing here: earlier versions \
+             did not sign them; `slotkeep verify` makes one that is"
+        );
     }
     records.retain(|record| record.complete);
     Ok(records)

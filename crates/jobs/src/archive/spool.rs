@@ -2,9 +2,9 @@
 //!
 //! Invariants: what [`SpoolState::durable`] names is on the disk, and survives the end of this process and of the machine; a file
 //! that is not being written any more is whole up to its last safe cut, whatever happened to its writer; a folder is used by one
-//! process at a time.
+//! process at a time; no other user can read it, as what is in it is plain even where the repository is encrypted.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::pack::Holding;
 use crate::ports::{Rng, random_hex};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, private};
 
 mod writer;
 
@@ -79,9 +79,9 @@ impl SpoolFolder {
     }
 
     fn lock(path: PathBuf, limit_bytes: u64, passing: bool) -> Result<Self> {
-        fs::create_dir_all(&path).map_err(|error| failed("make", &path, &error))?;
+        private::make_folder(&path).map_err(|error| failed("make", &path, &error))?;
         let name = path.join(LOCK);
-        let options = OpenOptions::new().write(true).create(true).truncate(false).open(&name);
+        let options = private::to_write().create(true).truncate(false).open(&name);
         let lock = options.map_err(|error| failed("open", &name, &error))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -117,7 +117,7 @@ impl SpoolFolder {
         }
         let id = random_hex(rng, AGENT_DIGITS)?;
         let write = || {
-            let mut file = File::create(&path)?;
+            let mut file = private::to_write().create(true).truncate(true).open(&path)?;
             file.write_all(id.as_bytes())?;
             file.sync_all()?;
             File::open(&self.path)?.sync_all()
@@ -169,7 +169,7 @@ impl SpoolFolder {
             let number = self.sequence.fetch_add(1, Ordering::Relaxed);
             let name = format!("{}-{:020}-{number:06}.{SUFFIX}", header.history, header.start);
             let path = self.path.join(name);
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
+            match private::to_write().create_new(true).open(&path) {
                 Ok(file) => return Ok((path, file)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
@@ -215,4 +215,43 @@ fn failed(doing: &str, path: &Path, error: &io::Error) -> Error {
     };
     Error::new(kind, format!("can't {doing} {}: {error}", path.display()))
         .hint("name a folder on a local disk with enough space: --spool DIR")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use slotkeep_format::spool::SPOOL_VERSION;
+
+    use super::*;
+    use crate::ports::SystemRng;
+
+    #[test]
+    fn what_is_received_is_for_this_user_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("state/spool");
+        let folder = SpoolFolder::open(&root, "0123456789abcdef", "main", 1 << 20).unwrap();
+        folder.agent(&SystemRng).unwrap();
+        let header = SpoolHeader {
+            format_version: SPOOL_VERSION,
+            cluster: "main".to_owned(),
+            history: "a".repeat(40).parse().unwrap(),
+            parent: None,
+            start: 1,
+            slots: slotkeep_model::SlotSet::full(),
+            begun_at: jiff::Timestamp::UNIX_EPOCH,
+            database: None,
+            source: "127.0.0.1:7000".parse().unwrap(),
+            server: slotkeep_format::manifest::ServerRecord {
+                product: slotkeep_format::manifest::ProductRecord::Valkey,
+                version: "8.0.0".to_owned(),
+            },
+        };
+        let (file, _) = folder.create(&header).unwrap();
+        let inside = [LOCK, AGENT].map(|name| folder.path.join(name));
+        for path in [&root, &folder.path, &file].into_iter().chain(&inside) {
+            let mode = path.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
+        }
+    }
 }

@@ -1,14 +1,14 @@
 //! What was proved: read from earlier runs, and written down while a run goes on.
 //!
 //! Invariant: a proof is written only for an object that was read to its end and found right; it counts as long as the store shows the
-//! object with the same length and the same time of writing.
+//! object with the same length and the same time of writing, and in a signed repository only if it is signed.
 
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use slotkeep_format::verify::VERIFY_VERSION;
 use slotkeep_format::{Depth, Proof, Proofs, Severity, VerifyFinding};
-use slotkeep_repo::{Area, Repository, StoredObject};
+use slotkeep_repo::{Area, Problem, RepoError, Repository, StoredObject};
 
 use super::findings::{finding, of_object};
 use crate::Result;
@@ -61,6 +61,11 @@ impl Known {
                     }
                 }
                 Ok(None) => {}
+                Err(RepoError { problem: Problem::Untrusted(what), .. }) => {
+                    let advice = "what it says was proved is proved again; find out who can write to the repository, and delete it";
+                    let at = (Depth::Objects, "signature");
+                    findings.push(finding(Severity::Warning, at, &object.path, what, advice));
+                }
                 Err(error) => {
                     let advice = "what it says was proved is proved again; delete it";
                     let mut found = of_object(error, (Depth::Objects, "bytes"), &object.path, advice)?;

@@ -10,7 +10,7 @@ use age::secrecy::{ExposeSecret, SecretString};
 use age::{Decryptor, Encryptor, IdentityFile, x25519};
 use slotkeep_format::RepositoryFile;
 
-use super::SigningKey;
+use super::{SigningKey, holds_secret};
 use crate::error::Problem;
 
 /// How much work a passphrase costs to try: 2^18 rounds, about a second; the library would measure and choose.
@@ -36,8 +36,16 @@ impl std::fmt::Debug for Recipients {
 impl Recipients {
     /// Adds a public key, `age1…`.
     pub fn add_key(&mut self, text: &str) -> Result<(), Problem> {
-        let key = text.trim().parse().map_err(|error| {
-            Problem::WrongKey(format!("`{text}` is no age recipient (age1…) that Slotkeep supports: {error}"))
+        let text = text.trim();
+        if holds_secret(text) {
+            let what = "this is a secret key, and was to be a public key (age1…); where you have typed it, it may be kept";
+            return Err(Problem::WrongKey(what.to_owned()));
+        }
+        let key = text.parse().map_err(|error| {
+            // What looks like no public key may be a passphrase.
+            let is_public = ["age1", "ssh-"].iter().any(|mark| text.starts_with(mark));
+            let what = if is_public { format!("`{text}`") } else { "what was given".to_owned() };
+            Problem::WrongKey(format!("{what} is no age recipient (age1…) that Slotkeep supports: {error}"))
         })?;
         self.keys.push(key);
         Ok(())

@@ -6,6 +6,7 @@
 mod keyring;
 mod ranges;
 mod seal;
+mod shown;
 mod sign;
 mod stream;
 
@@ -13,8 +14,9 @@ pub(crate) use keyring::{Keyring, NewKeys, open_key_file, wrap_keys};
 pub use keyring::{Recipients, Unlock};
 pub(crate) use ranges::{Layer, MOST_HEADER_BYTES, SealedObject};
 pub(crate) use seal::{Sealer, open_armored, seal_armored};
+pub use shown::{holds_secret, shown};
 pub use sign::{SigningKey, fingerprint};
-pub(crate) use sign::{sign, unsigned};
+pub(crate) use sign::{bears_signature, sign, unsigned};
 pub(crate) use stream::Opened;
 
 use crate::error::Problem;

@@ -88,10 +88,7 @@ pub(crate) fn sign(
 pub(crate) fn unsigned(public: &str, repository_id: &str, path: &str, file: &[u8]) -> Result<(), Problem> {
     let forged =
         |what: &str| Problem::Untrusted(format!("{what}: it was not written by this repository's key"));
-    let split = file
-        .strip_suffix(END)
-        .and_then(|rest| rest.split_at_checked(rest.len().checked_sub(SIGNATURE_DIGITS)?));
-    let Some((signed, digits)) = split.filter(|(signed, _)| signed.ends_with(FIELD)) else {
+    let Some((signed, digits)) = split(file) else {
         return Err(forged("it bears no signature"));
     };
     let signature = std::str::from_utf8(digits).ok().and_then(unhex);
@@ -101,6 +98,18 @@ pub(crate) fn unsigned(public: &str, repository_id: &str, path: &str, file: &[u8
         key.verify(&message(repository_id, path, signed), &signature).is_ok()
     });
     if verified { Ok(()) } else { Err(forged("its signature is wrong")) }
+}
+
+/// Whether a file bears a signature, right or wrong.
+pub(crate) fn bears_signature(file: &[u8]) -> bool {
+    split(file).is_some()
+}
+
+/// What a signature is over, and its digits.
+fn split(file: &[u8]) -> Option<(&[u8], &[u8])> {
+    let rest = file.strip_suffix(END)?;
+    let split = rest.split_at_checked(rest.len().checked_sub(SIGNATURE_DIGITS)?);
+    split.filter(|(signed, _)| signed.ends_with(FIELD))
 }
 
 fn message(repository_id: &str, path: &str, signed: &[u8]) -> Vec<u8> {

@@ -19,7 +19,7 @@ use super::options::OnConflict;
 use super::run::Run;
 use super::target::SlotMap;
 use super::tracker::{Position, Tracker};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, private};
 
 const FORMAT_VERSION: u32 = 1;
 /// How far ahead a promise reaches: one write of the file for so many bytes of RDB.
@@ -221,13 +221,34 @@ impl Journal {
 
 fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+        private::make_folder(folder)?;
     }
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
-    let mut file = std::fs::File::create(&new)?;
+    let mut file = private::to_write().create(true).truncate(true).open(&new)?;
     file.write_all(text)?;
     file.sync_all()?;
     std::fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_state_of_a_restore_is_for_this_user_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("state/restore.json");
+        for text in [b"{}", b"[]"] {
+            replace(&path, text).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), text);
+        }
+        for path in [path.as_path(), path.parent().unwrap()] {
+            let mode = path.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
+        }
+    }
 }
