@@ -20,6 +20,8 @@ use common::log::{assert_log_is_the_stream, field};
 use common::server;
 use harness::{Bench, cluster_client, free_addrs};
 use serde_json::Value;
+use slotkeep_format::TopologyRecord;
+use slotkeep_model::key_slot;
 use slotkeep_testkit::deadline::{NotYet, wait_for};
 use slotkeep_testkit::ledger::{Bounds, Ledger, LedgerOptions};
 use slotkeep_testkit::stores::S3Server;
@@ -27,6 +29,12 @@ use slotkeep_testkit::{Cluster, ClusterBuilder};
 
 const LIMIT: Duration = Duration::from_secs(40);
 const LEASE: [&str; 2] = ["--lease-time", "5s"];
+
+/// The time of day.
+#[expect(clippy::disallowed_methods, reason = "a test's own clock, which is also the agents'")]
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}
 
 fn cluster(shards: usize) -> Cluster {
     ClusterBuilder::new(server("valkey-9.1"))
@@ -245,6 +253,45 @@ fn die_and_freeze(shards: usize, bucket: Option<&S3Server>) {
 }
 
 /// What is copied with a spool folder is who the agent is.
+/// Between the death of the agent that led and the moment when another one leads, slots change hands: who takes the lead over has seen until when they
+/// had not.
+#[test]
+fn slots_that_move_while_no_agent_leads_are_known_to_who_leads_next() {
+    let cluster = cluster(2);
+    let bench = Bench::new();
+    let folder = bench.repo().parent().unwrap().to_owned();
+    let start = |spool: &str| Agent::start_as(spool, &cluster, &folder, &LEASE);
+    let first = start("first");
+    first.wait_status("the lead", |status| status["leads"] == true);
+    let second = start("second");
+    wait_divided(&[&first, &second], &[1, 1]);
+    let seen = || -> Vec<TopologyRecord> {
+        let files = common::files(&bench.repo().join("main/topology"));
+        let mut seen: Vec<_> = files.iter().map(|(_, json)| TopologyRecord::parse(json).unwrap()).collect();
+        seen.sort_by_key(|one| one.seen_at);
+        seen
+    };
+    let before = seen();
+    let killed_at = now();
+    first.kill();
+    let slot = key_slot(b"t");
+    let owner = usize::from(slot.number() >= 8192);
+    cluster.move_slot(slot, owner, 1 - owner).unwrap();
+    let moved_at = now();
+    let changes = wait_for(LIMIT, "the new lead to write down what has changed", || {
+        let changes: Vec<TopologyRecord> = seen().into_iter().filter(|one| !before.contains(one)).collect();
+        let served = |change: &TopologyRecord| change.shards[1 - owner].slots.contains(slot);
+        if changes.last().is_some_and(served) { Ok(changes) } else { Err(NotYet::because("not there yet")) }
+    })
+    .unwrap();
+    second.wait_status("the lead", |status| status["leads"] == true);
+    // A look takes its time where others build; nobody led for longer.
+    let known = changes[0].as_before_until.unwrap();
+    let early = before.last().unwrap().seen_at.max(killed_at - Duration::from_secs(5));
+    assert!(early <= known && known <= moved_at, "{killed_at} {moved_at} {changes:#?}");
+    second.stop();
+}
+
 #[test]
 fn a_second_process_that_is_the_same_agent_ends_the_first() {
     let cluster = cluster(1);

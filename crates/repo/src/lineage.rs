@@ -69,27 +69,44 @@ impl Repository {
 
     /// How the cluster looked over time, oldest first.
     pub async fn topologies(&self, cluster: &str) -> Result<Vec<TopologyRecord>, RepoError> {
-        let folder = layout::topologies(cluster);
-        let listed = self.store.list(Some(&folder)).map_ok(|object| object.location);
-        let mut paths: Vec<Path> =
-            listed.try_collect().await.map_err(|error| RepoError::new("list", &folder, error))?;
-        paths.retain(|path| path.filename().is_some_and(|name| name.strip_suffix(".json").is_some()));
+        let mut paths = self.topology_paths(cluster).await?;
         paths.sort();
         futures::stream::iter(paths)
-            .map(async |path| {
-                let record = self.read_small(&path, TopologyRecord::parse).await?;
-                if layout::topology(cluster, &record.id) == path {
-                    return Ok(record);
-                }
-                let what = format!("it says it is {}", record.id);
-                Err(RepoError::new("read", &path, Problem::Damaged(what)))
-            })
+            .map(async |path| self.topology_at(cluster, &path).await)
             .buffered(READS_IN_FLIGHT)
             .try_collect()
             .await
     }
 
-    /// Writes down how the cluster looks.
+    /// How the cluster looked when that was last written down; `None` if it never was, or if that record tells nothing: it is damaged, not to be
+    /// trusted, of a newer format or just deleted.
+    pub async fn newest_topology(&self, cluster: &str) -> Result<Option<TopologyRecord>, RepoError> {
+        let Some(newest) = self.topology_paths(cluster).await?.into_iter().max() else { return Ok(None) };
+        match self.topology_at(cluster, &newest).await {
+            Err(RepoError { problem, .. }) if tells_nothing(&problem) => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
+    async fn topology_paths(&self, cluster: &str) -> Result<Vec<Path>, RepoError> {
+        let folder = layout::topologies(cluster);
+        let listed = self.store.list(Some(&folder)).map_ok(|object| object.location);
+        let mut paths: Vec<Path> =
+            listed.try_collect().await.map_err(|error| RepoError::new("list", &folder, error))?;
+        paths.retain(|path| path.filename().is_some_and(|name| name.strip_suffix(".json").is_some()));
+        Ok(paths)
+    }
+
+    async fn topology_at(&self, cluster: &str, path: &Path) -> Result<TopologyRecord, RepoError> {
+        let record = self.read_small(path, TopologyRecord::parse).await?;
+        if layout::topology(cluster, &record.id) == *path {
+            return Ok(record);
+        }
+        let what = format!("it says it is {}", record.id);
+        Err(RepoError::new("read", path, Problem::Damaged(what)))
+    }
+
+    /// Writes down how the cluster looks. A record that is there already stays: a word came through whose answer was lost.
     pub async fn put_topology(&self, cluster: &str, record: &TopologyRecord) -> Result<(), RepoError> {
         let others = self.live_companions();
         let others =
@@ -100,7 +117,10 @@ impl Repository {
     async fn put_topology_here(&self, cluster: &str, record: &TopologyRecord) -> Result<(), RepoError> {
         let path = layout::topology(cluster, &record.id);
         let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
-        self.put_json(&path, json).await
+        match self.put_json(&path, json).await {
+            Err(RepoError { problem: Problem::Exists, .. }) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// The fence that stands: the newest record; `None` if there never was one.
@@ -149,4 +169,8 @@ impl Repository {
         let bytes = self.get_json(path).await?;
         parse(&bytes).map_err(|error| failed(error.into()))
     }
+}
+
+const fn tells_nothing(problem: &Problem) -> bool {
+    matches!(problem, Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Newer(_) | Problem::Missing)
 }

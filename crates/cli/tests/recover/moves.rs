@@ -12,8 +12,33 @@ use crate::harness::{Bench, client, cluster_client, free_addrs, seed, stop_nodes
 use crate::moments::{known, next_restorable, plan};
 use crate::recorder::{Recorder, manifest_of, now, pause};
 
+/// What is seen of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// All of it, before the first key moves.
+    AtItsStart,
+    /// All of it, behind the moment.
+    Afterwards,
+    /// What its target says of it.
+    AtItsTarget,
+}
+
 #[test]
 fn a_slot_on_its_way_comes_back_with_all_its_keys() {
+    restore_into_a_move(Seen::AtItsStart);
+}
+
+#[test]
+fn a_slot_whose_move_was_seen_only_afterwards_comes_back_with_all_its_keys() {
+    restore_into_a_move(Seen::Afterwards);
+}
+
+#[test]
+fn a_slot_whose_move_was_seen_at_one_end_comes_back_with_all_its_keys() {
+    restore_into_a_move(Seen::AtItsTarget);
+}
+
+fn restore_into_a_move(seen: Seen) {
     let server = servers::require("valkey-9.1").unwrap();
     let cluster =
         ClusterBuilder::new(server.clone()).primaries(2).config("repl-backlog-size", "16mb").start().unwrap();
@@ -35,7 +60,11 @@ fn a_slot_on_its_way_comes_back_with_all_its_keys() {
     let number = slot.to_string();
     at_target.command(&["CLUSTER", "SETSLOT", &number, "IMPORTING", source.id()]).unwrap();
     at_source.command(&["CLUSTER", "SETSLOT", &number, "MIGRATING", target.id()]).unwrap();
-    recorder.see_moving(slot, from, 1 - from);
+    match seen {
+        Seen::AtItsStart => recorder.see_moving(slot, Some(from), 1 - from),
+        Seen::AtItsTarget => recorder.see_moving(slot, None, 1 - from),
+        Seen::Afterwards => {}
+    }
     let port = target.port().to_string();
     let mut moment = now();
     for (count, key) in keys.iter().take(30).enumerate() {
@@ -46,6 +75,9 @@ fn a_slot_on_its_way_comes_back_with_all_its_keys() {
         }
     }
     pause(200);
+    if seen == Seen::Afterwards {
+        recorder.see_moving(slot, Some(from), 1 - from);
+    }
     recorder.catch_up();
     recorder.finish(&bench.repo(), 3_000);
     drop(cluster);

@@ -69,12 +69,14 @@ impl Recorder {
         self.see_as_of(now);
     }
 
-    /// Looks at the topology while a slot is being moved.
-    pub(crate) fn see_moving(&mut self, slot: slotkeep_model::Slot, from: usize, to: usize) {
+    /// Looks at the topology while a slot is being moved, as its target says and, if it is asked, its source.
+    pub(crate) fn see_moving(&mut self, slot: slotkeep_model::Slot, from: Option<usize>, to: usize) {
         self.see_as_of(now());
         let slot: slotkeep_model::SlotSet = std::iter::once(slot).collect();
         let shards = &mut self.topologies.last_mut().unwrap().shards;
-        shards[from].migrating = slot.clone();
+        if let Some(from) = from {
+            shards[from].migrating = slot.clone();
+        }
         shards[to].importing = slot;
     }
 

@@ -1,7 +1,8 @@
 //! All leases of a cluster, as one process sees them over time: who lives, and who holds what.
 //!
 //! Invariants: an agent is taken for dead only when its presence was seen unchanged for nine eighths of the time that it gave itself, by a process
-//! that looked all the while: who slept, or could not look, gives everybody that time anew. A record that was seen is never replaced by an older one.
+//! that looked all the while: who slept, or could not look, gives everybody that time anew. A record that was seen is never replaced by an older one,
+//! but that of a dead agent by any of its next process, which begins at 1 where the records of the agent were removed.
 
 use std::collections::BTreeMap;
 
@@ -66,10 +67,19 @@ impl LeaseTable {
 
     /// Takes note of a record that is, or was a moment ago, the newest of its lease.
     pub fn observe(&mut self, name: &str, record: LeaseRecord, now_ms: u64) {
-        let known = self.leases.get(name);
-        if known.is_none_or(|known| known.record.number < record.number) {
+        let is_new =
+            |known: &Observed| known.record.number < record.number || self.is_back(name, known, &record);
+        if self.leases.get(name).is_none_or(is_new) {
             self.leases.insert(name.to_owned(), Observed { record, since_ms: now_ms });
         }
+    }
+
+    /// Whether a record is of an agent that is back, while the one that is known is of a process of it that has ended.
+    fn is_back(&self, name: &str, known: &Observed, record: &LeaseRecord) -> bool {
+        let is_another = known.record.holder != record.holder;
+        name.starts_with(PRESENCE_PREFIX)
+            && is_another
+            && known.record.is_over(known.since_ms, self.looked_ms)
     }
 
     /// The newest record of a lease.
@@ -142,5 +152,54 @@ impl LeaseTable {
         } else {
             Tenure::Free { since_ms: later(expires_ms), left_by }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::{Holder, LeaseNote};
+
+    const DURATION_MS: u64 = 10_000;
+
+    /// The first record of a lease that a process of agent `x` takes.
+    fn taken_by(process: &str) -> LeaseRecord {
+        let holder =
+            Holder { process: process.to_owned(), agent: Some("x".to_owned()), duration_ms: DURATION_MS };
+        LeaseRecord::taking(None, &holder, LeaseNote::default())
+    }
+
+    /// A table of a process that has seen word 50 of a process of `x` at 0 and has looked since; and when that was last.
+    fn of_a_dead_agent() -> (LeaseTable, u64) {
+        let mut table = LeaseTable::default();
+        table.observe(&presence_name("x"), LeaseRecord { number: 50, ..taken_by("first") }, 0);
+        for now_ms in (0..=DURATION_MS * 2).step_by(2000) {
+            table.look(now_ms, DURATION_MS / 2);
+        }
+        assert_eq!(table.agents().count(), 0);
+        (table, DURATION_MS * 2)
+    }
+
+    #[test]
+    fn an_agent_of_which_nothing_was_left_lives_when_it_comes_back() {
+        let (mut table, now_ms) = of_a_dead_agent();
+        table.observe(&presence_name("x"), taken_by("second"), now_ms);
+        table.observe("line-a", taken_by("second"), now_ms);
+        assert_eq!(table.agents().map(|(agent, _)| agent).collect::<Vec<_>>(), ["x"]);
+        assert_eq!(table.tenure("line-a"), Tenure::Held(&taken_by("second")));
+        assert_eq!(table.long_gone(1000).count(), 0);
+    }
+
+    #[test]
+    fn an_older_word_changes_nothing() {
+        let (mut table, now_ms) = of_a_dead_agent();
+        table.observe(&presence_name("x"), LeaseRecord { number: 49, ..taken_by("first") }, now_ms);
+        assert_eq!(table.agents().count(), 0);
+        // Nor that of another process, as long as the one that was seen may live.
+        let mut table = LeaseTable::default();
+        let newest = LeaseRecord { number: 50, ..taken_by("second") };
+        table.observe(&presence_name("x"), newest.clone(), 0);
+        table.observe(&presence_name("x"), LeaseRecord { number: 49, ..taken_by("first") }, 0);
+        assert_eq!(table.newest(&presence_name("x")), Some(&newest));
     }
 }

@@ -20,6 +20,7 @@ mod leftovers;
 pub(crate) mod line;
 mod lineage;
 pub(crate) mod link;
+mod looks;
 mod pace;
 mod pack;
 pub(crate) mod rebase;

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use slotkeep_format::TopologyRecord;
 use slotkeep_model::{NodeAddr, Shard};
 use slotkeep_repo::Repository;
 use tokio::sync::{Notify, mpsc};
@@ -20,13 +19,14 @@ use super::gates::Gates;
 use super::intake::SealPolicy;
 use super::leftovers::{Abandoned, seal_leftovers};
 use super::line::{ANSWER_LIMIT, Ack, LineHandle, Shared};
+use super::looks::Looks;
 use super::sealer::Patience;
 use super::share::{Near, Share, ShareOptions, TakenLease, Unreachable};
 use super::spool::SpoolFolder;
 use super::status::{ArchiveStatus, Board, NoticeKind};
 use super::view::{SeenShard, look_at_shards, record};
-use crate::backup::Prefer;
 use crate::backup::base::TakenBase;
+use crate::backup::{Prefer, new_backup_id};
 use crate::cut::CutOptions;
 use crate::discover::{Discovery, discover};
 use crate::{Context, Error, ErrorKind, Result};
@@ -141,8 +141,7 @@ pub async fn archive(
         shared,
         discovery,
         seen: Vec::new(),
-        as_known_at: None,
-        topology: None,
+        looks: Looks::default(),
         listed: HashSet::new(),
         pending: None,
         next_backup_at: Duration::ZERO,
@@ -176,9 +175,7 @@ pub(super) struct Supervisor<'a> {
     pub(super) told: HashMap<String, Arc<TakenBase>>,
     pub(super) discovery: Discovery,
     pub(super) seen: Vec<SeenShard>,
-    topology: Option<TopologyRecord>,
-    /// When the last look began that found the cluster as `topology` shows it.
-    as_known_at: Option<jiff::Timestamp>,
+    looks: Looks,
     /// RDBs of bases that backups list.
     pub(super) listed: HashSet<String>,
     pub(super) pending: Option<Pending>,
@@ -271,31 +268,44 @@ impl Supervisor<'_> {
         Err(last)
     }
 
-    /// Writes down how the cluster looks, if it looks different than at the last look; this one began at that moment.
+    /// Takes note of how the cluster looks, by a look that began at that moment; the agent that leads writes down what is new.
     async fn note_topology(&mut self, began_at: jiff::Timestamp) {
-        if !self.share.leads() {
-            // Whoever takes this over writes down how it looks then.
-            self.topology = None;
-            self.as_known_at = None;
-            return;
-        }
-        let mut record = match record(self.context, &self.discovery, &self.seen) {
-            Ok(record) => record,
+        match record(self.context, &self.discovery, &self.seen) {
+            Ok(record) => self.looks.see(record, began_at),
             Err(error) => return self.trouble("the cluster's shape can't be written down", &error),
-        };
-        if self.topology.as_ref().is_some_and(|known| known.shows_the_same(&record)) {
-            self.as_known_at = Some(began_at);
-            return;
         }
-        record.as_before_until = self.as_known_at;
-        match self.shared.repository.put_topology(&self.options.cluster, &record).await {
-            Ok(()) => {
-                self.as_known_at = Some(began_at);
-                if self.topology.replace(record).is_some() {
-                    self.watch.board.pin(NoticeKind::Topology, None, "the cluster looks different");
-                }
+        if let Err(error) = self.write_looks().await {
+            self.trouble("the cluster's shape can't be written down yet", &error);
+        }
+    }
+
+    async fn write_looks(&mut self) -> Result<()> {
+        if !self.share.leads() {
+            self.looks.leave();
+            return Ok(());
+        }
+        let (repository, cluster) = (&self.shared.repository, &self.options.cluster);
+        if !self.looks.is_joined() {
+            self.looks.join(repository.newest_topology(cluster).await?.as_ref());
+        }
+        while let Some(record) = self.looks.unwritten() {
+            repository.put_topology(cluster, record).await?;
+            if self.looks.wrote() {
+                self.watch.board.pin(NoticeKind::Topology, None, "the cluster looks different");
             }
-            Err(error) => self.trouble("the cluster's shape can't be written down yet", &error.into()),
+        }
+        Ok(())
+    }
+
+    /// Writes down how the cluster looked last: slots that change hands afterwards have not done so before.
+    async fn write_last_look(&mut self) {
+        let context = self.context;
+        match new_backup_id(context) {
+            Ok(id) => self.looks.confirm(id),
+            Err(error) => tracing::debug!(%error, "the last look at the cluster has no name"),
+        }
+        if let Some(Err(error)) = context.within(ANSWER_LIMIT, self.write_looks()).await {
+            self.trouble("the cluster's shape can't be written down", &error);
         }
     }
 
@@ -323,6 +333,7 @@ impl Supervisor<'_> {
         }
         self.tell().await;
         self.fleet.take_back(&self.listed).await;
+        self.write_last_look().await;
         self.publish();
         let leases: Vec<Arc<TakenLease>> =
             self.fleet.lines.iter().filter_map(|line| line.lease.clone()).collect();

@@ -4,6 +4,7 @@
 //! transactions; every byte between base and cut is there. For a moment, nothing that was written after it is restored.
 
 mod cluster;
+mod doubt;
 mod idle;
 mod moment;
 mod offsets;
@@ -23,6 +24,7 @@ use super::read::bytes_of;
 use super::times::{Times, Written};
 use crate::{Error, ErrorKind, Result};
 pub(super) use cluster::View;
+use doubt::check_settled;
 use idle::is_idle;
 use moment::{Cut, End, Planned, cut_by, latest, order_moves};
 
@@ -229,7 +231,7 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
     let at = Timestamp::from_millisecond(moment_ms)
         .map_err(|error| Error::new(ErrorKind::Usage, format!("there is no such moment: {error}")))?;
     let view = View::at(past, at)?;
-    View::check_settled(past, moment_ms)?;
+    check_settled(&past.topologies, moment_ms)?;
     let mut used = BTreeSet::new();
     let mut planned = Vec::new();
     for state in &view.shards {

@@ -1,5 +1,5 @@
 //! Several agents, several lines, a store that loses requests and answers and delivers some late, clocks at different speeds, crashes, restarts and
-//! pauses at every step; from a seed. Then calm.
+//! pauses at every step, agents of which nothing is left when they come back; from a seed. Then calm.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -124,6 +124,8 @@ struct Agent {
     speed: u64,
     ahead_ms: u64,
     asleep_until_ms: u64,
+    /// Whether its presence is removed while it is away.
+    is_forgotten: bool,
 }
 
 impl Agent {
@@ -145,6 +147,7 @@ impl Agent {
             speed: 950 + dice.roll(101),
             ahead_ms: dice.roll(1_000_000),
             asleep_until_ms: 0,
+            is_forgotten: false,
         }
     }
 
@@ -170,13 +173,24 @@ struct World {
     /// Of each line: start, end, epoch.
     commits: BTreeMap<String, Vec<(u64, u64, u64)>>,
     epochs: u64,
+    /// How often an agent came back of which nothing was left.
+    forgotten: usize,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(seed);
-        let agents = (0..AGENTS).map(|number| Agent::new(number, &format!("{number}"), &mut dice)).collect();
-        Self { seed, store: Store::default(), dice, now_ms: 0, agents, commits: BTreeMap::new(), epochs: 0 }
+        let agents: Vec<Agent> =
+            (0..AGENTS).map(|number| Agent::new(number, &format!("{number}"), &mut dice)).collect();
+        let mut store = Store::default();
+        // They have been here for long: one that comes back to nothing does not soon count as far again.
+        for agent in &agents {
+            let holder = Holder { process: "before".to_owned(), ..agent.holder.clone() };
+            let first = LeaseRecord::taking(None, &holder, LeaseNote::default());
+            let last = LeaseRecord { number: 1000, released: true, ..first };
+            store.apply(&Write::Lease(presence_name(agent.name()), Box::new(last)));
+        }
+        Self { seed, store, dice, now_ms: 0, agents, commits: BTreeMap::new(), epochs: 0, forgotten: 0 }
     }
 
     /// Does one thing of one agent.
@@ -324,11 +338,20 @@ impl World {
             self.agents[chosen] = Agent::new(chosen, &process, &mut self.dice);
             if self.dice.one_in(2) {
                 self.agents[chosen].asleep_until_ms = now_ms + self.dice.roll(6 * DURATION_MS);
+            } else if self.dice.one_in(2) {
+                self.agents[chosen].asleep_until_ms =
+                    now_ms + 3 * DURATION_MS + self.dice.roll(3 * DURATION_MS);
+                self.agents[chosen].is_forgotten = true;
             }
         } else if troubled && self.dice.one_in(200) {
             self.agents[chosen].asleep_until_ms = now_ms + self.dice.roll(4 * DURATION_MS);
         }
-        if self.agents[chosen].asleep_until_ms <= now_ms {
+        let agent = &mut self.agents[chosen];
+        if agent.asleep_until_ms <= now_ms {
+            if std::mem::take(&mut agent.is_forgotten) {
+                self.store.leases.remove(&presence_name(agent.name()));
+                self.forgotten += 1;
+            }
             self.act(chosen);
         }
     }
@@ -353,8 +376,8 @@ impl World {
     }
 }
 
-/// Gives how many epochs there were, and how many commits.
-fn run(seed: u64) -> (u64, usize) {
+/// Gives how many epochs there were, how many commits, and how many agents that came back to nothing of theirs.
+fn run(seed: u64) -> (u64, usize, usize) {
     let mut world = World::new(seed);
     for _ in 0..TROUBLED_STEPS {
         world.step(true);
@@ -382,18 +405,20 @@ fn run(seed: u64) -> (u64, usize) {
     let loads: Vec<usize> = world.agents.iter().map(|agent| agent.lines.len()).collect();
     let (most, least) = (loads.iter().max().unwrap(), loads.iter().min().unwrap());
     assert!(most - least <= 1, "seed {seed}: {loads:?}");
-    (world.epochs, world.commits.values().map(Vec::len).sum())
+    (world.epochs, world.commits.values().map(Vec::len).sum(), world.forgotten)
 }
 
 #[test]
 fn lines_have_one_writer_at_a_time_and_in_the_end_everybody_has_a_share() {
-    let (mut epochs, mut commits) = (0, 0);
+    let (mut epochs, mut commits, mut forgotten) = (0, 0, 0);
     for seed in 0..SEEDS {
-        let (more_epochs, more_commits) = run(seed);
+        let (more_epochs, more_commits, more_forgotten) = run(seed);
         epochs += more_epochs;
         commits += more_commits;
+        forgotten += more_forgotten;
     }
     // Lines change hands often, and work is done: what was checked did happen.
     assert!(epochs > SEEDS * 5, "{epochs}");
     assert!(commits as u64 > SEEDS * 500, "{commits}");
+    assert!(forgotten > 10, "{forgotten}");
 }

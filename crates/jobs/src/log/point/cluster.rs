@@ -5,7 +5,8 @@ use slotkeep_format::manifest::{BackupKind, FORMAT_VERSION, RoleRecord, ShardRec
 use slotkeep_format::{Manifest, ShardState, TopologyRecord};
 use slotkeep_model::{ReplId, SlotSet};
 
-use super::{CLOCKS_APART_MS, Past, SEEN_LATE_MS, ShardPoint};
+use super::doubt::mark_moves;
+use super::{Past, ShardPoint};
 use crate::log::windows::Moments;
 use crate::{Error, ErrorKind, Result};
 
@@ -17,10 +18,15 @@ pub(in crate::log) struct View {
 }
 
 impl View {
-    /// The cluster as it was seen last at that moment; as it was seen first, if the moment is before that.
+    /// The cluster as it was seen last at that moment; as it was seen first, if the moment is before that. Slots that may have been on their way
+    /// then are marked.
     pub(super) fn at(past: &Past, at: Timestamp) -> Result<Self> {
         match past.topology_at(at) {
-            Some(topology) => Ok(Self::of_topology(topology)),
+            Some(topology) => {
+                let mut view = Self::of_topology(topology);
+                mark_moves(&mut view.shards, &past.topologies, at.as_millisecond());
+                Ok(view)
+            }
             None => {
                 let earlier = anchored(past).rev().find(|backup| backup.finished_at <= at);
                 earlier.or_else(|| anchored(past).next()).map(Self::of_backup).ok_or_else(nothing_seen)
@@ -92,43 +98,18 @@ impl View {
             let mut same = topology.shards.iter().filter(|shard| shard.slots == state.slots);
             same.find_map(|shard| shard.history.as_ref().filter(kept).cloned())
         };
-        let at = past.topologies.iter().position(|topology| topology.shards.contains(state)).unwrap_or(0);
+        // Slots that were on their way may be marked here and not there.
+        let as_seen = |shard: &ShardState| {
+            let marks = (shard.importing.clone(), shard.migrating.clone());
+            *shard == ShardState { importing: marks.0, migrating: marks.1, ..state.clone() }
+        };
+        let at = past.topologies.iter().position(|topology| topology.shards.iter().any(as_seen)).unwrap_or(0);
         let (before, after) = past.topologies.split_at_checked(at).unwrap_or_default();
         let found = after.iter().find_map(seen).or_else(|| before.iter().rev().find_map(seen));
         found.or_else(|| state.history.clone()).ok_or_else(|| {
             Error::new(ErrorKind::Gap, format!("the history of slots {} is not known", state.slots))
                 .hint("restore to an earlier moment, or a backup (`slotkeep list`)")
         })
-    }
-
-    /// Refuses a moment at which it is not known who served some slots: when they changed hands was seen only afterwards.
-    pub(super) fn check_settled(past: &Past, moment_ms: i64) -> Result<()> {
-        for pair in past.topologies.windows(2) {
-            let [before, after] = pair else { continue };
-            let seen_ms = after.seen_at.as_millisecond();
-            let recorded = after.as_before_until.map(Timestamp::as_millisecond);
-            let as_before_until = recorded.unwrap_or(seen_ms.saturating_sub(SEEN_LATE_MS));
-            let as_before_until = as_before_until.max(before.seen_at.as_millisecond());
-            let early = as_before_until.saturating_sub(CLOCKS_APART_MS);
-            let late = seen_ms.saturating_add(CLOCKS_APART_MS);
-            if moment_ms <= early || moment_ms >= late || owners(before) == owners(after) {
-                continue;
-            }
-            let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
-            let moved = moved(before, after);
-            let what = format!(
-                "slots {moved} changed hands between {} and {}: which shard served them at {} is not known exactly",
-                text(early),
-                text(late),
-                text(moment_ms)
-            );
-            return Err(Error::new(ErrorKind::Gap, what).hint(format!(
-                "restore to {} or earlier, or to {} or later",
-                text(early),
-                text(late)
-            )));
-        }
-        Ok(())
     }
 
     /// The manifest of the cluster at that moment, on the bases of its shards.
@@ -197,27 +178,4 @@ fn record(state: &ShardState, base: &ShardRecord) -> ShardRecord {
 fn nothing_seen() -> Error {
     Error::new(ErrorKind::NotFound, "the repository does not say how the cluster looked")
         .hint("`slotkeep list` shows what there is")
-}
-
-/// Which slots each shard served; who its nodes were does not matter.
-fn owners(topology: &TopologyRecord) -> Vec<&SlotSet> {
-    let mut owners: Vec<&SlotSet> = topology.shards.iter().map(|shard| &shard.slots).collect();
-    owners.retain(|slots| !slots.is_empty());
-    owners.sort_by_key(|slots| slots.ranges().first().copied());
-    owners
-}
-
-/// Slots that lie in another set of slots than before.
-fn moved(before: &TopologyRecord, after: &TopologyRecord) -> SlotSet {
-    let kept = |slots: &SlotSet| {
-        let best = before.shards.iter().map(|shard| shard.slots.intersection(slots)).max_by_key(SlotSet::len);
-        best.unwrap_or_default()
-    };
-    let stayed: SlotSet = after
-        .shards
-        .iter()
-        .map(|shard| kept(&shard.slots))
-        .flat_map(|slots| slots.ranges().to_vec())
-        .collect();
-    stayed.complement()
 }

@@ -1,0 +1,192 @@
+//! What is not known exactly of a moment: the cluster is looked at now and then, and what changed between two looks is seen only afterwards.
+
+use jiff::Timestamp;
+use slotkeep_format::{ShardState, TopologyRecord};
+use slotkeep_model::SlotSet;
+
+use super::{CLOCKS_APART_MS, SEEN_LATE_MS};
+use crate::{Error, ErrorKind, Result};
+
+/// Two looks that follow each other, and the moments at which the cluster may have been as either shows it.
+struct Doubt<'a> {
+    before: &'a TopologyRecord,
+    after: &'a TopologyRecord,
+    /// The last moment at which it was certainly as before, in ms since 1970.
+    early_ms: i64,
+    /// The first one at which it was certainly as afterwards.
+    late_ms: i64,
+}
+
+impl<'a> Doubt<'a> {
+    /// Those that a moment lies in.
+    fn at(topologies: &'a [TopologyRecord], moment_ms: i64) -> impl Iterator<Item = Self> {
+        let doubts = topologies.windows(2).filter_map(|pair| {
+            let [before, after] = pair else { return None };
+            Some(Self::between(before, after))
+        });
+        doubts.filter(move |doubt| doubt.early_ms < moment_ms && moment_ms < doubt.late_ms)
+    }
+
+    fn between(before: &'a TopologyRecord, after: &'a TopologyRecord) -> Self {
+        let seen_ms = after.seen_at.as_millisecond();
+        let recorded = after.as_before_until.map(Timestamp::as_millisecond);
+        let as_before_until = recorded.unwrap_or(seen_ms.saturating_sub(SEEN_LATE_MS));
+        let as_before_until = as_before_until.max(before.seen_at.as_millisecond());
+        Self {
+            before,
+            after,
+            early_ms: as_before_until.saturating_sub(CLOCKS_APART_MS),
+            late_ms: seen_ms.saturating_add(CLOCKS_APART_MS),
+        }
+    }
+}
+
+/// Refuses a moment at which it is not known who served some slots: when they changed hands was seen only afterwards.
+pub(super) fn check_settled(topologies: &[TopologyRecord], moment_ms: i64) -> Result<()> {
+    for Doubt { before, after, early_ms, late_ms } in Doubt::at(topologies, moment_ms) {
+        if owners(before) == owners(after) {
+            continue;
+        }
+        let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
+        let moved = moved(before, after);
+        let what = format!(
+            "slots {moved} changed hands between {} and {}: which shard served them at {} is not known exactly",
+            text(early_ms),
+            text(late_ms),
+            text(moment_ms)
+        );
+        return Err(Error::new(ErrorKind::Gap, what).hint(format!(
+            "restore to {} or earlier, or to {} or later",
+            text(early_ms),
+            text(late_ms)
+        )));
+    }
+    Ok(())
+}
+
+/// Marks slots that may have been on their way at a moment, with both shards of each move. A mark too many does no harm: a slot of which no key has
+/// moved is all with its old shard. Of a mark too few keys would die: a node does not keep keys of a slot that it neither serves nor imports.
+pub(super) fn mark_moves(shards: &mut [ShardState], topologies: &[TopologyRecord], moment_ms: i64) {
+    for doubt in Doubt::at(topologies, moment_ms) {
+        for seen in doubt.before.shards.iter().chain(&doubt.after.shards) {
+            if let Some(shard) = shards.iter_mut().find(|shard| shard.slots == seen.slots) {
+                shard.importing = union(&shard.importing, &seen.importing);
+                shard.migrating = union(&shard.migrating, &seen.migrating);
+            }
+        }
+    }
+    // A look may have come between the two words that begin a move, and a replica that was promoted may not know of it.
+    let coming = shards.iter().fold(SlotSet::default(), |all, shard| union(&all, &shard.importing));
+    for shard in shards {
+        let others = coming.intersection(&shard.slots).intersection(&shard.importing.complement());
+        shard.migrating = union(&shard.migrating, &others);
+    }
+}
+
+fn union(one: &SlotSet, other: &SlotSet) -> SlotSet {
+    one.ranges().iter().chain(other.ranges()).copied().collect()
+}
+
+/// Which slots each shard served; who its nodes were does not matter.
+fn owners(topology: &TopologyRecord) -> Vec<&SlotSet> {
+    let mut owners: Vec<&SlotSet> = topology.shards.iter().map(|shard| &shard.slots).collect();
+    owners.retain(|slots| !slots.is_empty());
+    owners.sort_by_key(|slots| slots.ranges().first().copied());
+    owners
+}
+
+/// Slots that lie in another set of slots than before.
+fn moved(before: &TopologyRecord, after: &TopologyRecord) -> SlotSet {
+    let kept = |slots: &SlotSet| {
+        let best = before.shards.iter().map(|shard| shard.slots.intersection(slots)).max_by_key(SlotSet::len);
+        best.unwrap_or_default()
+    };
+    let stayed: SlotSet = after
+        .shards
+        .iter()
+        .map(|shard| kept(&shard.slots))
+        .flat_map(|slots| slots.ranges().to_vec())
+        .collect();
+    stayed.complement()
+}
+
+#[cfg(test)]
+mod tests {
+    use slotkeep_format::lineage::TOPOLOGY_VERSION;
+    use slotkeep_format::manifest::NodeRecord;
+
+    use super::*;
+
+    /// Shards, each with its slots, those that come and those that go, seen at that second.
+    fn seen(second: i64, as_before_until: Option<i64>, shards: &[[&str; 3]]) -> TopologyRecord {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let shard = |(port, [slots, importing, migrating]): (usize, &[&str; 3])| ShardState {
+            slots: slots.parse().unwrap(),
+            importing: importing.parse().unwrap(),
+            migrating: migrating.parse().unwrap(),
+            config_epoch: 1,
+            primary: NodeRecord {
+                id: None,
+                addr: format!("127.0.0.1:{}", port + 1).parse().unwrap(),
+                online: true,
+            },
+            replicas: vec![],
+            history: None,
+            offset: None,
+        };
+        TopologyRecord {
+            format_version: TOPOLOGY_VERSION,
+            id: format!("{second:013}"),
+            seen_at: at(second),
+            as_before_until: as_before_until.map(at),
+            cluster_mode: true,
+            current_epoch: 1,
+            shards: shards.iter().enumerate().map(shard).collect(),
+        }
+    }
+
+    const STILL: [[&str; 3]; 2] = [["0-99", "", ""], ["100-16383", "", ""]];
+
+    /// The marks at a moment: of each shard the slots that come and those that go.
+    fn marks(topologies: &[TopologyRecord], second: i64) -> Vec<[String; 2]> {
+        let at = topologies.iter().rposition(|topology| topology.seen_at.as_second() <= second).unwrap();
+        let mut shards = topologies[at].shards.clone();
+        mark_moves(&mut shards, topologies, second * 1000);
+        shards.iter().map(|shard| [shard.importing.to_string(), shard.migrating.to_string()]).collect()
+    }
+
+    #[test]
+    fn a_move_counts_from_the_last_look_without_it() {
+        let moving = [["0-99", "", "7"], ["100-16383", "7", ""]];
+        let topologies = [seen(0, None, &STILL), seen(100, Some(98), &moving), seen(200, Some(198), &STILL)];
+        let none = [[String::new(), String::new()], [String::new(), String::new()]];
+        let marked = [[String::new(), "7".to_owned()], ["7".to_owned(), String::new()]];
+        assert_eq!(marks(&topologies, 96), none);
+        for second in [97, 99, 101, 150, 199, 201] {
+            assert_eq!(marks(&topologies, second), marked, "{second}");
+        }
+        assert_eq!(marks(&topologies, 202), none);
+    }
+
+    #[test]
+    fn a_move_that_its_target_alone_tells_of_is_one() {
+        let begun = [["0-99", "", ""], ["100-16383", "7", ""]];
+        let topologies = [seen(0, None, &STILL), seen(100, Some(98), &begun)];
+        assert_eq!(
+            marks(&topologies, 100),
+            [[String::new(), "7".to_owned()], ["7".to_owned(), String::new()]]
+        );
+        // A shard that says it is given what it has gives nothing away.
+        let odd = [["0-99", "7", ""], ["100-16383", "", ""]];
+        assert_eq!(marks(&[seen(0, None, &odd)], 5)[1], [String::new(), String::new()]);
+    }
+
+    #[test]
+    fn moments_between_two_looks_that_differ_in_who_served_what_are_refused() {
+        let moved = [["0-98", "", ""], ["99-16383", "", ""]];
+        // Nobody led from 0 to 25; whoever took over had seen it as before until 1.
+        let topologies = [seen(0, None, &STILL), seen(25, Some(1), &moved)];
+        let refused = |second: i64| check_settled(&topologies, second * 1000).is_err();
+        assert!(!refused(-1) && refused(0) && refused(3) && refused(26) && !refused(27));
+    }
+}
