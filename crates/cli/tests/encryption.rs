@@ -682,10 +682,10 @@ fn an_empty_folder_in_place_of_a_known_repository_takes_nothing() {
     assert!(refused.stderr.contains("mounted"), "{}", refused.stderr);
     assert!(files(&scene.path("mirror")).is_empty());
     // Mounted again it goes on; what is asked for by name is made.
-    std::fs::remove_dir(scene.path("repo")).unwrap();
-    std::fs::rename(scene.path("repo-away"), scene.path("repo")).unwrap();
+    fs::remove_dir(scene.path("repo")).unwrap();
+    fs::rename(scene.path("repo-away"), scene.path("repo")).unwrap();
     scene.backup();
-    std::fs::remove_dir_all(scene.path("repo")).unwrap();
+    fs::remove_dir_all(scene.path("repo")).unwrap();
     scene.on("host", &["init", "--recipient", &scene.reader.public]).expect_code(0);
     scene.backup();
 }

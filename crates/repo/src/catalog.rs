@@ -47,6 +47,9 @@ pub struct Listing {
     pub backups: Vec<Manifest>,
     /// Those whose manifest can't be read.
     pub unreadable: Vec<UnreadableBackup>,
+    /// The newest backup that this machine has seen there is one of these: what can be read may be an old state that was put in its place. Why
+    /// whoever wants the newest state is to be refused.
+    pub newest_spoiled: Option<String>,
 }
 
 /// A backup whose manifest can't be read.
@@ -75,8 +78,8 @@ impl Repository {
         Ok(names)
     }
 
-    /// The ids of a cluster's backups, oldest first. Refused if none is there, rightly signed, that is as new as the newest that this machine has
-    /// seen there.
+    /// The ids of a cluster's backups, oldest first. Refused if the newest one that this machine has seen there is gone, and none is there,
+    /// rightly signed, that is newer. One that is there and can't be read is not gone: who reads it is told, and new backups are made beside it.
     pub async fn backup_ids(&self, cluster: &str) -> Result<Vec<String>, RepoError> {
         let (seen, ids) = self.listed_ids(cluster).await?;
         if let Some(seen) = seen {
@@ -91,16 +94,6 @@ impl Repository {
             return Ok(());
         }
         self.backup_ids(cluster).await.map(drop)
-    }
-
-    /// Refuses as [`Self::backup_ids`] does, but not where the newest backup that this machine has seen is there and can't be read: for who finds
-    /// out why not, and names it.
-    pub async fn check_not_put_back(&self, cluster: &str) -> Result<(), RepoError> {
-        let (seen, ids) = self.listed_ids(cluster).await?;
-        match seen {
-            Some(seen) if !ids.contains(&seen.id) => self.check_seen(cluster, &seen, &ids).await,
-            _ => Ok(()),
-        }
     }
 
     /// The newest backup that this machine has seen there, and the ids that are there, oldest first: those of all files, that what is no manifest
@@ -129,10 +122,11 @@ impl Repository {
         for id in ids.iter().rev().take_while(|id| **id >= seen.id) {
             match self.read_manifest(cluster, id).await {
                 Ok(_) => return Ok(()),
+                Err(_) if *id == seen.id => return Ok(()),
                 Err(error) => instead = Some(UnreadableBackup { id: id.clone(), error }),
             }
         }
-        Err(seen.missed(self.location(), layout::backups(cluster), instead))
+        Err(seen.missed((self.location(), layout::backups(cluster)), instead))
     }
 
     /// The manifest of one backup. Its settings are there only if the repository can be read.
@@ -190,8 +184,13 @@ impl Repository {
         }
         let newest = listing.backups.last().map(|newest| newest.id.as_str());
         if let Some(seen) = seen.filter(|seen| newest.is_none_or(|newest| newest < seen.id.as_str())) {
-            let instead = listing.unreadable.into_iter().find(|backup| backup.id >= seen.id);
-            return Err(seen.missed(self.location(), layout::backups(cluster), instead));
+            match listing.unreadable.iter().find(|backup| backup.id == seen.id) {
+                Some(spoiled) => listing.newest_spoiled = seen.spoiled(&spoiled.error.problem),
+                None => {
+                    let instead = listing.unreadable.into_iter().find(|backup| backup.id > seen.id);
+                    return Err(seen.missed((self.location(), layout::backups(cluster)), instead));
+                }
+            }
         }
         if let Some(newest) = newest {
             self.saw(cluster, newest).await?;

@@ -199,33 +199,36 @@ pub(crate) struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// Why a repository is refused that holds neither that backup nor a newer one; `instead` is what bears its id or a later one, and why that
-    /// can't be read.
+    /// Why a repository is refused that holds neither that backup nor a newer one; `instead` is what bears a later id, and why that can't be
+    /// read.
     pub(crate) fn missed(
         &self,
-        at: &Location,
-        folder: impl Display,
+        (at, folder): (&Location, impl Display),
         instead: Option<UnreadableBackup>,
     ) -> RepoError {
-        let (seen, path) = (&self.id, self.known.path.display());
-        let what = match instead {
-            // That a newer version wrote it, or that the store does not answer, is no sign of anything.
+        // That a newer version wrote it, or that the store does not answer, is no sign of anything.
+        let instead = match instead {
             Some(instead) if !tells_of_change(&instead.error.problem) => return instead.error,
-            Some(instead) if instead.id == *seen => format!(
-                "backup {seen}, the newest that was seen here, can't be read ({}), and there is no newer one: it was damaged or changed. To go on \
-                 with older ones, remove {path}",
-                instead.error.problem
-            ),
-            instead => {
-                let instead = instead.map(|it| format!(" ({} can't be read: {})", it.id, it.error.problem));
-                format!(
-                    "backup {seen} was here and is not any more, nor a newer one{}: backups were taken away, or an old copy was put in place. If \
-                     that was you, remove {path}",
-                    instead.unwrap_or_default()
-                )
-            }
+            instead => instead.map(|it| format!(" ({} can't be read: {})", it.id, it.error.problem)),
         };
+        let what = format!(
+            "backup {} was here and is not any more, nor a newer one{}: backups were taken away, or an old copy was put in place. If that was you, \
+             remove {}",
+            self.id,
+            instead.unwrap_or_default(),
+            self.known.path.display()
+        );
         RepoError::new("trust", folder, Problem::Untrusted(what)).at(at)
+    }
+
+    /// Why nobody is to be given the newest state of a repository in which that backup is there, and is not what it was.
+    pub(crate) fn spoiled(&self, why: &Problem) -> Option<String> {
+        tells_of_change(why).then(|| {
+            format!(
+                "backup {}, the newest that was seen here, can't be read ({why}): what is left may be an old state that was put in its place",
+                self.id
+            )
+        })
     }
 }
 

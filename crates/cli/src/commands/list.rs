@@ -114,7 +114,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
         let listing = if repository.is_readable() {
             let past = Past::load(&repository, &cluster).await?;
             list.restorable.extend(moments(&past, arguments.history).await?);
-            Listing { backups: past.backups, unreadable: past.unreadable }
+            Listing { backups: past.backups, unreadable: past.unreadable, ..Listing::default() }
         } else {
             repository.backups(&cluster).await?
         };

@@ -31,6 +31,8 @@ pub struct Past {
     pub backups: Vec<Manifest>,
     /// Those whose manifests can't be read.
     pub unreadable: Vec<UnreadableBackup>,
+    /// Why nobody is to be given the newest state: [`Listing::newest_spoiled`].
+    pub newest_spoiled: Option<String>,
     /// How the cluster looked, oldest first: as it was written down or, where it never was, as backups of append-only files show it.
     pub topologies: Vec<TopologyRecord>,
     /// Where histories come from, as far as it was written down.
@@ -69,7 +71,7 @@ impl Remembered {
 impl Past {
     /// Looks at what a repository holds of a cluster. Listings only: no segment is read.
     pub async fn load(repository: &Repository, cluster: &str) -> Result<Self> {
-        let Listing { backups, unreadable } = repository.backups(cluster).await?;
+        let Listing { backups, unreadable, newest_spoiled } = repository.backups(cluster).await?;
         let mut topologies = repository.topologies(cluster).await?;
         let mut files_alone = false;
         if topologies.is_empty() {
@@ -99,6 +101,7 @@ impl Past {
             files_alone,
             backups,
             unreadable,
+            newest_spoiled,
             topologies,
             histories: BTreeMap::new(),
             chain: Chain::default(),

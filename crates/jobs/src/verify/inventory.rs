@@ -88,7 +88,7 @@ impl Inventory {
     pub(super) async fn take(repository: &Repository, cluster: &str) -> Result<Self> {
         let mut inventory = Self::default();
         // What is sound and not the newest is no proof.
-        repository.check_not_put_back(cluster).await?;
+        repository.check_newest(cluster).await?;
         inventory.repository_file(repository).await?;
         inventory.manifests(repository, cluster).await?;
         inventory.topologies(repository, cluster).await?;
