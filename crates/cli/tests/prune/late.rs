@@ -81,3 +81,33 @@ fn a_backup_whose_base_went_while_its_manifest_was_written_is_not_listed() {
     assert!(matches!(committed, Err(Problem::Pruned(_))), "{committed:?}");
     assert_eq!(bench.backup_ids(), ids);
 }
+
+#[test]
+fn log_that_was_given_up_counts_where_it_is_not_there() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let mut manifest = bench.latest();
+    "20991126T000000.000Z-0004".clone_into(&mut manifest.id);
+    let history = manifest.shards[0].history.clone();
+    let segment = RUNTIME.block_on(repository.segments("main", &history)).unwrap()[1].clone();
+    let record = || {
+        let id = "20261126T000000.000Z-aaaa".to_owned();
+        PrunedRecord::new(id, "main".to_owned(), context(0).clock.now())
+    };
+    let commit = |record: &PrunedRecord| {
+        RUNTIME.block_on(repository.put_pruned(record)).unwrap();
+        let committed = RUNTIME.block_on(repository.commit(&manifest));
+        RUNTIME.block_on(repository.delete_pruned("main", &record.id)).unwrap();
+        committed.map_err(|error| error.problem)
+    };
+    let (mut gone, mut going) = (record(), record());
+    gone.add_log(&history, std::slice::from_ref(&(segment.start..segment.end)));
+    going.going.insert(segment.path().to_owned(), Unneeded::Outside);
+    let refused = commit(&going);
+    assert!(matches!(refused, Err(Problem::Pruned(_))), "{refused:?}");
+    commit(&gone).unwrap();
+    RUNTIME.block_on(repository.delete("main/backups/20991126T000000.000Z-0004.json")).unwrap();
+    RUNTIME.block_on(repository.delete(segment.path())).unwrap();
+    let refused = commit(&gone);
+    assert!(matches!(refused, Err(Problem::Pruned(_))), "{refused:?}");
+}
