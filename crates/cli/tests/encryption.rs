@@ -284,6 +284,7 @@ fn a_backup_does_not_cover_what_was_taken_away() {
             let refused = scene.with_server("host", &[&["backup"][..], more].concat()).expect_code(26);
             assert!(refused.stderr.contains(&scene.text("repo")), "{}", refused.stderr);
         }
+        scene.with_server("host", &["archive"]).expect_code(26);
         assert_eq!(files(&scene.path("repo")), before);
     }
     // One that need not have it is passed over.
