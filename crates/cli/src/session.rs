@@ -195,7 +195,10 @@ impl Session {
     /// Opens the repository, and gives the name of the cluster in it.
     pub(crate) async fn repository(&self, arguments: &RepoArgs) -> Result<(Repository, String)> {
         let (location, name) = self.location(arguments)?;
-        Ok((Repository::open_with(&location, &self.open_options(arguments)?).await?, name))
+        let options = self.open_options(arguments)?;
+        let repository = Repository::open_with(&location, &options).await?;
+        warn_of_no_memory(&repository, &options);
+        Ok((repository, name))
     }
 
     /// Makes a repository.
@@ -207,6 +210,10 @@ impl Session {
     ) -> Result<Repository> {
         let id = self.repository_id()?;
         let options = OpenOptions { recipients, ..self.open_options(arguments)? };
+        if options.state.is_none() && !options.recipients.is_empty() {
+            let what = "there is no folder in which to keep the repository's signing key: neither SLOTKEEP_STATE nor XDG_STATE_HOME nor HOME is set";
+            return Err(Error::new(ErrorKind::Usage, what).hint(STATE_ADVICE));
+        }
         Ok(Repository::init_with(location, id, self.now(), &options).await?)
     }
 
@@ -223,7 +230,9 @@ impl Session {
         arguments: &RepoArgs,
     ) -> Result<Repository> {
         let (id, options) = (self.repository_id()?, self.open_options(arguments)?);
-        Ok(Repository::open_or_create_with(location, id, self.now(), &options).await?)
+        let repository = Repository::open_or_create_with(location, id, self.now(), &options).await?;
+        warn_of_no_memory(&repository, &options);
+        Ok(repository)
     }
 
     /// How the user wants the repository to be used.
@@ -246,6 +255,20 @@ impl Session {
 
     fn repository_id(&self) -> Result<String> {
         random_hex(&*self.rng, 32)
+    }
+}
+
+/// What to do where this machine has no folder to remember in.
+const STATE_ADVICE: &str = "set SLOTKEEP_STATE to a folder that stays from run to run";
+
+/// Warns if nothing is remembered of a signed repository.
+fn warn_of_no_memory(repository: &Repository, options: &OpenOptions) {
+    if options.state.is_none() && repository.file().signing_key.is_some() {
+        tracing::warn!(
+            "nothing is remembered of {}: should it be swapped or put back to an older state, nobody will notice, as neither SLOTKEEP_STATE \
+             nor XDG_STATE_HOME nor HOME is set; {STATE_ADVICE}",
+            repository.location()
+        );
     }
 }
 

@@ -521,7 +521,7 @@ impl Scene {
         cluster.client().unwrap().command(&["SET", "key", "value"]).unwrap();
         let mut scene = Self { folder, cluster, reader, fingerprint: String::new() };
         let made = scene.on("host", &["init", "--recipient", &scene.reader.public]).expect_code(0).json();
-        scene.fingerprint = made["fingerprint"].as_str().unwrap().to_owned();
+        made["fingerprint"].as_str().unwrap().clone_into(&mut scene.fingerprint);
         scene.backup();
         scene
     }
@@ -625,6 +625,7 @@ fn a_backup_does_not_cover_what_was_taken_away() {
             let refused = scene.with_server("host", &[&["backup"][..], more].concat()).expect_code(26);
             assert!(refused.stderr.contains(&scene.text("repo")), "{}", refused.stderr);
         }
+        scene.with_server("host", &["archive"]).expect_code(26);
         assert_eq!(files(&scene.path("repo")), before);
     }
     // One that need not have it is passed over.
@@ -647,6 +648,33 @@ fn a_repository_without_a_cluster_that_it_had_is_not_empty() {
     scene.refused(&["verify"]);
     std::fs::rename(scene.path("main"), scene.path("repo/main")).unwrap();
     scene.on("host", &["list"]).expect_code(0);
+}
+
+/// Without a folder to remember in, none is made that would have to be remembered, and whoever uses one is warned.
+#[test]
+fn a_machine_that_remembers_nothing_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let reader = Reader::new(folder.path(), "reader");
+    let state = folder.path().join("state");
+    let on = |repo: &str, arguments: &[&str], state: Option<&Path>| {
+        let mut command = command();
+        command.args(arguments).arg("--repo").arg(folder.path().join(repo));
+        command.env_remove("XDG_STATE_HOME").env_remove("HOME");
+        command.envs(state.map(|state| ("SLOTKEEP_STATE", state)));
+        Run::of(&command.output().unwrap())
+    };
+    let init = ["init", "--recipient", &reader.public];
+    let refused = on("secret", &init, None).expect_code(2);
+    assert!(refused.stderr.contains("SLOTKEEP_STATE"), "{}", refused.stderr);
+    assert!(!folder.path().join("secret").exists());
+    on("secret", &init, Some(&state)).expect_code(0);
+    on("plain", &["init"], None).expect_code(0);
+    for (repo, state, warned) in
+        [("secret", None, true), ("secret", Some(state.as_path()), false), ("plain", None, false)]
+    {
+        let said = on(repo, &["list"], state).expect_code(0).stderr;
+        assert_eq!(said.contains("SLOTKEEP_STATE"), warned, "{said}");
+    }
 }
 
 /// What is mounted may be away: nothing is written to the empty folder in its stead, least of all unencrypted.

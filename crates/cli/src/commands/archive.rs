@@ -98,6 +98,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     discover(&context, &seeds).await?;
     let repository = session.open_or_create(&location, &arguments.repo).await?;
     repository.check_signs()?;
+    repository.check_newest(&name).await?;
     let options = ArchiveOptions {
         cluster: name,
         spool: arguments.spool.folder(),

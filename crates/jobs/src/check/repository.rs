@@ -16,6 +16,8 @@ pub(super) struct RepositoryFacts {
     pub(super) state: State,
     /// Whether what is written there can be signed, or need not be.
     pub(super) signs: Result<(), RepoError>,
+    /// Whether nothing is remembered of a repository that is signed.
+    pub(super) forgets: bool,
     /// What a probe has shown, unless there was nothing to probe.
     pub(super) probe: Result<Probe, RepoError>,
     /// Free space, where that can be known.
@@ -40,7 +42,7 @@ pub(super) async fn gather(
     cluster: &str,
     open: &OpenOptions,
 ) -> Result<RepositoryFacts> {
-    let mut signs = Ok(());
+    let (mut signs, mut forgets) = (Ok(()), false);
     let state = match location.can_become_repository().await {
         Ok(true) => match Repository::check_may_be_made(location, open).await {
             Ok(()) => State::New,
@@ -49,6 +51,7 @@ pub(super) async fn gather(
         Ok(false) => match Repository::open_with(location, open).await {
             Ok(repository) => {
                 signs = repository.check_signs();
+                forgets = open.state.is_none() && repository.file().signing_key.is_some();
                 State::Open(repository.backups(cluster).await)
             }
             Err(error) => State::Unusable(error),
@@ -58,13 +61,13 @@ pub(super) async fn gather(
     let probe = location.probe(&random_hex(&*context.rng, 16)?).await;
     let free_bytes = location.free_bytes().await.ok().flatten();
     let now = context.clock.now();
-    Ok(RepositoryFacts { location: location.to_string(), state, signs, probe, free_bytes, now })
+    Ok(RepositoryFacts { location: location.to_string(), state, signs, forgets, probe, free_bytes, now })
 }
 
 /// Every finding about the repository; a backup is expected to need `needed_bytes` at the most.
 pub(super) fn judge(facts: RepositoryFacts, needed_bytes: u64) -> Vec<Finding> {
     let mut out = Findings::about(Subject::Repository);
-    let RepositoryFacts { location, state, signs, probe, free_bytes, now } = facts;
+    let RepositoryFacts { location, state, signs, forgets, probe, free_bytes, now } = facts;
     let usable = match state {
         State::Open(listing) => {
             out.ok("open", format!("{location} is a repository"));
@@ -83,6 +86,13 @@ pub(super) fn judge(facts: RepositoryFacts, needed_bytes: u64) -> Vec<Finding> {
     if usable {
         if let Err(error) = signs {
             failed("signing key", error, &mut out);
+        }
+        if forgets {
+            out.warning(
+                "memory",
+                "nothing is remembered of it: should it be swapped or put back to an older state, nobody will notice",
+                "set SLOTKEEP_STATE to a folder that stays from run to run",
+            );
         }
         writable(probe, &mut out);
         space(free_bytes, needed_bytes, &mut out);

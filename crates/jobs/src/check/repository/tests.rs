@@ -8,6 +8,7 @@ fn facts(state: State) -> RepositoryFacts {
         location: "/srv/r".to_owned(),
         state,
         signs: Ok(()),
+        forgets: false,
         probe: Ok(Probe { refuses_overwrite: true }),
         free_bytes: Some(1000),
         now: Timestamp::UNIX_EPOCH,
@@ -35,6 +36,8 @@ fn each_fault_is_found_by_its_check() {
     assert_eq!(faults(careless, 0), [(Problem, "writable")]);
     let keyless = RepositoryFacts { signs: Err(denied()), ..facts(State::Open(Ok(Listing::default()))) };
     assert_eq!(faults(keyless, 0), [(Note, "last backup"), (Problem, "signing key")]);
+    let forgetful = RepositoryFacts { forgets: true, ..facts(State::New) };
+    assert_eq!(faults(forgetful, 0), [(Warning, "memory")]);
     let closed = RepositoryFacts { probe: Err(denied()), ..facts(State::New) };
     assert_eq!(faults(closed, 0), [(Problem, "writable")]);
 }
