@@ -199,9 +199,8 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
         keep(manifest, KeptFor::Last);
     }
     // A span that reaches back behind all time keeps everything.
-    let begins = |span: Option<SignedDuration>| {
-        span.map(|span| now.checked_sub(span).unwrap_or(Timestamp::MIN))
-    };
+    let begins =
+        |span: Option<SignedDuration>| span.map(|span| now.checked_sub(span).unwrap_or(Timestamp::MIN));
     if let Some(begins) = begins(policy.within) {
         for manifest in newest_first.iter().filter(|manifest| manifest.finished_at >= begins) {
             keep(manifest, KeptFor::Within);
