@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use slotkeep_jobs::{Error, ErrorKind, Result};
+use slotkeep_repo::shown;
 
 const DEFAULT_FILE: &str = "slotkeep.toml";
 
@@ -96,11 +97,19 @@ impl SettingsFile {
                 .hint("correct the file, or name another one with -c FILE")
         };
         match std::fs::read_to_string(path) {
-            Ok(text) => toml::from_str(&text).map_err(|error| refuse(error.to_string())),
+            Ok(text) => toml::from_str(&text).map_err(|error| refuse(said(&error, &text))),
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 Ok(Self::default())
             }
             Err(error) => Err(refuse(error.to_string())),
         }
     }
+}
+
+/// What is wrong, and in which line. The line itself is not quoted, as a password may stand in it.
+fn said(error: &toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map(|before| before.matches('\n').count().saturating_add(1));
+    let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+    format!("{line}{}", shown(error.message()))
 }

@@ -334,6 +334,16 @@ fn secrets_are_not_repeated() {
             run.expect_code(code);
         }
     }
+    // A settings file is quoted no further than its line.
+    let settings = place.path("settings.toml");
+    for line in
+        [format!("identity = \"{secret}\""), "password = \"S3CRET\"".to_owned(), "user = S3CRET".to_owned()]
+    {
+        fs::write(&settings, format!("repo = \"x\"\n{line}\n")).unwrap();
+        let run = run(&["list", "-c", settings.to_str().unwrap()]).expect_code(2);
+        let said = run.stderr.to_lowercase();
+        assert!(said.contains("line 2") && !said.contains(&lower) && !said.contains("s3cret"), "{said}");
+    }
     let run = run(&["init", "--repo", new, "--recipient", secret]);
     assert!(run.stderr.contains("public key") && !Path::new(new).exists(), "{}", run.stderr);
 }
