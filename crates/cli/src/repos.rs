@@ -56,14 +56,21 @@ impl Destinations {
     }
 
     /// Opens all of them; a new folder is made a repository. An optional one that can't be opened is passed over.
-    pub(crate) async fn open(&self, session: &Session, arguments: &ReposArgs) -> Result<Opened> {
+    pub(crate) async fn open(
+        &self,
+        session: &Session,
+        output: &Output,
+        arguments: &ReposArgs,
+    ) -> Result<Opened> {
         // Before a folder is made.
         refuse_twins(std::iter::once(&self.first).chain(&self.required).chain(&self.optional)).await?;
         let arguments_of_all = arguments.one(None);
         let open = async |location| {
             let repository = session.open_or_create(location, &arguments_of_all).await?;
             // A new backup would become the newest that is remembered, and nobody miss those that were taken away.
-            repository.check_newest(&self.name).await?;
+            if let Some(spoiled) = repository.check_newest(&self.name).await? {
+                output.warn(&format!("{spoiled}; this backup does not replace it: see `slotkeep verify`"));
+            }
             Ok::<_, Error>(repository)
         };
         let repository = open(&self.first).await?;

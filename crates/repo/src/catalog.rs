@@ -88,12 +88,17 @@ impl Repository {
         Ok(ids)
     }
 
-    /// Refuses as [`Self::backup_ids`] does; asks nothing of the store where this machine has seen no backup.
-    pub async fn check_newest(&self, cluster: &str) -> Result<(), RepoError> {
+    /// Refuses as [`Self::backup_ids`] does; asks nothing of the store where this machine has seen no backup. Gives what to say of the newest one
+    /// that it has seen if that is there and is not what it was.
+    pub async fn check_newest(&self, cluster: &str) -> Result<Option<String>, RepoError> {
         if self.known.as_ref().is_none_or(|known| known.newest(cluster).is_none()) {
-            return Ok(());
+            return Ok(None);
         }
-        self.backup_ids(cluster).await.map(drop)
+        let (seen, ids) = self.listed_ids(cluster).await?;
+        match seen {
+            Some(seen) => self.check_seen(cluster, &seen, &ids).await,
+            None => Ok(None),
+        }
     }
 
     /// The newest backup that this machine has seen there, and the ids that are there, oldest first: those of all files, that what is no manifest
@@ -117,12 +122,17 @@ impl Repository {
 
     /// Refuses unless one of these is as new as the backup that was seen there. Whoever can write there can make a file of any name: only
     /// what is signed counts.
-    async fn check_seen(&self, cluster: &str, seen: &Seen<'_>, ids: &[String]) -> Result<(), RepoError> {
+    async fn check_seen(
+        &self,
+        cluster: &str,
+        seen: &Seen<'_>,
+        ids: &[String],
+    ) -> Result<Option<String>, RepoError> {
         let mut instead = None;
         for id in ids.iter().rev().take_while(|id| **id >= seen.id) {
             match self.read_manifest(cluster, id).await {
-                Ok(_) => return Ok(()),
-                Err(_) if *id == seen.id => return Ok(()),
+                Ok(_) => return Ok(None),
+                Err(error) if *id == seen.id => return Ok(seen.spoiled(&error.problem)),
                 Err(error) => instead = Some(UnreadableBackup { id: id.clone(), error }),
             }
         }

@@ -459,7 +459,7 @@ async fn a_file_that_nobody_signed_hides_no_older_state() {
         std::fs::write(path(ids[1]), bytes).unwrap();
         // Backups go on, and whoever wants the newest state is told.
         let host = world.host().await;
-        host.check_newest("main").await.unwrap();
+        assert!(host.check_newest("main").await.unwrap().unwrap().contains(ids[1]));
         let listing = host.backups("main").await.unwrap();
         assert!(listing.newest_spoiled.unwrap().contains(ids[1]));
         assert_eq!(listing.backups.len(), 1);

@@ -98,7 +98,9 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     discover(&context, &seeds).await?;
     let repository = session.open_or_create(&location, &arguments.repo).await?;
     repository.check_signs()?;
-    repository.check_newest(&name).await?;
+    if let Some(spoiled) = repository.check_newest(&name).await? {
+        output.warn(&format!("{spoiled}; nothing that is archived now replaces it: see `slotkeep verify`"));
+    }
     let options = ArchiveOptions {
         cluster: name,
         spool: arguments.spool.folder(),

@@ -122,7 +122,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
     let (partial, engine) = (arguments.allow_partial, arguments.engine.options());
     let reading = arguments.source.reading(&context, &mut plan, partial, engine).await?;
     // Only now: a cluster that can't be backed up must leave no new repository behind.
-    let opened = destinations.open(session, &arguments.repo).await?;
+    let opened = destinations.open(session, output, &arguments.repo).await?;
     output.note(&announce(&plan, &destinations.text()));
     let options = BackupOptions {
         cluster: destinations.name,
