@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -252,11 +252,12 @@ impl Follower {
         let (stop_sampling, sampling) = channel::<()>();
         let mine = Arc::clone(&shared);
         let reader = std::thread::spawn(move || {
-            while reading.try_recv().is_err() {
+            loop {
                 match stream.read(&mut buffer) {
                     Ok(0) => return,
                     Ok(read) => mine.lock().unwrap().bytes.extend_from_slice(&buffer[..read]),
-                    Err(error) if is_timeout(&error) => {}
+                    // What has come by now is kept.
+                    Err(error) if is_timeout(&error) && reading.try_recv() == Err(TryRecvError::Empty) => {}
                     Err(_) => return,
                 }
             }

@@ -336,12 +336,14 @@ impl World {
             // Killed, and started again on the same machine: it knows who it is, and nothing else.
             let process = format!("{chosen}-{now_ms}");
             self.agents[chosen] = Agent::new(chosen, &process, &mut self.dice);
-            if self.dice.one_in(2) {
-                self.agents[chosen].asleep_until_ms = now_ms + self.dice.roll(6 * DURATION_MS);
-            } else if self.dice.one_in(2) {
-                self.agents[chosen].asleep_until_ms =
-                    now_ms + 3 * DURATION_MS + self.dice.roll(3 * DURATION_MS);
-                self.agents[chosen].is_forgotten = true;
+            let agent = &mut self.agents[chosen];
+            match self.dice.roll(4) {
+                0 | 1 => agent.asleep_until_ms = now_ms + self.dice.roll(6 * DURATION_MS),
+                2 => {
+                    agent.asleep_until_ms = now_ms + 3 * DURATION_MS + self.dice.roll(3 * DURATION_MS);
+                    agent.is_forgotten = true;
+                }
+                _ => {}
             }
         } else if troubled && self.dice.one_in(200) {
             self.agents[chosen].asleep_until_ms = now_ms + self.dice.roll(4 * DURATION_MS);
