@@ -516,7 +516,7 @@ fn a_host_that_only_writes_goes_on_with_backups() {
 
 /// A server, an encrypted repository with one backup of it, and machines that each remember what they have seen.
 struct Scene {
-    folder: tempfile::TempDir,
+    folder: TempDir,
     cluster: Cluster,
     reader: Reader,
     fingerprint: String,
@@ -642,19 +642,9 @@ fn a_backup_does_not_cover_what_was_taken_away() {
     assert_eq!(taken["repositories"][1]["has_backup"], false, "{taken:#}");
     // One that is spoiled is there, and stays there: no reason to have no backup of today.
     fs::write(&newest, "{}").unwrap();
-    let restore = [
-        "restore",
-        "--at",
-        "latest",
-        "--dry-run",
-        "--to-dir",
-        &scene.text("new"),
-        "--nodes",
-        "127.0.0.1:7000",
-    ];
-    let restore = [&restore[..], &["--identity", &scene.text("reader")]].concat();
-    let refused = scene.on("host", &restore);
-    assert!([24, 26].contains(&refused.code), "{} {}", refused.code, refused.stderr);
+    let (new, reader) = (scene.text("new"), scene.text("reader"));
+    let place = ["--to-dir", &new, "--nodes", "127.0.0.1:7000", "--identity", &reader];
+    scene.on("host", &[&["restore", "--at", "latest", "--dry-run"], &place[..]].concat()).expect_code(26);
     let taken = scene.with_server("host", &["backup"]).expect_code(0);
     assert!(taken.stderr.contains("the newest that was seen here, can't be read"), "{}", taken.stderr);
     fs::write(&newest, genuine).unwrap();

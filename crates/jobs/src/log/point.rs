@@ -165,12 +165,12 @@ pub async fn resolve(past: &Past, aim: &Aim) -> Result<Point> {
             at_moment(past, at.as_millisecond(), &[], End::Known).await
         }
         Aim::Latest => {
-            past.expect_log()?;
             if let Some(why) = &past.newest_spoiled {
                 return Err(Error::new(ErrorKind::Untrusted, why.clone()).hint(
                     "name a moment (--at TIME) or a backup (--backup ID); `slotkeep verify` says what is wrong, `slotkeep repair` mends what can be",
                 ));
             }
+            past.expect_log()?;
             match past.newest_of_files() {
                 // The moment of the first shard's end would cost the others what they have behind it.
                 Some(manifest) => of_backup(past, manifest).await,
