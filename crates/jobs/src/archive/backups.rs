@@ -105,12 +105,7 @@ impl Supervisor<'_> {
         let mut members = Vec::new();
         for (shard, name) in &self.names {
             let base = match self.fleet.line(name) {
-                Some(line) => {
-                    let state = line.state.borrow();
-                    // What begins anew has no base that leads to a cut yet.
-                    state.source.as_ref().filter(|_| state.awaited.is_none())?;
-                    line.base()?
-                }
+                Some(line) => line.settled_base()?,
                 None => {
                     let told = self.share.told_base(name).filter(|_| self.share.is_with_another(name))?;
                     let known = self.told.entry(told.record.base.rdb.path.clone());

@@ -70,6 +70,12 @@ impl LineHandle {
         self.state.borrow().base.clone()
     }
 
+    /// The base, if the line is followed and does not begin anew just now: then no base leads to a cut yet.
+    pub(crate) fn settled_base(&self) -> Option<Arc<TakenBase>> {
+        let state = self.state.borrow();
+        state.base.clone().filter(|_| state.source.is_some() && state.awaited.is_none())
+    }
+
     /// How it stands, at that moment of the clock.
     pub(crate) fn status(&self, now: Duration) -> ShardStatus {
         let state = self.state.borrow().clone();
