@@ -1,114 +1,17 @@
 //! Somebody looks at a repository beside others who work there: what comes or goes meanwhile is not lost, and what a prune says is seen.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 
-use futures::StreamExt;
-use futures::stream::BoxStream;
-use object_store::local::LocalFileSystem;
-use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-};
 use slotkeep_format::PrunedRecord;
 use slotkeep_jobs::repair::{RepairPlan, RepairReport};
-use slotkeep_repo::{Location, OpenOptions, Repository};
 
 use crate::harness::{Bench, RUNTIME, context};
-
-type Happens = Box<dyn FnOnce() + Send>;
-
-/// Lets something happen just before, and just after, a folder is listed for the first time.
-struct Busy {
-    inner: Arc<LocalFileSystem>,
-    folder: &'static str,
-    before: Mutex<Option<Happens>>,
-    after: Mutex<Option<Happens>>,
-}
-
-impl fmt::Debug for Busy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
-    }
-}
-
-impl fmt::Display for Busy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
-    }
-}
-
-fn happen(what: &Mutex<Option<Happens>>) {
-    let what = what.lock().unwrap().take();
-    if let Some(what) = what {
-        what();
-    }
-}
-
-#[async_trait::async_trait]
-impl ObjectStore for Busy {
-    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        self.inner.put_opts(location, payload, opts).await
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        location: &Path,
-        opts: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(location, opts).await
-    }
-
-    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(location, options).await
-    }
-
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        if prefix.is_none_or(|prefix| !prefix.as_ref().ends_with(self.folder)) {
-            return self.inner.list(prefix);
-        }
-        happen(&self.before);
-        let after = self.after.lock().unwrap().take();
-        let listing = self.inner.list(prefix);
-        let listed = async move {
-            let all: Vec<_> = listing.collect().await;
-            if let Some(after) = after {
-                after();
-            }
-            futures::stream::iter(all)
-        };
-        futures::stream::once(listed).flatten().boxed()
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
-    }
-}
-
-/// The repository, where these happen just before and just after that folder is listed.
-async fn open(bench: &Bench, folder: &'static str, before: Happens, after: Happens) -> Repository {
-    let inner = Arc::new(LocalFileSystem::new_with_prefix(bench.repo()).unwrap());
-    let store = Busy { inner, folder, before: Mutex::new(Some(before)), after: Mutex::new(Some(after)) };
-    let (location, options) = (Location::Folder(bench.repo()), OpenOptions::default());
-    Repository::open_in(Arc::new(store), &location, &options).await.unwrap()
-}
+use crate::hooked::{Happens, Hooked};
 
 /// What a repair would do that looks while these happen.
 fn looked(bench: &Bench, before: Happens, after: Happens) -> RepairReport {
-    RUNTIME.block_on(async {
-        let repository = open(bench, "/backups", before, after).await;
-        RepairPlan::make(&context(), &repository, "main").await.unwrap().preview()
-    })
+    let repository = Hooked::of(bench).around_listing("/backups", before, after).open(bench);
+    RUNTIME.block_on(RepairPlan::make(&context(), &repository, "main")).unwrap().preview()
 }
 
 fn nothing() -> Happens {
@@ -168,9 +71,7 @@ fn a_record_that_another_takes_the_place_of_meanwhile_is_not_passed_over() {
         std::fs::rename(&aside, folder.join(format!("{}.json", new.id))).unwrap();
         std::fs::remove_file(folder.join("20261126T000000.000Z-0001.json")).unwrap();
     };
-    let seen = RUNTIME.block_on(async {
-        let repository = open(&bench, "/prune/gone", nothing(), Box::new(replaced)).await;
-        repository.pruned("main").await.unwrap()
-    });
+    let busy = Hooked::of(&bench).around_listing("/prune/gone", nothing(), Box::new(replaced));
+    let seen = RUNTIME.block_on(busy.open(&bench).pruned("main")).unwrap();
     assert!(seen.gave_up_backup("main", "one"));
 }

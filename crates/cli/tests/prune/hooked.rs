@@ -1,7 +1,7 @@
-//! A folder as a store that refuses to delete some objects, and tells of what was written.
+//! A folder as a store that refuses to delete some objects, tells of what was written, and lets things happen around a listing.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -17,6 +17,14 @@ use crate::harness::{Bench, RUNTIME};
 
 type Lock = Arc<dyn Fn(&Path) -> bool + Send + Sync>;
 type Written = Arc<dyn Fn(&Path) + Send + Sync>;
+pub(crate) type Happens = Box<dyn FnOnce() + Send>;
+
+/// What happens just before, and just after, a folder is listed for the first time.
+struct Around {
+    folder: &'static str,
+    before: Happens,
+    after: Happens,
+}
 
 /// The folder of a bench.
 pub(crate) struct Hooked {
@@ -25,12 +33,13 @@ pub(crate) struct Hooked {
     is_locked: Lock,
     /// Called when an object has been written, before that is told.
     written: Written,
+    around: Mutex<Option<Around>>,
 }
 
 impl Hooked {
     pub(crate) fn of(bench: &Bench) -> Self {
         let inner = LocalFileSystem::new_with_prefix(bench.repo()).unwrap();
-        Self { inner, is_locked: Arc::new(|_| false), written: Arc::new(|_| {}) }
+        Self { inner, is_locked: Arc::new(|_| false), written: Arc::new(|_| {}), around: Mutex::default() }
     }
 
     pub(crate) fn locking(self, is_locked: impl Fn(&Path) -> bool + Send + Sync + 'static) -> Self {
@@ -39,6 +48,10 @@ impl Hooked {
 
     pub(crate) fn telling(self, written: impl Fn(&Path) + Send + Sync + 'static) -> Self {
         Self { written: Arc::new(written), ..self }
+    }
+
+    pub(crate) fn around_listing(self, folder: &'static str, before: Happens, after: Happens) -> Self {
+        Self { around: Mutex::new(Some(Around { folder, before, after })), ..self }
     }
 
     pub(crate) fn open(self, bench: &Bench) -> Repository {
@@ -94,7 +107,19 @@ impl ObjectStore for Hooked {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        let is_meant =
+            |around: &mut Around| prefix.is_some_and(|prefix| prefix.as_ref().ends_with(around.folder));
+        let Some(around) = self.around.lock().unwrap().take_if(is_meant) else {
+            return self.inner.list(prefix);
+        };
+        (around.before)();
+        let listing = self.inner.list(prefix);
+        let listed = async move {
+            let all: Vec<_> = listing.collect().await;
+            (around.after)();
+            futures::stream::iter(all)
+        };
+        futures::stream::once(listed).flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
