@@ -15,12 +15,9 @@ use serde::Serialize;
 use slotkeep_model::ReplId;
 
 use crate::lineage::Parent;
-use crate::manifest::{BackupKind, Manifest, ObjectRecord};
+use crate::manifest::{BackupKind, CLOCKS_APART, Manifest, ObjectRecord};
 
 pub use log::LogNeed;
-
-/// Topologies are dated by another clock than bases; so far apart the two may be.
-const CLOCKS_APART: SignedDuration = SignedDuration::from_mins(15);
 
 /// What is to be kept. A backup stays if any rule asks for it; the calendar is that of UTC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -168,6 +165,7 @@ fn topologies_from(kept: &[&Manifest]) -> Option<Timestamp> {
             oldest = Some(oldest.map_or(moment, |oldest| oldest.min(moment)));
         }
     }
+    // Topologies are dated by another clock.
     oldest.and_then(|oldest| oldest.checked_sub(CLOCKS_APART).ok())
 }
 
@@ -182,7 +180,7 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
     let last_made = newest_first.first();
     // An old moment that was merged today takes no place that is meant for what is new.
     let mut newest_first = newest_first.to_vec();
-    newest_first.sort_by_cached_key(|manifest| Reverse((manifest.data_at(), manifest.id.clone())));
+    newest_first.sort_by_cached_key(|manifest| Reverse((manifest.order_at(), manifest.id.clone())));
     // What lacks slots is no substitute for a whole backup.
     let whole: Vec<&&Manifest> = newest_first.iter().filter(|manifest| !manifest.partial).collect();
     for newest in last_made.into_iter().chain(newest_first.first()).chain(whole.first().copied()) {

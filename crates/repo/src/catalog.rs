@@ -287,11 +287,10 @@ impl Repository {
         let mut latest: Option<Manifest> = None;
         for id in ids.iter().rev() {
             let manifest = self.manifest(cluster, id).await?;
-            let data_at = latest.as_ref().map(Manifest::data_at);
             // What was made before holds nothing that is newer.
             let is_last = manifest.kind != BackupKind::Merged
-                || data_at.is_some_and(|data_at| manifest.finished_at <= data_at);
-            if data_at.is_none_or(|data_at| data_at < manifest.data_at()) {
+                || latest.as_ref().is_some_and(|latest| manifest.finished_at <= latest.data_at());
+            if latest.as_ref().is_none_or(|latest| latest.order_at() < manifest.order_at()) {
                 latest = Some(manifest);
             }
             if is_last {

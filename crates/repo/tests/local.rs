@@ -5,7 +5,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use slotkeep_format::FrameWriter;
 use slotkeep_format::frames::FRAME_RAW_BYTES;
-use slotkeep_format::manifest::{BackupKind, FORMAT_VERSION, Manifest, ObjectRecord};
+use slotkeep_format::manifest::{BackupKind, ClusterCut, CutMethod, FORMAT_VERSION, Manifest, ObjectRecord};
 use slotkeep_model::{SlotDigest, SlotSet};
 use slotkeep_repo::{BackupSelector, Location, Problem, Repository};
 
@@ -183,4 +183,36 @@ async fn a_probe_leaves_nothing_and_finds_what_is_not_writable() {
     std::fs::write(folder.path().join("file"), b"x").unwrap();
     assert!(inside("file/below").probe("00").await.is_err());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn the_latest_backup_is_that_with_the_newest_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let location = Location::Folder(folder.path().join("repo"));
+    let repository = Repository::init(&location, "id".to_owned(), Timestamp::UNIX_EPOCH).await.unwrap();
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    let commit = async |kind: BackupKind, made: &str, of: Option<&str>| {
+        let id = at(made).strftime("%Y%m%dT%H%M%S.000Z-aaaa").to_string();
+        let cut = of.map(|of| ClusterCut {
+            method: CutMethod::Instant,
+            at: at(of),
+            error_ms: 0,
+            paused_ms: None,
+            fell_back: None,
+        });
+        let made = at(made);
+        let manifest = Manifest { kind, started_at: made, finished_at: made, cut, ..manifest(&id) };
+        repository.commit(&manifest).await.unwrap();
+        id
+    };
+    let latest = async || repository.find("main", &BackupSelector::Latest).await.unwrap().id;
+    let full = commit(BackupKind::Full, "2026-01-10T00:00:00Z", None).await;
+    commit(BackupKind::Merged, "2026-01-10T12:00:00Z", Some("2026-01-01T00:00:00Z")).await;
+    commit(BackupKind::Merged, "2026-01-10T13:00:00Z", Some("2026-01-02T00:00:00Z")).await;
+    assert_eq!(latest().await, full);
+    // Folded from the full one, whose end is known in whole seconds only.
+    let merged = commit(BackupKind::Merged, "2026-01-10T14:00:00Z", Some("2026-01-09T23:59:59Z")).await;
+    assert_eq!(latest().await, merged);
+    let merged = commit(BackupKind::Merged, "2026-01-10T15:00:00Z", Some("2026-01-10T14:59:00Z")).await;
+    assert_eq!(latest().await, merged);
 }

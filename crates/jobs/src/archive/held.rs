@@ -34,7 +34,7 @@ impl Holdings {
     /// Looks at the repository.
     pub(crate) async fn read(repository: &Repository, cluster: &str) -> Result<Self> {
         let mut manifests = repository.backups(cluster).await?.backups;
-        manifests.sort_by_cached_key(|manifest| Reverse((manifest.data_at(), manifest.id.clone())));
+        manifests.sort_by_cached_key(|manifest| Reverse((manifest.order_at(), manifest.id.clone())));
         let mut parents = HashMap::new();
         for history in repository.histories(cluster).await? {
             let record = repository.history(cluster, &history).await?;
