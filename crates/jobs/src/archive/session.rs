@@ -459,3 +459,33 @@ fn spool_failed(why: Option<&std::io::Error>) -> Error {
     Error::new(kind, format!("the spool can't be written: {why}"))
         .hint("free some space there, or name another folder: --spool DIR")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_behind_a_base_that_is_not_stored_is_not_complete() {
+        let id = |letter: &str| -> ReplId { letter.repeat(40).parse().unwrap() };
+        let (old, new) = (id("a"), id("b"));
+        let mut state = LineState { complete: Some((old.clone(), 1000)), ..LineState::default() };
+        state.lineage.add(&new, &Parent { history: old.clone(), fork: 950 });
+        let line = watch::channel(state).0;
+        let complete_after = |awaited: Option<(&ReplId, u64)>, sealed: (&ReplId, u64)| {
+            let before = line.borrow().complete.clone();
+            line.send_modify(|state| {
+                state.awaited = awaited.map(|(history, offset)| (history.clone(), offset))
+            });
+            note_sealed(&line, Some((sealed.0.clone(), sealed.1)));
+            let mut after = None;
+            line.send_modify(|state| after = std::mem::replace(&mut state.complete, before));
+            after.unwrap()
+        };
+        // The base begins another history, or the same one behind a gap; what was held before is still being sealed.
+        assert_eq!(complete_after(Some((&new, 1400)), (&new, 1460)), (old.clone(), 1000));
+        assert_eq!(complete_after(Some((&old, 4000)), (&old, 4100)), (old.clone(), 1000));
+        assert_eq!(complete_after(Some((&old, 4000)), (&old, 1100)), (old.clone(), 1100));
+        assert_eq!(complete_after(Some((&new, 1400)), (&old, 1100)), (old.clone(), 1100));
+        assert_eq!(complete_after(None, (&new, 1460)), (new, 1460));
+    }
+}
