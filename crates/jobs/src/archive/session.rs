@@ -473,12 +473,13 @@ mod tests {
         let line = watch::channel(state).0;
         let complete_after = |awaited: Option<(&ReplId, u64)>, sealed: (&ReplId, u64)| {
             let before = line.borrow().complete.clone();
-            line.send_modify(|state| {
-                state.awaited = awaited.map(|(history, offset)| (history.clone(), offset))
-            });
+            let awaited = awaited.map(|(history, offset)| (history.clone(), offset));
+            line.send_modify(|state| state.awaited = awaited);
             note_sealed(&line, Some((sealed.0.clone(), sealed.1)));
             let mut after = None;
-            line.send_modify(|state| after = std::mem::replace(&mut state.complete, before));
+            line.send_modify(|state| {
+                after = std::mem::replace(&mut state.complete, before);
+            });
             after.unwrap()
         };
         // The base begins another history, or the same one behind a gap; what was held before is still being sealed.
