@@ -137,8 +137,11 @@ impl State {
                 if folder.read_dir().unwrap().next().is_some() {
                     return "-ERR backup directory is not empty\r\n".to_owned();
                 }
-                self.client().command(&["BGREWRITEAOF"]).unwrap();
+                // One that fails is not begun: it would be in the way of the next.
                 self.name = if self.manner == Manner::Failing { "failed" } else { "snapshotting" };
+                if self.name == "snapshotting" {
+                    self.client().command(&["BGREWRITEAOF"]).unwrap();
+                }
                 ok()
             }
             ("SEAL", "incrementing") => {

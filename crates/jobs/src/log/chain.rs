@@ -322,6 +322,10 @@ impl Chain {
             if next <= stretch.after {
                 break;
             }
+            // Of a history that ended as it began no byte is on the path.
+            if next > stretch.until {
+                continue;
+            }
             let runs = self.runs(&stretch.history);
             let Some(run) = runs.iter().find(|run| run.start <= next && next < run.end) else { break };
             reach = run.end.saturating_sub(1).min(stretch.until);

@@ -50,6 +50,20 @@ fn a_route_goes_through_forks_and_leaves_divergent_tails_out() {
 }
 
 #[test]
+fn a_history_that_ended_before_its_first_byte_breaks_nothing_off() {
+    let mut chain = Chain::default();
+    chain.add_history(id(1), None, 1, one(11..31));
+    chain.add_history(id(2), Some(parent(1, 30)), 2, Vec::new());
+    chain.add_history(id(3), Some(parent(2, 30)), 3, one(31..41));
+    chain.add_base(base(1, 10, 0));
+    let path = chain.path(&id(3));
+    assert_eq!(chain.windows(&path), [Window { from: 10, to: 40 }]);
+    let (_, pieces) = chain.route(&path, 40).unwrap();
+    let histories: Vec<_> = pieces.into_iter().map(|piece| piece.history).collect();
+    assert_eq!(histories, [id(1), id(3)]);
+}
+
+#[test]
 fn a_divergent_tail_is_reached_by_its_own_path() {
     let chain = failovers();
     let (from, pieces) = chain.route(&chain.path(&id(1)), 40).unwrap();
