@@ -15,7 +15,7 @@ use slotkeep_testkit::{Cluster, ClusterBuilder, FailoverMode, Random, Server, se
 
 use crate::common::agent::Agent;
 use crate::harness::{Bench, cluster_client, free_addrs, setting, stop_nodes};
-use crate::moments::next_restorable;
+use crate::moments::{is_listed, next_restorable};
 use crate::recorder::{now, pause, sample};
 
 const SHARDS: u64 = 3;
@@ -193,6 +193,7 @@ impl Chaos {
         if run.code == GAP {
             if run.stderr.contains("changed hands between") {
                 // Which of two shards served a slot is seen from time to time; in between it is not told by guessing.
+                assert!(!is_listed(&self.bench, moment_ms), "{at} is offered\n{}", self.story());
                 return false;
             }
             let after_a_kill = |killed: &i64| (0..LOST_WITH_A_PRIMARY_MS).contains(&(moment_ms - killed));

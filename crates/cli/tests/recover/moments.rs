@@ -40,6 +40,14 @@ pub(crate) fn known(bench: &Bench, moment_ms: i64, shards: usize) -> i64 {
     earlier.as_millisecond()
 }
 
+/// Whether `list` offers that moment.
+pub(crate) fn is_listed(bench: &Bench, moment_ms: i64) -> bool {
+    let list = bench.slotkeep(&["list"]).json();
+    let moment = |end: &Value| end.as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_millisecond();
+    let spans = list["restorable"][0]["moments"].as_array().unwrap();
+    spans.iter().any(|span| moment(&span["from"]) <= moment_ms && moment_ms <= moment(&span["to"]))
+}
+
 /// What a restore to that moment would do, with so many shards.
 pub(crate) fn plan(bench: &Bench, moment_ms: i64, shards: usize) -> Run {
     let at = jiff::Timestamp::from_millisecond(moment_ms).unwrap().to_string();

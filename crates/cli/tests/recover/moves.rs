@@ -9,7 +9,7 @@ use slotkeep_testkit::{ClusterBuilder, Server, servers};
 
 use crate::common::agent::Agent;
 use crate::harness::{Bench, client, cluster_client, free_addrs, seed, stop_nodes, topology};
-use crate::moments::{known, next_restorable, plan};
+use crate::moments::{is_listed, known, next_restorable, plan};
 use crate::recorder::{Recorder, manifest_of, now, pause};
 
 /// What is seen of a move.
@@ -207,8 +207,13 @@ fn slots_that_move_at_once_come_back_with_all_their_keys() {
         if run.code != 0 {
             run.failed(24, "changed hands");
         }
+        // What is refused is not offered, and the other way round.
+        assert_eq!(is_listed(&bench, *moment), run.code == 0, "{moment}: {}", run.stderr);
         run.code == 0
     };
+    for part in 0..8 {
+        is_known(&(before + (after - before) * part / 8));
+    }
     if let Some(moment) = during.into_iter().skip(1).find(is_known) {
         check_moved(&bench, &server, &account, "during", (moment, 3), FILLING);
     }

@@ -24,7 +24,8 @@ use super::read::bytes_of;
 use super::times::{Times, Written};
 use crate::{Error, ErrorKind, Result};
 pub(super) use cluster::View;
-use doubt::check_settled;
+pub(super) use doubt::settled_within;
+use doubt::{check_settled, settled_by};
 use idle::is_idle;
 use moment::{Cut, End, Planned, cut_by, latest, order_moves};
 
@@ -174,7 +175,7 @@ pub async fn resolve(past: &Past, aim: &Aim) -> Result<Point> {
             match past.newest_of_files() {
                 // The moment of the first shard's end would cost the others what they have behind it.
                 Some(manifest) => of_backup(past, manifest).await,
-                None => at_moment(past, latest(past).await?, &[], End::Known).await,
+                None => at_latest(past).await,
             }
         }
         Aim::Places(places) => {
@@ -229,6 +230,20 @@ async fn of_backup(past: &Past, manifest: &Manifest) -> Result<Point> {
         });
     }
     Ok(Point { manifest: manifest.clone(), at: manifest.cut.as_ref().map(|cut| cut.at), shards })
+}
+
+/// The last moment that every shard's log reaches and at which it is known who served which slots.
+async fn at_latest(past: &Past) -> Result<Point> {
+    let last_ms = latest(past).await?;
+    let settled_ms = settled_by(&past.topologies, last_ms);
+    if settled_ms < last_ms {
+        match at_moment(past, settled_ms, &[], End::Known).await {
+            // The log may begin in the doubt: then that is what is to be said.
+            Err(error) if error.kind() == ErrorKind::Gap => {}
+            settled => return settled,
+        }
+    }
+    at_moment(past, last_ms, &[], End::Known).await
 }
 
 /// The cluster at a moment; shards that one of `places` belongs to, at that place.

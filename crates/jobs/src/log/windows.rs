@@ -9,7 +9,7 @@ use slotkeep_model::{ReplId, SlotSet};
 
 use super::chain::{Path, Piece, Place, Window, as_text};
 use super::past::Past;
-use super::point::{Span, View};
+use super::point::{Span, View, settled_within};
 use super::times::{Times, Written};
 use crate::Result;
 
@@ -107,7 +107,7 @@ async fn step_before(past: &Past, path: &Path, offset: u64) -> Result<Option<u64
     Ok(steps.max())
 }
 
-/// The moments at which every shard of the cluster as it was then can be restored.
+/// The moments at which every shard of the cluster as it was then can be restored, and at which it is known how it was.
 fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Vec<Moments> {
     let mut all: Vec<Moments> = Vec::new();
     for (view, valid) in View::all(past) {
@@ -129,7 +129,7 @@ fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Vec<Moment
             }
         }
     }
-    all
+    settled_within(&past.topologies, all)
 }
 
 fn intersect(one: &[Moments], other: &[Moments]) -> Vec<Moments> {

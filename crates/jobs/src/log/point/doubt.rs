@@ -5,6 +5,7 @@ use slotkeep_format::{ShardState, TopologyRecord};
 use slotkeep_model::SlotSet;
 
 use super::{CLOCKS_APART_MS, SEEN_LATE_MS};
+use crate::log::windows::Moments;
 use crate::{Error, ErrorKind, Result};
 
 /// Two looks that follow each other, and the moments at which the cluster may have been as either shows it.
@@ -18,13 +19,21 @@ struct Doubt<'a> {
 }
 
 impl<'a> Doubt<'a> {
-    /// Those that a moment lies in.
-    fn at(topologies: &'a [TopologyRecord], moment_ms: i64) -> impl Iterator<Item = Self> {
-        let doubts = topologies.windows(2).filter_map(|pair| {
+    fn all(topologies: &'a [TopologyRecord]) -> impl Iterator<Item = Self> {
+        topologies.windows(2).filter_map(|pair| {
             let [before, after] = pair else { return None };
             Some(Self::between(before, after))
-        });
-        doubts.filter(move |doubt| doubt.early_ms < moment_ms && moment_ms < doubt.late_ms)
+        })
+    }
+
+    /// Those that a moment lies in.
+    fn at(topologies: &'a [TopologyRecord], moment_ms: i64) -> impl Iterator<Item = Self> {
+        Self::all(topologies).filter(move |doubt| doubt.early_ms < moment_ms && moment_ms < doubt.late_ms)
+    }
+
+    /// Whether it is about who served what.
+    fn is_of_owners(&self) -> bool {
+        owners(self.before) != owners(self.after)
     }
 
     fn between(before: &'a TopologyRecord, after: &'a TopologyRecord) -> Self {
@@ -43,10 +52,9 @@ impl<'a> Doubt<'a> {
 
 /// Refuses a moment at which it is not known who served some slots: when they changed hands was seen only afterwards.
 pub(super) fn check_settled(topologies: &[TopologyRecord], moment_ms: i64) -> Result<()> {
-    for Doubt { before, after, early_ms, late_ms } in Doubt::at(topologies, moment_ms) {
-        if owners(before) == owners(after) {
-            continue;
-        }
+    for Doubt { before, after, early_ms, late_ms } in
+        Doubt::at(topologies, moment_ms).filter(Doubt::is_of_owners)
+    {
         let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
         let moved = moved(before, after);
         let what = format!(
@@ -62,6 +70,28 @@ pub(super) fn check_settled(topologies: &[TopologyRecord], moment_ms: i64) -> Re
         )));
     }
     Ok(())
+}
+
+/// The last moment, up to this one, that [`check_settled`] does not refuse.
+pub(super) fn settled_by(topologies: &[TopologyRecord], moment_ms: i64) -> i64 {
+    let mut settled_ms = moment_ms;
+    while let Some(doubt) = Doubt::at(topologies, settled_ms).find(Doubt::is_of_owners) {
+        settled_ms = doubt.early_ms;
+    }
+    settled_ms
+}
+
+/// What is left of spans without the moments that [`check_settled`] refuses.
+pub(in crate::log) fn settled_within(topologies: &[TopologyRecord], mut spans: Vec<Moments>) -> Vec<Moments> {
+    let moment = |ms: i64| Timestamp::from_millisecond(ms).ok();
+    for doubt in Doubt::all(topologies).filter(Doubt::is_of_owners) {
+        let Some((early, late)) = moment(doubt.early_ms).zip(moment(doubt.late_ms)) else { continue };
+        let halves = |span: Moments| {
+            [Moments { to: span.to.min(early), ..span }, Moments { from: span.from.max(late), ..span }]
+        };
+        spans = spans.into_iter().flat_map(halves).filter(|span| span.from <= span.to).collect();
+    }
+    spans
 }
 
 /// Marks slots that may have been on their way at a moment, with both shards of each move. A mark too many does no harm: a slot of which no key has
@@ -188,5 +218,27 @@ mod tests {
         let topologies = [seen(0, None, &STILL), seen(25, Some(1), &moved)];
         let refused = |second: i64| check_settled(&topologies, second * 1000).is_err();
         assert!(!refused(-1) && refused(0) && refused(3) && refused(26) && !refused(27));
+        // The same moments are not offered.
+        let span = |from: i64, to: i64| {
+            let at = |second| Timestamp::from_second(second).unwrap();
+            Moments { from: at(from), to: at(to) }
+        };
+        let offered = |from, to| settled_within(&topologies, vec![span(from, to)]);
+        assert_eq!(offered(-10, 40), [span(-10, -1), span(27, 40)]);
+        assert_eq!((offered(2, 20), offered(2, 30)), (vec![], vec![span(27, 30)]));
+        assert_eq!(offered(30, 40), [span(30, 40)]);
+        let settled = |second: i64| settled_by(&topologies, second * 1000) / 1000;
+        assert_eq!([-2, -1, 0, 26, 27].map(settled), [-2, -1, -1, -1, 27]);
+    }
+
+    #[test]
+    fn the_last_settled_moment_may_lie_before_several_doubts() {
+        let moved = |last: &'static str, first: &'static str| [[last, "", ""], [first, "", ""]];
+        let topologies = [
+            seen(0, None, &STILL),
+            seen(10, Some(8), &moved("0-98", "99-16383")),
+            seen(12, Some(9), &moved("0-97", "98-16383")),
+        ];
+        assert_eq!(settled_by(&topologies, 13_500), 6_000);
     }
 }
