@@ -88,6 +88,9 @@ pub struct ShardState {
     /// Slots that were being moved away from it.
     #[serde(with = "text", default, skip_serializing_if = "SlotSet::is_empty")]
     pub migrating: SlotSet,
+    /// Those of them that were being moved to a node that served no slot: it is no shard, and its writes are in no log.
+    #[serde(with = "text", default, skip_serializing_if = "SlotSet::is_empty")]
+    pub unfollowed: SlotSet,
     /// Its primary's config epoch.
     pub config_epoch: u64,
     /// Its primary.
@@ -137,7 +140,8 @@ mod tests {
             shards: vec![ShardState {
                 slots: "0-16383".parse().unwrap(),
                 importing: SlotSet::default(),
-                migrating: "5".parse().unwrap(),
+                migrating: "5-6".parse().unwrap(),
+                unfollowed: "6".parse().unwrap(),
                 config_epoch: 1,
                 primary: NodeRecord { id: None, addr: "[::1]:7000".parse().unwrap(), online: true },
                 replicas: vec![],

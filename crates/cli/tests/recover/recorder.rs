@@ -85,6 +85,7 @@ impl Recorder {
             slots: shard.slots.clone(),
             importing: slotkeep_model::SlotSet::default(),
             migrating: slotkeep_model::SlotSet::default(),
+            unfollowed: slotkeep_model::SlotSet::default(),
             config_epoch: shard.config_epoch,
             primary: slotkeep_format::manifest::NodeRecord {
                 addr: follower.addr.to_string().parse().unwrap(),

@@ -2,6 +2,7 @@
 //! forgotten. Moments before, between and after come back as the ledger has them; those at which slots changed hands do, or are refused by
 //! that name.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -101,6 +102,62 @@ fn await_shards(agent: &Agent, count: usize, has: impl Fn(&[&str]) -> bool) {
         let serving = slots.iter().filter(|slots| !slots.is_empty()).count();
         serving == count && shards.iter().all(follows) && has(&slots)
     });
+}
+
+/// A node without a slot is no shard and nobody follows it: what has arrived there of its first slot is in no log, and a restore says so.
+#[test]
+fn a_first_slot_on_its_way_to_a_new_node_is_named() {
+    let server = servers::require("valkey-9.1").unwrap();
+    let cluster = ClusterBuilder::new(server.clone()).primaries(1).start().unwrap();
+    let (alone, newcomer) = newcomer(server);
+    let bench = Bench::new();
+    let agent = Agent::start(&cluster, bench.repo().parent().unwrap(), &[]);
+    agent.wait_ready();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let mut writer = cluster.nodes()[0].client().unwrap();
+        // A log without writes is sealed only now and then.
+        let until = &ended;
+        scope.spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                writer.command(&["INCR", "elsewhere"]).unwrap();
+                pause(20);
+            }
+        });
+        let named = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            first_slot_is_named(&cluster.nodes()[0], (&alone.nodes()[0], &newcomer), &bench);
+        }));
+        ended.store(true, Ordering::Relaxed);
+        named.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    agent.stop();
+}
+
+fn first_slot_is_named(source: &Node, (target, newcomer): (&Node, &str), bench: &Bench) {
+    let (mut at_source, at_target) = (source.client().unwrap(), target.client().unwrap());
+    for number in 0..10 {
+        at_source.command(&["SET", &format!("{{t}}:{number}"), "x"]).unwrap();
+    }
+    let port = target.port().to_string();
+    at_source.command(&["CLUSTER", "MEET", "127.0.0.1", &port]).unwrap();
+    let mut both = [at_source, at_target];
+    await_nodes(&mut both, 2);
+    let [mut at_source, mut at_target] = both;
+    let unfollowed = || {
+        let run = plan(bench, next_restorable(bench, 1), 1);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let shard = run.json()["recovery"]["shards"][0].clone();
+        assert!(shard["slots"].is_string(), "{shard}");
+        assert_eq!(shard["unfollowed"].is_string(), run.stderr.contains("to a node that served no slot yet"));
+        shard["unfollowed"].as_str().map(str::to_owned)
+    };
+    assert_eq!(unfollowed(), None);
+    let slot = key_slot(b"t").number().to_string();
+    at_target.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", source.id()]).unwrap();
+    at_source.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", newcomer]).unwrap();
+    at_source.command(&["MIGRATE", "127.0.0.1", &port, "{t}:3", "0", "30000"]).unwrap();
+    let named = wait_for(LIMIT, "the agent to look", || unfollowed().ok_or(NotYet::because("not seen yet")));
+    assert_eq!(named.unwrap(), slot);
 }
 
 #[test]

@@ -268,6 +268,7 @@ async fn add_log(repo: &Path) {
             slots: shard.slots.clone(),
             importing: slotkeep_model::SlotSet::default(),
             migrating: slotkeep_model::SlotSet::default(),
+            unfollowed: slotkeep_model::SlotSet::default(),
             config_epoch: shard.config_epoch,
             primary: shard.primary.clone(),
             replicas: vec![],

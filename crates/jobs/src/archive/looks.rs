@@ -137,6 +137,7 @@ mod tests {
             slots: slots.parse().unwrap(),
             importing: slotkeep_model::SlotSet::default(),
             migrating: slotkeep_model::SlotSet::default(),
+            unfollowed: slotkeep_model::SlotSet::default(),
             config_epoch: 1,
             primary: NodeRecord {
                 id: None,

@@ -24,11 +24,18 @@ pub(crate) struct SeenShard {
     pub(crate) replication: Option<Replication>,
     importing: SlotSet,
     migrating: SlotSet,
+    unfollowed: SlotSet,
 }
 
 impl SeenShard {
     fn unanswered(shard: Shard) -> Self {
-        Self { shard, replication: None, importing: SlotSet::default(), migrating: SlotSet::default() }
+        Self {
+            shard,
+            replication: None,
+            importing: SlotSet::default(),
+            migrating: SlotSet::default(),
+            unfollowed: SlotSet::default(),
+        }
     }
 
     /// Whether slots are on their way to or from it.
@@ -49,22 +56,19 @@ pub(crate) async fn look_at_shards(context: &Context, discovery: &Discovery) -> 
 }
 
 async fn look_at(context: &Context, shard: Shard, cluster_mode: bool) -> SeenShard {
-    let mut seen =
-        SeenShard { shard, replication: None, importing: SlotSet::default(), migrating: SlotSet::default() };
+    let mut seen = SeenShard::unanswered(shard);
     if !seen.shard.primary.online {
         return seen;
     }
     let Ok(mut connection) = context.connector.connect(&seen.shard.primary.addr).await else { return seen };
     seen.replication = replication_of(&mut connection).await.ok();
     if cluster_mode && let Ok(view) = read_view(context, &mut connection).await {
-        seen.importing = slots(&view.importing);
-        seen.migrating = slots(&view.migrating);
+        seen.importing = view.importing.iter().map(|taken| taken.slot).collect();
+        seen.migrating = view.migrating.iter().map(|given| given.slot).collect();
+        let serves_none = |given: &&SlotMove| view.primaries_without_slots.contains(&given.to);
+        seen.unfollowed = view.migrating.iter().filter(serves_none).map(|given| given.slot).collect();
     }
     seen
-}
-
-fn slots(moves: &[SlotMove]) -> SlotSet {
-    moves.iter().map(|one| one.slot).collect()
 }
 
 /// The record of what was seen.
@@ -78,6 +82,7 @@ pub(crate) fn record(
         slots: seen.shard.slots.clone(),
         importing: seen.importing.clone(),
         migrating: seen.migrating.clone(),
+        unfollowed: seen.unfollowed.clone(),
         config_epoch: seen.shard.config_epoch,
         primary: node(&seen.shard.primary),
         replicas: seen.shard.replicas.iter().map(node).collect(),

@@ -71,6 +71,7 @@ pub(super) fn topologies(backups: &[Manifest]) -> Vec<TopologyRecord> {
             slots: shard.slots.clone(),
             importing: SlotSet::default(),
             migrating: SlotSet::default(),
+            unfollowed: SlotSet::default(),
             config_epoch: shard.config_epoch,
             primary: shard.primary.clone(),
             replicas: shard.replicas.clone(),

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use slotkeep_format::Manifest;
+use slotkeep_format::{Manifest, ShardState};
 use slotkeep_model::{Product, ServerVersion, SlotSet};
 
 use super::chain::{Path, Piece, Place, Unreachable, as_text};
@@ -78,6 +78,9 @@ pub struct ShardPoint {
     /// Slots that were being moved away from it.
     #[serde(serialize_with = "as_text", skip_serializing_if = "SlotSet::is_empty")]
     pub migrating: SlotSet,
+    /// Those of them of which keys may be missing: they were being moved to a node that nobody followed, as it served no slot yet.
+    #[serde(serialize_with = "as_text", skip_serializing_if = "SlotSet::is_empty")]
+    pub unfollowed: SlotSet,
     /// The backup that its base is from.
     pub backup: String,
     /// What the base holds.
@@ -127,6 +130,7 @@ impl Point {
                 slots: record.slots.clone(),
                 importing: SlotSet::default(),
                 migrating: SlotSet::default(),
+                unfollowed: SlotSet::default(),
                 backup: manifest.id.clone(),
                 base,
                 log: vec![],
@@ -149,6 +153,11 @@ impl Point {
     /// How many bytes of the log are to be applied.
     pub fn log_bytes(&self) -> u64 {
         self.shards.iter().fold(0, |sum, shard| sum.saturating_add(shard.log_bytes))
+    }
+
+    /// Slots of which keys may be missing, for nobody followed the node that they were on their way to.
+    pub fn unfollowed(&self) -> SlotSet {
+        self.shards.iter().flat_map(|shard| shard.unfollowed.ranges()).copied().collect()
     }
 
     /// Whether any log is to be applied.
@@ -219,6 +228,7 @@ async fn of_backup(past: &Past, manifest: &Manifest) -> Result<Point> {
             slots: record.slots.clone(),
             importing: SlotSet::default(),
             migrating: SlotSet::default(),
+            unfollowed: SlotSet::default(),
             backup: manifest.id.clone(),
             base,
             server: newest_server(past, &log).await?.max(record.server.version()),
@@ -276,8 +286,8 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
     let mut shards = Vec::new();
     for shard in &planned {
         let (point, number) = shard_point(past, &shard.state.slots, &shard.path, &shard.cut).await?;
-        let (importing, migrating) = (shard.state.importing.clone(), shard.state.migrating.clone());
-        shards.push((ShardPoint { importing, migrating, ..point }, number));
+        let ShardState { importing, migrating, unfollowed, .. } = shard.state.clone();
+        shards.push((ShardPoint { importing, migrating, unfollowed, ..point }, number));
     }
     if let Some((_, place)) = places.iter().enumerate().find(|(number, _)| !used.contains(number)) {
         let what = format!("history {} belongs to no shard of the cluster as it was at {at}", place.history);
@@ -324,6 +334,7 @@ async fn shard_point(past: &Past, slots: &SlotSet, path: &Path, cut: &Cut) -> Re
         slots: slots.clone(),
         importing: SlotSet::default(),
         migrating: SlotSet::default(),
+        unfollowed: SlotSet::default(),
         backup: manifest.id.clone(),
         base: base.place.clone(),
         server: newest_server(past, &log).await?.max(record.server.version()),

@@ -223,6 +223,7 @@ fn recorded() -> Recorded {
         slots: "0-5460".parse().unwrap(),
         importing: SlotSet::default(),
         migrating: SlotSet::default(),
+        unfollowed: SlotSet::default(),
         config_epoch: 1,
         primary: node(1),
         replicas: vec![node(4)],

@@ -182,6 +182,7 @@ fn point(manifest: &Manifest, before: &ShardRecord, after: &ShardRecord, link: &
         slots: before.slots.clone(),
         importing: SlotSet::default(),
         migrating: SlotSet::default(),
+        unfollowed: SlotSet::default(),
         backup: manifest.id.clone(),
         base: link.before.place.clone(),
         log: link.log.clone(),

@@ -109,6 +109,7 @@ impl AimArgs {
             },
         };
         let point = resolve(&past, &aim).await?;
+        warn_of_unfollowed(output, &point);
         Ok(Wanted { point, past: Some(past), accident })
     }
 
@@ -124,6 +125,7 @@ impl AimArgs {
             let past = Past::load(repository, cluster).await?;
             if past.has_log() {
                 let point = resolve(&past, &Aim::Latest).await?;
+                warn_of_unfollowed(output, &point);
                 return Ok(Wanted { point, past: Some(Arc::new(past)), accident: None });
             }
         }
@@ -176,6 +178,17 @@ impl Recovery<'_> {
     /// The moment, by the servers' clocks.
     pub(crate) const fn at(&self) -> Option<Timestamp> {
         self.at
+    }
+}
+
+/// Says of which slots keys may be missing at that point.
+fn warn_of_unfollowed(output: &Output, point: &Point) {
+    let slots = point.unfollowed();
+    if !slots.is_empty() {
+        output.warn(&format!(
+            "slots {slots} were being moved to a node that served no slot yet, which no archive follows: keys that had arrived there by then \
+             are missing"
+        ));
     }
 }
 

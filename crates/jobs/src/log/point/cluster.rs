@@ -74,6 +74,7 @@ impl View {
             slots: shard.slots.clone(),
             importing: SlotSet::default(),
             migrating: SlotSet::default(),
+            unfollowed: SlotSet::default(),
             config_epoch: shard.config_epoch,
             primary: shard.primary.clone(),
             replicas: shard.replicas.clone(),
@@ -100,8 +101,8 @@ impl View {
         };
         // Slots that were on their way may be marked here and not there.
         let as_seen = |shard: &ShardState| {
-            let marks = (shard.importing.clone(), shard.migrating.clone());
-            *shard == ShardState { importing: marks.0, migrating: marks.1, ..state.clone() }
+            let ShardState { importing, migrating, unfollowed, .. } = shard.clone();
+            *shard == ShardState { importing, migrating, unfollowed, ..state.clone() }
         };
         let at = past.topologies.iter().position(|topology| topology.shards.iter().any(as_seen)).unwrap_or(0);
         let (before, after) = past.topologies.split_at_checked(at).unwrap_or_default();

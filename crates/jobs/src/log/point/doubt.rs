@@ -102,6 +102,7 @@ pub(super) fn mark_moves(shards: &mut [ShardState], topologies: &[TopologyRecord
             if let Some(shard) = shards.iter_mut().find(|shard| shard.slots == seen.slots) {
                 shard.importing = union(&shard.importing, &seen.importing);
                 shard.migrating = union(&shard.migrating, &seen.migrating);
+                shard.unfollowed = union(&shard.unfollowed, &seen.unfollowed);
             }
         }
     }
@@ -154,6 +155,7 @@ mod tests {
             slots: slots.parse().unwrap(),
             importing: importing.parse().unwrap(),
             migrating: migrating.parse().unwrap(),
+            unfollowed: SlotSet::default(),
             config_epoch: 1,
             primary: NodeRecord {
                 id: None,
