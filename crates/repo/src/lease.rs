@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use futures::TryStreamExt;
-use object_store::ObjectStoreExt;
 use object_store::path::Path;
+use object_store::{Error, ObjectStoreExt, PutMode, PutOptions};
 use slotkeep_format::lease::{Holder, LeaseClaim, LeaseNote, LeaseRecord, LeaseStep, presence_name};
 
 use crate::error::{Problem, RepoError};
@@ -202,6 +202,25 @@ impl Lease {
             self.claim.lost();
         }
         Ok(ours)
+    }
+
+    /// Whether the store refuses to write the record that holds this lease once more, as it must where leases keep processes apart, whatever
+    /// `slotkeep.json` says: a repository may have been brought to another store. Nobody else writes under that name, and the bytes are
+    /// the same, so nothing changes where it does not refuse. Only while the lease is held.
+    pub async fn is_kept_by_the_store(&self, now_ms: u64) -> Result<bool, RepoError> {
+        let Some(held) = self.claim.held(now_ms) else {
+            return Err(RepoError::new("look at", &self.run.folder, Problem::Missing));
+        };
+        let path = layout::lease_record(&self.run.folder, held.number);
+        let store = &self.run.repository.store;
+        let stored = async { store.get(&path).await?.bytes().await };
+        let stored = stored.await.map_err(|error| RepoError::new("read", &path, error))?;
+        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match store.put_opts(&path, stored.into(), create).await {
+            Ok(_) | Err(Error::NotSupported { .. } | Error::NotImplemented { .. }) => Ok(false),
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(true),
+            Err(error) => Err(RepoError::new("write", &path, error)),
+        }
     }
 
     /// Gives the lease up, so that nobody needs to wait.

@@ -327,6 +327,7 @@ async fn presences(repository: &Repository) {
     let (mut before, mut after) =
         (repository.presence("main", "a", agent("1")), repository.presence("main", "a", agent("2")));
     assert!(matches!(before.step(&|| 0).await.unwrap(), Standing::Held { epoch: 1, .. }));
+    assert_eq!(before.is_kept_by_the_store(1).await.unwrap(), repository.refuses_overwrite());
     let line = if repository.refuses_overwrite() {
         let take = |process| {
             let holder = agent(process);

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::archive::status::ms;
 use crate::ports::Clock;
-use crate::{Context, Result};
+use crate::{Context, Error, ErrorKind, Result};
 
 /// How many records are read at a time.
 const READS_IN_FLIGHT: usize = 8;
@@ -128,11 +128,29 @@ impl Keeper {
             note,
         };
         let first = keeper.renew_and_look().await?;
+        keeper.check_kept_apart().await?;
         let (publish, seen) = watch::channel(Arc::new(first));
         let (stop, hurry) = (CancellationToken::new(), Arc::<Notify>::default());
         let (stopped, hurried) = (stop.clone(), Arc::clone(&hurry));
         let task = tokio::spawn(async move { Box::pin(keeper.run(&publish, &stopped, &hurried)).await });
         Ok(KeeperHandle { seen, time, note: note_sender, hurry, stop, task })
+    }
+
+    /// Refuses a store that overwrites although the repository's file says that it does not, as it may where the repository was brought there.
+    async fn check_kept_apart(&self) -> Result<()> {
+        let now_ms = ms(self.context.clock.elapsed());
+        // Without conditions nobody holds a lease, and a record that is not held any more is another's affair.
+        if !self.repository.refuses_overwrite()
+            || self.presence.epoch(now_ms).is_none()
+            || self.presence.is_kept_by_the_store(now_ms).await?
+        {
+            return Ok(());
+        }
+        let words = "this store overwrites objects although requests forbid it, and slotkeep.json says that it does not: the repository seems to have \
+                     been brought here from another store";
+        Err(Error::new(ErrorKind::Unsupported, words).hint(
+            "make a repository here with `slotkeep copy`, which finds out what the store does, and archive to that (docs/stores.md)",
+        ))
     }
 
     async fn run(mut self, publish: &watch::Sender<Arc<Seen>>, stop: &CancellationToken, hurry: &Notify) {
