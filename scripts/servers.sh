@@ -84,7 +84,7 @@ write_stanza() {
 private_apt() {
   local folder=$1
   shift
-  apt-get -q -o Dir::Etc::SourceParts=/dev/null -o Dir::Etc::sourcelist="$folder/s.sources" \
+  apt-get -q -o Acquire::Retries=5 -o Dir::Etc::SourceParts=/dev/null -o Dir::Etc::sourcelist="$folder/s.sources" \
     -o Dir::State::lists="$folder/lists" -o Dir::State::status="$folder/status" -o Dir::State="$folder" \
     -o Dir::Cache="$folder/cache" -o Dir::Etc::preferencesparts=/dev/null -o Dir::Log="$folder" \
     -o APT::Architecture="$(dpkg --print-architecture)" -o APT::Sandbox::User=root -o APT::Get::List-Cleanup=0 "$@" </dev/null

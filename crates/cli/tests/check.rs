@@ -117,7 +117,7 @@ fn the_advised_line_suffices(server_name: &str) {
     let folder = tempfile::tempdir().unwrap();
     let mut backup = command();
     backup.args(["backup", "--json", "--user", "keeper", "--cluster", &seed(&cluster)]);
-    backup.args(["--barrier", "--barrier-budget", "2000", "--repo"]);
+    backup.args(["--barrier", "--barrier-budget", "20000", "--repo"]);
     let run = Run::of(&backup.arg(folder.path()).env("SLOTKEEP_PASSWORD", "hidden").output().unwrap());
     assert_eq!(run.expect_code(0).json()["cut"]["method"], "barrier");
 }

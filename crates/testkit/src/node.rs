@@ -26,8 +26,8 @@ const START_LIMIT: Duration = Duration::from_mins(1);
 /// How long a server may take to end when it was asked to; replicas that lag hold it up to ten seconds (`shutdown-timeout`).
 const SHUTDOWN_LIMIT: Duration = Duration::from_mins(1);
 
-/// How long a look at a node may take. Nodes are on this machine.
-pub(crate) const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a look at a node may take. Nodes are on this machine, which may stand still for seconds.
+pub(crate) const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server process of a cluster. It may be stopped and started again; its folder and its port stay.
 #[derive(Debug)]

@@ -19,6 +19,9 @@ const FIRST: u16 = 11_000;
 const COUNT: u16 = 11_000;
 const TRIES: u32 = 2_000;
 
+/// Ports whose bus ports are those that tests start servers of their own on: they look whether one is free, and hold nothing.
+const OF_OTHERS: std::ops::Range<u16> = 12_000..12_700;
+
 /// A port, and the port [`BUS_OFFSET`] above it, that no other testkit uses while this lives.
 #[derive(Debug)]
 pub(crate) struct PortLease {
@@ -32,6 +35,9 @@ impl PortLease {
         let mut random = Random::unpredictable();
         for _ in 0..TRIES {
             let port = FIRST + u16::try_from(random.below(COUNT.into())).unwrap_or(0);
+            if OF_OTHERS.contains(&port) {
+                continue;
+            }
             let name = SocketAddr::from_abstract_name(format!("slotkeep-port-{port}"))
                 .map_err(Error::io("name a port's lock"))?;
             let Ok(lock) = UnixListener::bind_addr(&name) else { continue };

@@ -1,7 +1,6 @@
 //! Data written into real clusters is what was meant, and survives a failover.
 
 use slotkeep_testkit::data::Mix;
-use slotkeep_testkit::deadline::Stopwatch;
 use slotkeep_testkit::{Cluster, ClusterBuilder, Error, Result, servers};
 
 fn cluster(server: &str, replicas: usize) -> Result<Cluster> {
@@ -73,13 +72,10 @@ fn big_values_are_loaded_when_asked_for() {
 fn bulk_data_is_as_much_as_asked_for_and_the_same_every_time() {
     const BYTES: u64 = 40_000_000;
     let first = cluster("valkey-9.1", 0).unwrap();
-    let watch = Stopwatch::start();
     let loaded = Mix::bulk(BYTES).load(&first).unwrap();
-    let seconds = watch.elapsed().as_secs_f64();
     assert!(loaded.bytes >= BYTES && loaded.bytes < BYTES + BYTES / 50, "{}", loaded.bytes);
     assert!(loaded.samples.len() > 100, "{}", loaded.samples.len());
     assert_eq!(keys_in(&first).unwrap(), i64::try_from(loaded.keys()).unwrap());
-    assert!(seconds < 20.0, "{seconds} s");
     drop(first);
     let second = cluster("valkey-9.1", 0).unwrap();
     let again = Mix::bulk(BYTES).load(&second).unwrap();

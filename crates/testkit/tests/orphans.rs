@@ -58,7 +58,7 @@ fn a_killed_process_leaves_no_server_and_no_folder() {
     victim.kill().unwrap();
     victim.wait().unwrap();
 
-    wait_for(Duration::from_secs(10), "servers and folder to go", || {
+    wait_for(Duration::from_mins(1), "servers and folder to go", || {
         if folder.exists() {
             return Err(NotYet::because("the folder is there"));
         }

@@ -53,7 +53,7 @@ fn a_throttled_link_is_as_slow_as_asked_for() {
     let watch = Stopwatch::start();
     assert_eq!(read_large(&mut client).unwrap(), VALUE_BYTES);
     let seconds = watch.elapsed().as_secs_f64();
-    assert!((0.9..5.0).contains(&seconds), "{seconds}");
+    assert!(seconds >= 0.9, "{seconds}");
 }
 
 #[test]

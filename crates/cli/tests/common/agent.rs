@@ -14,7 +14,9 @@ use slotkeep_testkit::deadline::{NotYet, wait_for};
 
 use super::command;
 
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(120);
+/// How long one that was asked to end, or has to, may take.
+const END_LIMIT: Duration = Duration::from_secs(120);
 
 /// An agent, and what it has said so far.
 pub struct Agent {
@@ -117,11 +119,21 @@ impl Agent {
             // It may end just now.
             let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         }
-        let status = self.child.wait().unwrap();
+        let status = self.wait_end();
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
         }
         status
+    }
+
+    /// Waits until the process has ended.
+    #[track_caller]
+    fn wait_end(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        let ended = wait_for(END_LIMIT, "the agent to end", || {
+            child.try_wait().unwrap().ok_or_else(|| NotYet::because("it runs"))
+        });
+        ended.unwrap_or_else(|error| panic!("{error}: {}", self.err.lock().unwrap()))
     }
 
     /// What it has said to people.
@@ -180,7 +192,7 @@ impl Agent {
 
     /// Waits until it has ended by itself; gives its exit code and what it said.
     pub fn ended(mut self) -> (Option<i32>, String) {
-        let code = self.child.wait().unwrap().code();
+        let code = self.wait_end().code();
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
         }
@@ -196,7 +208,7 @@ impl Agent {
     #[track_caller]
     pub fn stop(mut self) -> Value {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
-        let status = self.child.wait().unwrap();
+        let status = self.wait_end();
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
         }

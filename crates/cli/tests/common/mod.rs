@@ -67,18 +67,23 @@ pub fn slotkeep<A: AsRef<std::ffi::OsStr>>(arguments: &[A]) -> Run {
     Run::of(&command().args(arguments).output().unwrap())
 }
 
-/// Every file below a folder, as path and content, in order.
+/// Every file below a folder, as path and content, in order. Others may write there: what goes while we look is left out.
 pub fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
-        for entry in std::fs::read_dir(&next).unwrap() {
+        let entries = std::fs::read_dir(&next);
+        for entry in entries.unwrap_or_else(|error| panic!("{}: {error}", next.display())) {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else {
-                let name = path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
-                found.push((name, std::fs::read(&path).unwrap()));
+                continue;
+            }
+            let name = path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
+            match std::fs::read(&path) {
+                Ok(content) => found.push((name, content)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => panic!("{}: {error}", path.display()),
             }
         }
     }

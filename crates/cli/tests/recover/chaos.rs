@@ -103,8 +103,11 @@ impl Chaos {
                 fs::rename(&repo, &away).unwrap();
                 pause(1500);
                 // What was being written in that instant may have made a folder there, which a mount would hide.
-                let _ = fs::remove_dir_all(&repo);
-                fs::rename(&away, &repo).unwrap();
+                let back = (0..100).any(|_| {
+                    let _ = fs::remove_dir_all(&repo);
+                    fs::rename(&away, &repo).is_ok()
+                });
+                assert!(back, "{} could not be put back", repo.display());
                 "the repository was away".to_owned()
             }
             4 => {
@@ -229,6 +232,7 @@ fn whatever_happens_every_moment_comes_back() {
     let seed = setting("SLOTKEEP_CHAOS_SEED", now().as_millisecond().unsigned_abs() % 1_000_000);
     let steps = setting("SLOTKEEP_CHAOS_STEPS", 5);
     let recoveries = setting("SLOTKEEP_CHAOS_RECOVERIES", 4);
+    eprintln!("SLOTKEEP_CHAOS_SEED={seed}");
     let server = servers::require("valkey-9.1").unwrap();
     let mut chaos = Chaos::start(seed, server.clone());
     let ledger = Ledger::start(&chaos.cluster, LedgerOptions { seed, lists: LISTS, accounts: 9 }).unwrap();

@@ -55,8 +55,8 @@ fn restore_into_a_move(seen: Seen) {
     for key in &keys {
         at_source.command(&["SET", key, "x"]).unwrap();
     }
-    // So that a sample of the source's time lies between these writes and the move.
-    pause(300);
+    // So that a sample of the servers' time lies between these writes and the move.
+    recorder.catch_up();
     let number = slot.to_string();
     at_target.command(&["CLUSTER", "SETSLOT", &number, "IMPORTING", source.id()]).unwrap();
     at_source.command(&["CLUSTER", "SETSLOT", &number, "MIGRATING", target.id()]).unwrap();
@@ -71,6 +71,7 @@ fn restore_into_a_move(seen: Seen) {
         at_source.command(&["MIGRATE", "127.0.0.1", &port, key, "0", "30000"]).unwrap();
         pause(10);
         if count == 15 {
+            recorder.catch_up();
             moment = now();
         }
     }

@@ -24,6 +24,7 @@ fn a_cluster_that_has_lost_most_of_its_primaries_comes_back() {
     for node in [scene.first(0), scene.first(1), scene.second(1)] {
         node.kill().unwrap();
     }
+    let gone = now_ms();
     scene.wait_sealed(1);
     let (nodes, words) = scene.spares(2, "new");
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -44,8 +45,8 @@ fn a_cluster_that_has_lost_most_of_its_primaries_comes_back() {
     account.check(ALL, &mut |args| client.command(args)).unwrap();
     let span = account.lost_span_ms();
     assert!(
-        span.is_none_or(|(first, last)| first >= until && last <= killed + IN_FLIGHT_MS),
-        "{span:?} {until} {killed}"
+        span.is_none_or(|(first, last)| first >= until && last <= gone + IN_FLIGHT_MS),
+        "{span:?} {until} {gone}"
     );
     // Those that were forgotten introduce themselves, and do no harm either.
     scene.return_harmlessly(scene.first(0), scene.second(0).addr());
@@ -72,6 +73,7 @@ fn replicas_are_promoted_without_a_repository() {
     let killed = now_ms();
     scene.first(0).kill().unwrap();
     scene.first(1).kill().unwrap();
+    let gone = now_ms();
     let plan = recover(&[]).expect_code(45).json();
     assert_eq!(shard(&plan, 0)["remedy"]["how"], "takeover", "{plan}");
     assert_eq!(shard(&plan, 1)["remedy"]["how"], "force", "{plan}");
@@ -81,7 +83,7 @@ fn replicas_are_promoted_without_a_repository() {
     let account = scene.check(scene.client(&[]));
     let span = account.lost_span_ms();
     assert!(
-        span.is_none_or(|(first, last)| first >= killed - IN_FLIGHT_MS && last <= killed + IN_FLIGHT_MS),
+        span.is_none_or(|(first, last)| first >= killed - IN_FLIGHT_MS && last <= gone + IN_FLIGHT_MS),
         "{span:?} {killed}"
     );
     // Of a shard of which nothing lives it says what is missing.
@@ -94,10 +96,10 @@ fn replicas_are_promoted_without_a_repository() {
 #[test]
 fn a_cluster_of_which_nothing_lives_is_restored_whole() {
     let mut scene = Scene::start("valkey-9.1", true, &[]);
-    let killed = now_ms();
     for node in scene.cluster.nodes() {
         node.kill().unwrap();
     }
+    let gone = now_ms();
     scene.wait_sealed(3);
     drop(scene.agent.take());
     let (nodes, words) = scene.spares(6, "new");
@@ -119,8 +121,8 @@ fn a_cluster_of_which_nothing_lives_is_restored_whole() {
     account.check(ALL, &mut |args| client.command(args)).unwrap();
     let span = account.lost_span_ms();
     assert!(
-        span.is_none_or(|(first, last)| first >= until && last <= killed + IN_FLIGHT_MS),
-        "{span:?} {until} {killed}"
+        span.is_none_or(|(first, last)| first >= until && last <= gone + IN_FLIGHT_MS),
+        "{span:?} {until} {gone}"
     );
     // The old nodes are a cluster by themselves: nobody of the new one hears of them.
     scene.cluster.start_nodes().unwrap();
@@ -145,8 +147,8 @@ fn the_archive_is_preferred_to_a_replica_far_behind() {
         shard["phase"] == "following" && shard["source"] == scene.first(0).addr().to_string()
     });
     scene.ledger().wait_for_more(300).unwrap();
-    let killed = now_ms();
     scene.first(0).kill().unwrap();
+    let gone = now_ms();
     scene.wait_sealed(1);
 
     let (nodes, words) = scene.spares(1, "new");
@@ -175,8 +177,8 @@ fn the_archive_is_preferred_to_a_replica_far_behind() {
     let until = until.as_millisecond() - ROUNDING_MS;
     let span = account.lost_span_ms();
     assert!(
-        span.is_none_or(|(first, last)| first >= until && last <= killed + IN_FLIGHT_MS),
-        "{span:?} {until} {killed}"
+        span.is_none_or(|(first, last)| first >= until && last <= gone + IN_FLIGHT_MS),
+        "{span:?} {until} {gone}"
     );
 }
 

@@ -11,7 +11,7 @@ use slotkeep_testkit::{Cluster, ClusterBuilder, ClusterClient, Node, Server, ser
 use crate::common::agent::Agent;
 use crate::harness::{Bench, Run, client, endpoint, free_addrs};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(90);
 /// What is acknowledged so shortly before a kill may not have reached anybody else.
 pub(crate) const IN_FLIGHT_MS: i64 = 300;
 /// By how much the writers' clock and the servers' may be rounded apart: both are this machine's.

@@ -15,6 +15,7 @@ fn a_lost_primary_is_replaced(name: &str) {
     assert_eq!(whole.code, 0, "{}", whole.stdout);
     let killed = now_ms();
     scene.first(0).kill().unwrap();
+    let gone = now_ms();
 
     let run = scene.recover(&[]);
     assert_eq!(run.code, 45, "{}\n{}", run.stdout, run.stderr);
@@ -39,7 +40,7 @@ fn a_lost_primary_is_replaced(name: &str) {
     account.check(ALL, &mut |args| scene.client(&[]).command(args)).unwrap();
     let span = account.lost_span_ms();
     assert!(
-        span.is_none_or(|(first, last)| first >= killed - IN_FLIGHT_MS && last <= killed + IN_FLIGHT_MS),
+        span.is_none_or(|(first, last)| first >= killed - IN_FLIGHT_MS && last <= gone + IN_FLIGHT_MS),
         "{span:?} {killed}"
     );
 }
@@ -57,9 +58,9 @@ fn a_lost_primary_of_redis_7_0_is_replaced() {
 /// A primary and its replica are lost: the shard comes from the repository, to new nodes that join the others.
 fn a_lost_shard_is_restored(name: &str) {
     let mut scene = Scene::start(name, true, &[]);
-    let killed = now_ms();
     scene.first(1).kill().unwrap();
     scene.second(1).kill().unwrap();
+    let gone = now_ms();
     scene.wait_sealed(1);
 
     // Without nodes to restore to, it says what it needs.
@@ -91,8 +92,8 @@ fn a_lost_shard_is_restored(name: &str) {
     let span = account.lost_span_ms();
     let until = until.as_millisecond() - ROUNDING_MS;
     assert!(
-        span.is_none_or(|(first, last)| first >= until && last <= killed + IN_FLIGHT_MS),
-        "{span:?} {until} {killed}"
+        span.is_none_or(|(first, last)| first >= until && last <= gone + IN_FLIGHT_MS),
+        "{span:?} {until} {gone}"
     );
 
     for node in [scene.first(1), scene.second(1)] {

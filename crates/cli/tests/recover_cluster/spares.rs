@@ -80,10 +80,10 @@ fn nodes_that_run_take_the_places_of_lost_ones() {
         first.command(&["SET", &format!("{{{tag}}}:{number}"), &big]).unwrap();
     }
     scene.wait_held(1);
-    let killed = now_ms();
     for node in [scene.first(1), scene.second(1), scene.second(0)] {
         node.kill().unwrap();
     }
+    let gone = now_ms();
     scene.wait_sealed(1);
 
     // Neither one that loads no such base, nor one that holds something; and there is nothing else then.
@@ -144,8 +144,8 @@ fn nodes_that_run_take_the_places_of_lost_ones() {
     let span = account.lost_span_ms();
     let until = until.as_millisecond() - ROUNDING_MS;
     assert!(
-        span.is_none_or(|(first, last)| first >= until && last <= killed + IN_FLIGHT_MS),
-        "{span:?} {until} {killed}"
+        span.is_none_or(|(first, last)| first >= until && last <= gone + IN_FLIGHT_MS),
+        "{span:?} {until} {gone}"
     );
     for node in [scene.first(1), scene.second(1)] {
         scene.return_harmlessly(node, nodes[0]);
@@ -178,11 +178,11 @@ fn nodes_that_run_become_a_cluster_of_which_nothing_lives() {
 
     let spares = empty(&scene.server, 6);
     let nodes = addrs(spares.nodes());
-    let killed = now_ms();
     client(started[0], None, None).command(&["SHUTDOWN", "NOSAVE"]).unwrap_err();
     for node in scene.cluster.nodes().iter().filter(|node| node.is_running()) {
         node.kill().unwrap();
     }
+    let gone = now_ms();
     scene.wait_sealed(3);
     drop(scene.agent.take());
     let run = scene.recover_to(&nodes, &[]);
@@ -204,8 +204,8 @@ fn nodes_that_run_become_a_cluster_of_which_nothing_lives() {
     account.check(ALL, &mut |args| everywhere.command(args)).unwrap();
     let span = account.lost_span_ms();
     assert!(
-        span.is_none_or(|(first, last)| first >= until && last <= killed + IN_FLIGHT_MS),
-        "{span:?} {until} {killed}"
+        span.is_none_or(|(first, last)| first >= until && last <= gone + IN_FLIGHT_MS),
+        "{span:?} {until} {gone}"
     );
 }
 

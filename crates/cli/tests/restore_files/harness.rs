@@ -158,7 +158,7 @@ pub(crate) fn stop_nodes(nodes: &[SocketAddr]) {
     }
 }
 
-/// Addresses whose ports and bus ports are free: apart from those that the testkit uses.
+/// Addresses whose ports and bus ports are free: apart from those that the testkit gives its nodes and their buses.
 pub(crate) fn free_addrs(count: usize) -> Vec<SocketAddr> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 700).unwrap();

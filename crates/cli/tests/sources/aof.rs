@@ -117,6 +117,7 @@ fn with_annotations(name: &str) -> Cluster {
         .primaries(2)
         .config("appendonly", "yes")
         .config("appendfsync", "always")
+        .config("appendfsync", "always")
         .config("aof-timestamp-enabled", "yes")
         .start()
         .unwrap()
@@ -218,6 +219,7 @@ fn a_file_goes_on_after_the_server_died_within_a_command() {
         .primaries(1)
         .config("appendonly", "yes")
         .config("appendfsync", "always")
+        .config("appendfsync", "always")
         .start()
         .unwrap();
     let node = &cluster.nodes()[0];
@@ -286,6 +288,7 @@ fn append_only_files_are_read_while_they_are_rewritten() {
             "on >secret -@all +ping +info +time +cluster|nodes +config|get +module|list +acl|list",
         )
         .config("appendonly", "yes")
+        .config("appendfsync", "always")
         .config("aof-timestamp-enabled", "yes")
         .start()
         .unwrap();
@@ -351,6 +354,7 @@ fn an_append_only_file_that_was_never_rewritten() {
         .primaries(2)
         .acl_user(USER, RULES)
         .config("appendonly", "yes")
+        .config("appendfsync", "always")
         .start()
         .unwrap();
     let mut client = cluster.client().unwrap();

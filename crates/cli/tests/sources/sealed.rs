@@ -214,7 +214,12 @@ fn array(words: &[&str]) -> String {
 }
 
 fn standalone() -> Cluster {
-    ClusterBuilder::new(server("redis-7.0")).cluster_mode(false).config("appendonly", "yes").start().unwrap()
+    ClusterBuilder::new(server("redis-7.0"))
+        .cluster_mode(false)
+        .config("appendonly", "yes")
+        .config("appendfsync", "always")
+        .start()
+        .unwrap()
 }
 
 fn backup_of(place: &Place, addr: SocketAddr) -> std::process::Command {

@@ -168,7 +168,7 @@ fn start(server: &Server) -> Cluster {
 
 /// Waits until what ends soon has ended: before the engine sees it.
 async fn until_it_has_expired(node: &Node) {
-    tokio::time::timeout(Duration::from_secs(10), async {
+    tokio::time::timeout(Duration::from_mins(1), async {
         let mut client = node.client().unwrap();
         while client.command(&["EXISTS", "e:text:1"]).unwrap().int().unwrap() == 1 {
             tokio::task::yield_now().await;
@@ -282,6 +282,6 @@ async fn a_fold_is_what_redis_6_2_had() {
     assert_eq!(ends["absolute"], Some(4_102_444_800_000));
     for key in ["px", "setex", "restored", "replaced", "later"] {
         let left_ms = u64::try_from(ends[key].unwrap()).unwrap() - before_ms;
-        assert!((1_000_000..1_010_000).contains(&left_ms), "{key}: {left_ms}");
+        assert!((1_000_000..1_060_000).contains(&left_ms), "{key}: {left_ms}");
     }
 }

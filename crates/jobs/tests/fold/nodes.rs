@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use bytes::Bytes;
 use slotkeep_format::Manifest;
@@ -30,12 +31,14 @@ impl Drop for Started {
     }
 }
 
-/// Addresses whose ports and bus ports are free: apart from those that other tests use.
+/// Addresses whose ports and bus ports are free: apart from those that the testkit gives its nodes and their buses, and each given once.
 fn free_addrs(count: usize) -> Vec<NodeAddr> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 700).unwrap();
     let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    let ports = (0..700).map(|number| 23_000 + (start + number) % 700);
+    let ports = std::iter::repeat_with(|| 22_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 700);
     ports
+        .take(700)
         .filter(|port| free(*port) && free(port + 10_000))
         .take(count)
         .map(|port| NodeAddr::new("127.0.0.1", port))

@@ -166,7 +166,7 @@ async fn an_optional_one_that_fails_or_hangs_at_any_moment_harms_nothing() {
             }
             if fate == FateOnce::Hangs {
                 let held_up = companion.held_up();
-                assert!(held_up < Duration::from_secs(10), "{number}: {held_up:?}");
+                assert!(held_up < Duration::from_mins(1), "{number}: {held_up:?}");
             }
         }
     }
