@@ -228,6 +228,7 @@ impl Chaos {
 }
 
 #[test]
+#[expect(clippy::disallowed_macros, reason = "the seed is shown with whatever fails")]
 fn whatever_happens_every_moment_comes_back() {
     let seed = setting("SLOTKEEP_CHAOS_SEED", now().as_millisecond().unsigned_abs() % 1_000_000);
     let steps = setting("SLOTKEEP_CHAOS_STEPS", 5);
