@@ -167,7 +167,12 @@ impl RepairPlan {
         for (row, nameless) in histories.into_iter().zip(&self.nameless) {
             stopped()?;
             let done = adopt::history(repository, &self.cluster, nameless).await;
-            report.lost.extend(note(row, done)?);
+            let (done, unknown) = match done {
+                Ok((path, unknown)) => (Ok(vec![path]), unknown),
+                Err(error) => (Err(error), None),
+            };
+            let unknown = unknown.map(|what| Loss { object: row.object.clone(), what, backups: vec![] });
+            report.lost.extend(note(row, done)?.into_iter().chain(unknown));
         }
         let mut remade: BTreeMap<String, BaseRecord> = BTreeMap::new();
         let (derived, orphans): (Vec<_>, Vec<_>) =
