@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde_json::Value;
 use slotkeep_format::{Depth, HistoryRecord, Manifest, Parent, Severity, TopologyRecord};
+use slotkeep_jobs::ErrorKind;
+use slotkeep_jobs::repair::RepairPlan;
 use slotkeep_model::ReplId;
+use slotkeep_repo::{Location, Repository};
 
 use crate::command::{LIVED, copied};
 use crate::common::{Run, command, files, slotkeep};
@@ -307,6 +310,38 @@ fn no_fork_is_made_up_inside_a_divergent_tail() {
     std::fs::remove_file(&file).unwrap();
     run().expect_code(49);
     assert_eq!(made().parent, None);
+}
+
+#[test]
+fn what_a_backup_may_still_take_is_not_adopted_by_a_clock_that_is_off() {
+    let (_folder, repo, repository) = copied();
+    let id = &LIVED.ids[3];
+    for id in &LIVED.ids[3..] {
+        std::fs::remove_file(repo.join(format!("main/backups/{id}.json"))).unwrap();
+    }
+    let before = paths(&repo);
+    let ahead = crate::clock::context(48);
+    let plan = RUNTIME.block_on(RepairPlan::make(&ahead, &repository, "main")).unwrap();
+    assert_eq!(plan.preview().repairs.len(), 1);
+    let refused = RUNTIME.block_on(plan.run(&ahead, &repository)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ClockOff, "{refused}");
+    assert_eq!(paths(&repo), before);
+
+    // A backup that gives up deletes nothing that another names meanwhile.
+    age(&repo, 3);
+    repair(&repo, 0);
+    let adopted = RUNTIME.block_on(repository.manifest("main", &format!("{id}-r1"))).unwrap();
+    let rdb = adopted.shards[0].base.rdb.path.clone();
+    let index = rdb.replace("rdb.zst", "index.zst");
+    assert!(adopted.objects().all(|object| object.path != index) && repo.join(&index).exists());
+    for path in [&rdb, &index] {
+        RUNTIME.block_on(repository.discard(path)).unwrap();
+    }
+    assert!(repo.join(&rdb).exists() && !repo.join(&index).exists());
+    std::fs::remove_file(repo.join(format!("main/backups/{id}-r1.json"))).unwrap();
+    let repository = RUNTIME.block_on(Repository::open(&Location::Folder(repo.clone()))).unwrap();
+    RUNTIME.block_on(repository.discard(&rdb)).unwrap();
+    assert!(!repo.join(&rdb).exists());
 }
 
 #[test]
