@@ -31,6 +31,7 @@ pub mod ports;
 mod private;
 pub mod progress;
 pub mod prune;
+mod rdb_head;
 pub mod recover;
 pub mod repair;
 pub mod restore;

@@ -154,7 +154,7 @@ impl Repository {
         }
     }
 
-    async fn read_manifest(&self, cluster: &str, id: &str) -> Result<Manifest, RepoError> {
+    pub(crate) async fn read_manifest(&self, cluster: &str, id: &str) -> Result<Manifest, RepoError> {
         let bytes = self.get_json(&layout::manifest(cluster, id)).await?;
         self.interpret(cluster, id, &bytes)
     }

@@ -3,10 +3,11 @@
 //! Invariants: what a manifest names that this process has asked for is taken back only if it is certain that the manifest is not there and will not
 //! be; a commit whose outcome nobody knows says so ([`Problem::MayBeListed`]), and is never taken for one that failed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use jiff::civil::Date;
 use object_store::path::Path;
 use slotkeep_format::Manifest;
 
@@ -19,13 +20,26 @@ use crate::store::pause;
 /// How often it is tried to delete a manifest that must not stay.
 const TRIES: u32 = 3;
 
-/// The objects that manifests name which this process has listed, or may have: their paths, each with the number of those manifests.
+/// The objects that manifests name, as far as this process has had to know.
 #[derive(Debug, Default)]
-pub(crate) struct Named(Mutex<HashMap<String, u64>>);
+pub(crate) struct Named {
+    /// Those which this process has listed, or may have: their paths, each with the number of those manifests.
+    own: Mutex<HashMap<String, u64>>,
+    others: Mutex<Others>,
+}
+
+/// What was read of manifests, whoever listed them, because something was to be taken back.
+#[derive(Debug, Default)]
+struct Others {
+    /// Their ids. A manifest never changes.
+    read: HashSet<String>,
+    /// What they name.
+    objects: HashSet<String>,
+}
 
 impl Named {
-    /// Whether the object must stay.
-    pub(crate) fn holds(&self, path: &str) -> bool {
+    /// Whether the object must stay because of what this process has done.
+    fn holds(&self, path: &str) -> bool {
         self.counts().contains_key(path)
     }
 
@@ -49,7 +63,11 @@ impl Named {
     }
 
     fn counts(&self) -> MutexGuard<'_, HashMap<String, u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn others(&self) -> MutexGuard<'_, Others> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -64,6 +82,35 @@ impl Repository {
     pub(crate) async fn commit_here(&self, manifest: &Manifest) -> Result<(), RepoError> {
         let json = self.stored_manifest(manifest)?;
         self.commit_as(manifest, json).await
+    }
+
+    /// Whether a manifest that is listed names an object, or may: a repair may have listed what this process has not, and so may an agent
+    /// that was told of it. Whoever lists a base does so after it was taken, by a clock that may be some hours off.
+    pub(crate) async fn is_named(&self, path: &str) -> Result<bool, RepoError> {
+        if self.named.holds(path) {
+            return Ok(true);
+        }
+        let Some((folder, _, taken)) = layout::base_of(path) else { return Ok(false) };
+        let cluster = folder.split('/').next().unwrap_or_default();
+        let since = day_before(taken);
+        let listed = self.backup_ids(cluster).await?;
+        for id in listed.into_iter().filter(|id| id.as_str() >= since.as_str()) {
+            if self.named.others().read.contains(&id) {
+                continue;
+            }
+            let manifest = match self.read_manifest(cluster, &id).await {
+                Ok(manifest) => manifest,
+                // Deleted since it was listed.
+                Err(RepoError { problem: Problem::Missing, .. }) => continue,
+                // One that can't be read may name it.
+                Err(RepoError { problem: Problem::Damaged(_) | Problem::Newer(_), .. }) => return Ok(true),
+                Err(error) => return Err(error),
+            };
+            let mut others = self.named.others();
+            others.objects.extend(manifest.objects().map(|object| object.path.clone()));
+            others.read.insert(id);
+        }
+        Ok(self.named.others().objects.contains(path))
     }
 
     /// The same with these bytes, which hold that manifest.
@@ -144,4 +191,10 @@ impl Repository {
         let json = json.map_err(|error| failed(error.into()))?;
         self.sign(&path, json).map(Bytes::from).map_err(failed)
     }
+}
+
+/// What the ids of backups of the day before that one begin with, and all before of those are behind; nothing if it is no such id.
+fn day_before(id: &str) -> String {
+    let day = id.get(..8).and_then(|day| Date::strptime("%Y%m%d", day).ok());
+    day.and_then(|day| day.yesterday().ok()).map(|day| day.strftime("%Y%m%d").to_string()).unwrap_or_default()
 }

@@ -4,11 +4,13 @@
 
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions};
 
 use crate::error::{Problem, RepoError};
 use crate::location::{Location, io_problem};
+use crate::repository::Repository;
 
 /// What the name of a probe begins with.
 pub(crate) const PROBE_PREFIX: &str = "slotkeep-probe-";
@@ -67,6 +69,17 @@ impl Location {
         let found = found.map_err(|error| failed(std::io::Error::other(error)))?;
         let about = found.map_err(|error| failed(error.into()))?;
         Ok(Some(about.f_bavail.saturating_mul(about.f_frsize)))
+    }
+}
+
+impl Repository {
+    /// The time by the store's clock, as it says when something was written just now. `nonce` makes the name of that unique.
+    pub async fn store_time(&self, nonce: &str) -> Result<Timestamp, RepoError> {
+        let path = format!("{PROBE_PREFIX}{nonce}");
+        self.put_new(&path, PROBE_BYTES.to_vec()).await?;
+        let told = self.written_at(&path).await;
+        self.delete(&path).await?;
+        told
     }
 }
 

@@ -374,8 +374,8 @@ impl Repository {
         creating(&self.file) == Creating::Conditional
     }
 
-    /// Deletes an object that this process wrote, here and in every companion; but nothing that a manifest names which this process has listed
-    /// there, or may have.
+    /// Deletes an object that this process wrote, here and in every companion; but nothing that a manifest names which is listed there, or which
+    /// this process may have listed.
     pub async fn discard(&self, path: &str) -> Result<(), RepoError> {
         let others: Vec<Write<'_>> = self
             .live_companions()
@@ -394,7 +394,7 @@ impl Repository {
     }
 
     pub(crate) async fn discard_here(&self, path: String) -> Result<(), RepoError> {
-        if self.named.holds(&path) {
+        if self.is_named(&path).await? {
             return Ok(());
         }
         let object = object_path(&path)?;

@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use serde_json::Value;
-use slotkeep_format::{Depth, HistoryRecord, Manifest, Severity, TopologyRecord};
+use slotkeep_format::{Depth, HistoryRecord, Manifest, Parent, Severity, TopologyRecord};
+use slotkeep_jobs::ErrorKind;
+use slotkeep_jobs::repair::RepairPlan;
 use slotkeep_model::ReplId;
+use slotkeep_repo::{Location, Repository};
 
 use crate::command::{LIVED, copied};
 use crate::common::{Run, command, files, slotkeep};
-use crate::harness::{Bench, RUNTIME};
+use crate::harness::{Bench, RUNTIME, meta, piece};
 use crate::lived::{age, has_extension, paths, restored, restored_with, sound};
 
 #[track_caller]
@@ -246,6 +249,99 @@ fn the_file_of_a_history_is_made_again_with_its_parent() {
         assert_eq!(made.slots, said.slots);
         assert!(bench.again(Depth::Structure).worst() <= Severity::Note);
     }
+}
+
+/// Writes bytes of the log of that history, as one segment of several pieces.
+fn write_pieces(bench: &Bench, history: &ReplId, start: u64, numbers: &[u64]) {
+    let bytes: Vec<u8> = numbers.iter().flat_map(|number| piece(*number)).collect();
+    let length = bytes.len() as u64;
+    let repository = bench.open();
+    RUNTIME.block_on(async {
+        let range = start..start + length;
+        let mut writer = repository.create_segment("main", history, range).await.unwrap();
+        writer.write(&bytes).await.unwrap();
+        writer.finish(meta(numbers[0], start, length)).await.unwrap();
+    });
+}
+
+/// How the cluster looked before the failover, when its first shard's history had come to that offset.
+fn show_parent(bench: &Bench, parent: &Parent, offset: u64) {
+    let repository = bench.open();
+    let seen = RUNTIME.block_on(repository.topologies("main")).unwrap();
+    let mut earlier: TopologyRecord = seen.last().unwrap().clone();
+    earlier.id = format!("20261124T000000.000Z-{offset:04x}");
+    earlier.shards[0].history = Some(parent.history.clone());
+    earlier.shards[0].offset = Some(offset);
+    RUNTIME.block_on(repository.put_topology("main", &earlier)).unwrap();
+}
+
+#[test]
+fn no_fork_is_made_up_inside_a_divergent_tail() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let child: ReplId = "d".repeat(40).parse().unwrap();
+    let said = RUNTIME.block_on(repository.history("main", &child)).unwrap().unwrap();
+    let parent = said.parent.unwrap();
+    show_parent(&bench, &parent, parent.fork);
+    // Longer than the child's first segment.
+    write_pieces(&bench, &parent.history, parent.fork + 1, &[6, 7, 8]);
+    let file = bench.object(&format!("main/history/{child}/history.json"));
+    let made = || RUNTIME.block_on(repository.history("main", &child)).unwrap().unwrap();
+
+    // A segment of the parent ends at the fork, and the parent was seen nowhere behind it.
+    std::fs::remove_file(&file).unwrap();
+    repair(&bench.repo(), 0);
+    assert_eq!(made().parent, Some(parent.clone()));
+
+    // With its first segment the place of the fork is lost, although the parent holds the byte before what is left.
+    let first = RUNTIME.block_on(repository.segments("main", &child)).unwrap().remove(0);
+    std::fs::remove_file(bench.object(first.path())).unwrap();
+    let run = || slotkeep(&["repair", "--json", "--yes", "--repo", &bench.text()]);
+    std::fs::remove_file(&file).unwrap();
+    let report = run().expect_code(49).json();
+    assert!(report["lost"][0]["what"].as_str().unwrap().contains("is not known"), "{report:#}");
+    assert_eq!(report["repairs"][0]["repair"], "history");
+    assert_eq!(made().parent, None);
+
+    // A cut of the parent at that very place proves nothing where the parent was seen behind it.
+    write_pieces(&bench, &parent.history, first.start, &[3]);
+    assert_eq!(piece(3).len() as u64, first.end - first.start);
+    show_parent(&bench, &parent, first.end);
+    std::fs::remove_file(&file).unwrap();
+    run().expect_code(49);
+    assert_eq!(made().parent, None);
+}
+
+#[test]
+fn what_a_backup_may_still_take_is_not_adopted_by_a_clock_that_is_off() {
+    let (_folder, repo, repository) = copied();
+    let id = &LIVED.ids[3];
+    for id in &LIVED.ids[3..] {
+        std::fs::remove_file(repo.join(format!("main/backups/{id}.json"))).unwrap();
+    }
+    let before = paths(&repo);
+    let ahead = crate::clock::context(48);
+    let plan = RUNTIME.block_on(RepairPlan::make(&ahead, &repository, "main")).unwrap();
+    assert_eq!(plan.preview().repairs.len(), 1);
+    let refused = RUNTIME.block_on(plan.run(&ahead, &repository)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ClockOff, "{refused}");
+    assert_eq!(paths(&repo), before);
+
+    // A backup that gives up deletes nothing that another names meanwhile.
+    age(&repo, 3);
+    repair(&repo, 0);
+    let adopted = RUNTIME.block_on(repository.manifest("main", &format!("{id}-r1"))).unwrap();
+    let rdb = adopted.shards[0].base.rdb.path.clone();
+    let index = rdb.replace("rdb.zst", "index.zst");
+    assert!(adopted.objects().all(|object| object.path != index) && repo.join(&index).exists());
+    for path in [&rdb, &index] {
+        RUNTIME.block_on(repository.discard(path)).unwrap();
+    }
+    assert!(repo.join(&rdb).exists() && !repo.join(&index).exists());
+    std::fs::remove_file(repo.join(format!("main/backups/{id}-r1.json"))).unwrap();
+    let repository = RUNTIME.block_on(Repository::open(&Location::Folder(repo.clone()))).unwrap();
+    RUNTIME.block_on(repository.discard(&rdb)).unwrap();
+    assert!(!repo.join(&rdb).exists());
 }
 
 #[test]

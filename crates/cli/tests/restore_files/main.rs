@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "what does not hold fails the test")]
 
+mod databases;
 #[allow(dead_code, reason = "each test crate uses its part")]
 mod harness;
 mod link;

@@ -14,6 +14,7 @@ use slotkeep_wire::stream::{Splitter, StreamStart};
 use super::decide::Position;
 use crate::Result;
 use crate::backup::base::TakenBase;
+use crate::rdb_head::RdbHead;
 
 /// A base and the end of the log behind it.
 pub(crate) type Held = (Position, Arc<TakenBase>);
@@ -124,8 +125,21 @@ impl Holdings {
         let database = self.database_at(&history, offset).await?;
         // A server does not say again what it had selected when the base was made.
         let at_base = history == base.history && offset == base.offset;
-        let database = database.or_else(|| base.read.as_ref().filter(|_| at_base)?.database);
+        let database = match database {
+            None if at_base => self.database_of(base).await,
+            known => known,
+        };
         Ok(Some((Position { history, offset, database }, Arc::clone(base))))
+    }
+
+    /// The database that was selected when a base was made, if that can be read: whoever reads the log can look there as well.
+    async fn database_of(&self, base: &TakenBase) -> Option<u32> {
+        match base.read.as_ref().and_then(|read| read.database) {
+            None if self.repository.is_readable() => {
+                RdbHead::read(&self.repository, &base.base.rdb).await.ok()?.database
+            }
+            known => known,
+        }
     }
 
     /// Where the log behind a base ends: in its own history, and in each that descends from it.

@@ -80,7 +80,7 @@ impl Line {
             server_time,
             layout: BaseLayout::new(&shared.cluster, &history, offset, &id),
         };
-        let received =
+        let mut received =
             receive(&context, &shared.repository, &mut link, header, announced, &self.progress).await?;
         if !shared.follows {
             drop(link);
@@ -89,6 +89,8 @@ impl Line {
             self.state.send_modify(|state| state.base = Some(Arc::new(base)));
             return Ok(End::Stopped);
         }
+        // A replica passes its primary's stream on and selects nothing itself.
+        let database = received.database();
         let parent = self.parent_of(&history, candidates).await;
         self.announce_break(&history, offset.0, refusal);
         let repository = shared.repository.clone();
@@ -100,7 +102,7 @@ impl Line {
         if let Some(parent) = parent {
             self.state.send_modify(|state| state.lineage.add(&history, &parent));
         }
-        let position = Position { history, offset: offset.0, database: None };
+        let position = Position { history, offset: offset.0, database };
         let session = Session::begin(self, link, candidate, position, Some(storing), None).await?;
         session.run(self).await
     }

@@ -122,6 +122,11 @@ impl Taking {
 }
 
 impl Received {
+    /// The database that is selected in the stream behind it, if it says so.
+    pub(crate) fn database(&mut self) -> Option<u32> {
+        self.pipeline.head().database
+    }
+
     /// Waits until the base is durable. Unless it succeeds, nothing of it stays in the repository.
     pub(crate) async fn store(self, repository: &Repository) -> Result<TakenBase> {
         let Self { pipeline, announced } = self;

@@ -29,6 +29,7 @@ use tokio::task::JoinHandle;
 use super::buffers::Buffers;
 use super::interpret::{Interpretation, Interpreter};
 use crate::progress::{ShardProgress, add};
+use crate::rdb_head::{HEAD_BYTES, RdbHead};
 use crate::{Error, ErrorKind, Result};
 
 /// Pieces that wait in each queue.
@@ -66,6 +67,8 @@ pub(crate) struct Pipeline {
     frame: Vec<u8>,
     /// How many bytes of the frame are certainly the RDB's; always less than a whole frame.
     certain: usize,
+    /// What the RDB says of itself, once its first bytes are there; nothing if they can't be read.
+    head: Option<RdbHead>,
     progress: Arc<ShardProgress>,
     tasks: Tasks,
 }
@@ -107,7 +110,7 @@ impl Pipeline {
         };
         let buffers = Arc::<Buffers>::default();
         let frame = buffers.take(FRAME_RAW_BYTES + UNCERTAIN_BYTES);
-        Ok(Self { store, interpret, buffers, frame, certain: 0, progress, tasks })
+        Ok(Self { store, interpret, buffers, frame, certain: 0, head: None, progress, tasks })
     }
 
     /// Where the next bytes may be read to.
@@ -144,8 +147,18 @@ impl Pipeline {
         Ok(())
     }
 
+    /// What the RDB says of itself, as far as it has come.
+    pub(crate) fn head(&mut self) -> &RdbHead {
+        let Self { head, frame, certain, .. } = self;
+        head.get_or_insert_with(|| {
+            let first = frame.get(..HEAD_BYTES.min(*certain)).unwrap_or_default();
+            RdbHead::of(first).unwrap_or_default()
+        })
+    }
+
     /// Hands the frame on; what is read beyond it begins the next one.
     async fn dispatch(&mut self) -> Result<(), Stopped> {
+        self.head();
         let mut next = self.buffers.take(FRAME_RAW_BYTES + UNCERTAIN_BYTES);
         let end = self.certain.min(FRAME_RAW_BYTES);
         next.extend_from_slice(self.frame.get(end..).unwrap_or_default());

@@ -7,6 +7,8 @@
 //! Invariants: no piece of a route holds a byte that no segment covers; a place is reached from the nearest base before it from which
 //! every byte is there; a history that names itself among its forebears ends its path there.
 
+mod behind;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 

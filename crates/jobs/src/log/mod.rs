@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod chain;
 mod commands;
+mod database;
 mod files;
 mod past;
 pub mod pattern;
@@ -17,5 +18,6 @@ pub mod tail;
 mod times;
 pub mod windows;
 
+pub use database::database_behind;
 pub use past::Past;
 pub use read::LogReader;

@@ -137,7 +137,7 @@ impl LogReader {
 }
 
 /// Passes bytes through a splitter for what it learns from them.
-fn follow(splitter: &mut Splitter, mut bytes: &[u8]) -> Result<(), String> {
+pub(super) fn follow(splitter: &mut Splitter, mut bytes: &[u8]) -> Result<(), String> {
     loop {
         match splitter.next(&mut bytes) {
             Ok(Some(_)) => {}

@@ -1,4 +1,5 @@
-//! What the log of one history holds behind the place at which a server took over from it.
+//! What the log holds of what followed the place at which a server took over, or would: along the main line, through failovers, and not what a
+//! failover lost.
 
 use std::sync::Arc;
 
@@ -18,11 +19,13 @@ const COUNTED_BYTES: u64 = 64 << 20;
 /// Bytes of the log that a server which took over does not have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Tail {
-    /// Their history.
+    /// The history that the server took over from.
     #[serde(serialize_with = "as_text")]
     pub history: ReplId,
     /// The last byte that the server has of it.
     pub after: u64,
+    /// The bytes, by history.
+    pub pieces: Vec<Piece>,
     /// The last byte that the repository has.
     pub until: u64,
     /// How many commands among them change a dataset; absent if they are too many to count beforehand.
@@ -57,12 +60,25 @@ pub(crate) fn changes(command: &StreamCommand<'_>) -> bool {
 }
 
 impl Tail {
-    /// The bytes.
-    pub fn piece(&self) -> Piece {
-        Piece {
-            history: self.history.clone(),
-            range: self.after.saturating_add(1)..self.until.saturating_add(1),
-        }
+    /// The place behind which it begins.
+    pub(crate) fn place(&self) -> Place {
+        Place { history: self.history.clone(), offset: self.after }
+    }
+
+    /// The last place that it leads to.
+    pub(crate) fn end(&self) -> Place {
+        let last = self.pieces.last().map_or(&self.history, |piece| &piece.history);
+        Place { history: last.clone(), offset: self.until }
+    }
+
+    /// Leaves out what is behind that byte.
+    fn end_at(&mut self, until: u64) {
+        self.until = until;
+        let end = until.saturating_add(1);
+        self.pieces.retain_mut(|piece| {
+            piece.range.end = piece.range.end.min(end);
+            !piece.range.is_empty()
+        });
     }
 
     /// How many bytes that is.
@@ -84,20 +100,26 @@ impl Tail {
     }
 }
 
-/// What the repository holds of a history behind a place, without a gap; nothing if it holds nothing there.
-pub async fn tail(context: &Context, past: &Arc<Past>, place: &Place) -> Result<Option<Tail>> {
-    let first = place.offset.saturating_add(1);
-    let runs = past.chain.runs(&place.history);
-    let Some(run) = runs.iter().find(|run| run.start <= first && first < run.end) else { return Ok(None) };
+/// What the repository holds of what followed a place, without a gap; nothing if it holds nothing there. `own` is the history that a server
+/// has begun there, if it has taken over already.
+pub async fn tail(
+    context: &Context,
+    past: &Arc<Past>,
+    place: &Place,
+    own: Option<&ReplId>,
+) -> Result<Option<Tail>> {
+    let pieces = past.chain.behind(place, own);
+    let Some(last) = pieces.last() else { return Ok(None) };
     let mut tail = Tail {
         history: place.history.clone(),
         after: place.offset,
-        until: run.end.saturating_sub(1),
+        until: last.range.end.saturating_sub(1),
+        pieces,
         commands: None,
         marks: Vec::new(),
     };
     let counted = tail.bytes() <= COUNTED_BYTES;
-    let mut reader = LogReader::new(Arc::clone(past), &[tail.piece()])?;
+    let mut reader = LogReader::new(Arc::clone(past), &tail.pieces)?;
     let mut splitter = Splitter::new(start_behind(place.offset));
     let mut commands = 0_u64;
     while let Some(chunk) = context.unless_stopped(reader.next()).await? {
@@ -115,7 +137,7 @@ pub async fn tail(context: &Context, past: &Arc<Past>, place: &Place) -> Result<
         }
     }
     // A transaction whose end is not there is left out.
-    tail.until = splitter.safe_cut().0;
+    tail.end_at(splitter.safe_cut().0);
     tail.commands = Some(commands);
     Ok((tail.until > tail.after).then_some(tail))
 }
@@ -128,6 +150,6 @@ pub(crate) const fn start_behind(offset: u64) -> StreamStart {
 fn no_stream(tail: &Tail, error: &slotkeep_wire::stream::StreamError) -> Error {
     Error::new(
         ErrorKind::Corrupt,
-        format!("the log of history {} behind offset {}: {error}", tail.history, tail.after),
+        format!("the log behind offset {} of history {}: {error}", tail.after, tail.history),
     )
 }

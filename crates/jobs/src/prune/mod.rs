@@ -26,6 +26,7 @@ use stock::Stock;
 
 pub use pin::{Pinned, pin, unpin};
 pub use report::{BackupRow, ObjectRow, PruneReport, Refusal, Step, TotalRow, UnfinishedRow};
+pub(crate) use sweep::compare_clocks;
 
 /// The shortest grace. Whoever lists an object has to have finished reading it by then, and whoever writes one, to have named it.
 pub const SHORTEST_GRACE: SignedDuration = SignedDuration::from_hours(1);

@@ -22,6 +22,9 @@ use crate::{Context, Error, ErrorKind, ObjectKind, Result};
 /// How many objects are deleted at a time.
 const DELETES_IN_FLIGHT: usize = 8;
 
+/// What comes of clocks that are apart.
+const NOTHING_DELETED: &str = "nothing is deleted";
+
 /// What goes in which order: each row when the one before is gone.
 const ORDER: [&[ObjectKind]; 3] = [
     &[ObjectKind::Backup],
@@ -30,8 +33,13 @@ const ORDER: [&[ObjectKind]; 3] = [
 ];
 
 /// Fails if this machine's clock is not the store's: `told` is when something was written just now. What is young by the one would be old by the
-/// other, and what was marked a moment ago be due.
-fn compare_clocks(context: &Context, told: Timestamp, tolerance: Option<SignedDuration>) -> Result<()> {
+/// other, and what was marked a moment ago be due. `so` says what is not done because of it.
+pub(crate) fn compare_clocks(
+    context: &Context,
+    told: Timestamp,
+    tolerance: Option<SignedDuration>,
+    so: &str,
+) -> Result<()> {
     let apart = context.clock.now().duration_since(told);
     if tolerance.is_none_or(|tolerance| apart.abs() <= tolerance) {
         return Ok(());
@@ -39,7 +47,7 @@ fn compare_clocks(context: &Context, told: Timestamp, tolerance: Option<SignedDu
     let apart = SignedDuration::from_secs(apart.as_secs());
     let way = if apart.is_negative() { "behind" } else { "ahead of" };
     let words = format!(
-        "this machine's clock is {:#} {way} the store's: how old things are can't be told, and nothing is deleted",
+        "this machine's clock is {:#} {way} the store's: how old things are can't be told, and {so}",
         apart.abs()
     );
     Err(Error::new(ErrorKind::ClockOff, words)
@@ -112,7 +120,7 @@ impl PrunePlan {
         if !record.objects.is_empty() || !self.unfinished.is_empty() {
             repository.put_marks(&record).await?;
             let told = repository.marked_at(&record).await?;
-            let compared = compare_clocks(context, told, self.options.clock_tolerance);
+            let compared = compare_clocks(context, told, self.options.clock_tolerance, NOTHING_DELETED);
             if compared.is_err() || record.objects.is_empty() {
                 repository.delete_marks(cluster, &record.id).await?;
             }
@@ -246,7 +254,7 @@ impl<'a> Records<'a> {
         let id = record.id.clone();
         self.repository.put_pruned(&record).await?;
         let told = self.repository.announced_at(&record).await?;
-        if let Err(error) = compare_clocks(self.context, told, tolerance) {
+        if let Err(error) = compare_clocks(self.context, told, tolerance, NOTHING_DELETED) {
             self.repository.delete_pruned(self.cluster, &id).await?;
             return Err(error);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 use slotkeep_format::ShardState;
-use slotkeep_model::{NodeId, Role, SlotSet};
+use slotkeep_model::{NodeId, ReplId, Role, SlotSet};
 
 use super::claims::{holdings, replicas_of};
 use super::facts::Survey;
@@ -86,9 +86,9 @@ pub(super) async fn held(
     let mut held = Held { now, given: true, estimate: estimate(past).await?, ..Held::default() };
     for holding in holdings(survey) {
         if let ([owner], None) = (holding.claimants.as_slice(), &holding.silent) {
-            let fork = survey.word(owner).and_then(|word| word.former.clone()).filter(|_| promoted(owner));
-            if let Some(fork) = fork {
-                held.add_tail(context, past, owner, &fork).await;
+            let word = survey.word(owner).filter(|_| promoted(owner));
+            if let Some((word, fork)) = word.and_then(|word| Some((word, word.former.as_ref()?))) {
+                held.add_tail(context, past, owner, (fork, Some(&word.history))).await;
             }
             continue;
         }
@@ -105,7 +105,7 @@ pub(super) async fn held(
             let found = found.unwrap_or(None);
             if found.is_some_and(|lack| lack.writes) {
                 let place = Place { history: word.history.clone(), offset: word.offset };
-                held.add_tail(context, past, &id, &place).await;
+                held.add_tail(context, past, &id, (&place, None)).await;
             }
             held.lacks.insert(id, found);
         }
@@ -132,8 +132,14 @@ async fn estimate(past: &Past) -> Result<Estimate> {
 
 impl Held {
     /// A log that can't be read is no reason not to recover: it is seen to when it is to be applied.
-    async fn add_tail(&mut self, context: &Context, past: &Arc<Past>, node: &NodeId, place: &Place) {
-        if let Ok(Some(tail)) = tail(context, past, place).await {
+    async fn add_tail(
+        &mut self,
+        context: &Context,
+        past: &Arc<Past>,
+        node: &NodeId,
+        (place, own): (&Place, Option<&ReplId>),
+    ) {
+        if let Ok(Some(tail)) = tail(context, past, place, own).await {
             self.tails.insert(node.clone(), tail);
         }
     }

@@ -247,10 +247,10 @@ pub(super) fn tails<'a>(survey: &'a Survey, shards: &'a [ShardPlan]) -> impl Ite
         };
         Some(Step {
             what: format!(
-                "apply to {} what the repository holds of history {} behind offset {}: {}",
+                "apply to {} what the repository holds behind offset {} of history {}: {}",
                 survey.name(&node),
-                tail.history,
                 tail.after,
+                tail.history,
                 tail.in_words()
             ),
             kind: StepKind::ApplyTail { node, slots: shard.slots.clone() },

@@ -226,12 +226,22 @@ impl Head {
     }
 }
 
-/// Writes down where a history comes from, as far as that can be told.
+/// Where a history comes from.
+enum Origin {
+    /// From there.
+    Parent(Parent),
+    /// From no history that is needed for it.
+    None,
+    /// From a history that goes on behind the place at which this one could have left it: why that is not taken for the fork.
+    Unknown(String),
+}
+
+/// Writes down where a history comes from, as far as that can be told. Gives the path of its file, and what can't be told.
 pub(super) async fn history(
     repository: &Repository,
     cluster: &str,
     nameless: &Nameless,
-) -> Result<Vec<String>> {
+) -> Result<(String, Option<String>)> {
     let history = &nameless.history;
     let segments = repository.segments(cluster, history).await?;
     let first = segments.first().ok_or_else(|| unknown(format!("there is no log of history {history}")))?;
@@ -245,7 +255,13 @@ pub(super) async fn history(
         unknown(format!("nothing says which slots the log of history {history} belongs to"))
     })?;
     let before = topologies.get(..number).unwrap_or_default();
-    let parent = parent_of(repository, cluster, history, (before, &state.slots), first.start).await?;
+    let origin =
+        origin_of(repository, cluster, history, (&topologies, before, &state.slots), first.start).await?;
+    let (parent, lost) = match origin {
+        Origin::Parent(parent) => (Some(parent), None),
+        Origin::None => (None, None),
+        Origin::Unknown(why) => (None, Some(why)),
+    };
     let path = layout::history_file(cluster, history);
     if nameless.damaged {
         // Nothing of it could be read; what takes its place says no less.
@@ -260,17 +276,18 @@ pub(super) async fn history(
         first_seen_at: topology.seen_at,
     };
     repository.put_history(cluster, &record).await?;
-    Ok(vec![path])
+    Ok((path, lost))
 }
 
-/// The history that the same slots had before, if it holds the byte before the first one of this, and no base of its own leads there.
-async fn parent_of(
+/// The history that the same slots had before, if this one begins where that ends, and no base of its own leads there. The segments between
+/// the fork and the first one that is left may be lost: that the other history holds the byte before proves nothing where it goes on behind it.
+async fn origin_of(
     repository: &Repository,
     cluster: &str,
     history: &ReplId,
-    (before, slots): (&[TopologyRecord], &SlotSet),
+    (topologies, before, slots): (&[TopologyRecord], &[TopologyRecord], &SlotSet),
     start: u64,
-) -> Result<Option<Parent>> {
+) -> Result<Origin> {
     let fork = start.saturating_sub(1);
     let own = repository.stored_objects(cluster, slotkeep_repo::Area::History(history)).await?;
     let led_to =
@@ -279,9 +296,25 @@ async fn parent_of(
         before.iter().rev().flat_map(|topology| &topology.shards).find(|shard| shard.slots == *slots);
     let Some(parent) = previous.and_then(|shard| shard.history.clone()).filter(|parent| parent != history)
     else {
-        return Ok(None);
+        return Ok(Origin::None);
     };
-    let holds = repository.segments(cluster, &parent).await?;
-    let joins = holds.iter().any(|segment| segment.start <= fork && fork < segment.end);
-    Ok((joins && !led_to).then_some(Parent { history: parent, fork }))
+    let held = repository.segments(cluster, &parent).await?;
+    if led_to || !held.iter().any(|segment| segment.start <= fork && fork < segment.end) {
+        return Ok(Origin::None);
+    }
+    let is_cut = held.iter().any(|segment| segment.end == start);
+    let goes_on = held.iter().any(|segment| segment.start <= start && start < segment.end);
+    let seen = |of: &ReplId, at: &dyn Fn(u64) -> bool| {
+        let shards = topologies.iter().flat_map(|topology| &topology.shards);
+        shards.filter(|shard| shard.history.as_ref() == Some(of)).any(|shard| shard.offset.is_some_and(at))
+    };
+    let contradicted =
+        seen(history, &|offset| offset < fork) || (goes_on && seen(&parent, &|offset| offset > fork));
+    if is_cut && !contradicted {
+        return Ok(Origin::Parent(Parent { history: parent, fork }));
+    }
+    Ok(Origin::Unknown(format!(
+        "where it left history {parent} is not known: its log begins at offset {start}, and nothing shows that the other one, which holds what \
+         is before and after, was left there. Nothing leads into it but bases of its own"
+    )))
 }

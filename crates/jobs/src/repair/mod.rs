@@ -20,6 +20,8 @@ use slotkeep_model::ReplId;
 use slotkeep_repo::{Repository, StoredObject};
 
 use crate::backup::new_backup_id;
+use crate::ports::random_hex;
+use crate::prune::{CLOCK_TOLERANCE, compare_clocks};
 use crate::{Context, Error, Result};
 use look::look;
 
@@ -147,6 +149,11 @@ impl RepairPlan {
         }
         repository.check_signs()?;
         repository.check_reads()?;
+        // Bases that a backup still takes are told from those of one that ended by their age.
+        if self.orphans.iter().any(|orphan| !orphan.has_manifest) {
+            let told = repository.store_time(&random_hex(&*context.rng, 8)?).await?;
+            compare_clocks(context, told, Some(CLOCK_TOLERANCE), "nothing is repaired")?;
+        }
         let id = new_backup_id(context)?;
         let mut rows = Vec::new();
         let mut note = |row: RepairRow, done: Result<Vec<String>>| match done {
@@ -167,7 +174,12 @@ impl RepairPlan {
         for (row, nameless) in histories.into_iter().zip(&self.nameless) {
             stopped()?;
             let done = adopt::history(repository, &self.cluster, nameless).await;
-            report.lost.extend(note(row, done)?);
+            let (done, unknown) = match done {
+                Ok((path, unknown)) => (Ok(vec![path]), unknown),
+                Err(error) => (Err(error), None),
+            };
+            let unknown = unknown.map(|what| Loss { object: row.object.clone(), what, backups: vec![] });
+            report.lost.extend(note(row, done)?.into_iter().chain(unknown));
         }
         let mut remade: BTreeMap<String, BaseRecord> = BTreeMap::new();
         let (derived, orphans): (Vec<_>, Vec<_>) =

@@ -14,7 +14,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use slotkeep_format::manifest::{ReadRecord, ReadSource};
 use slotkeep_model::{ReplId, ReplOffset};
-use slotkeep_rdb::{Event, Level, Parser};
 use slotkeep_repo::layout::BaseLayout;
 use slotkeep_wire::info::Info;
 use slotkeep_wire::resp::Command;
@@ -30,6 +29,7 @@ use crate::backup::plan::Candidate;
 use crate::discover::read_info;
 use crate::net::{Connection, LinkError, LinkProblem};
 use crate::progress::{Phase, ShardProgress};
+use crate::rdb_head::{HEAD_BYTES, RdbHead};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How often the server is asked how far it is.
@@ -37,8 +37,6 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How often a save is asked for where something else always comes first.
 const TRIES: usize = 20;
 const READ_BYTES: usize = 1 << 20;
-/// The auxiliary fields stand within so many bytes.
-const HEAD_BYTES: u64 = 64 << 10;
 const DEFAULT_FILE: &str = "dump.rdb";
 
 /// A save that was asked for.
@@ -50,15 +48,6 @@ struct Saved {
     path: PathBuf,
     /// The histories that the server knows: what it follows, and what it followed before.
     histories: Vec<ReplId>,
-}
-
-/// What an RDB says of itself.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Head {
-    created_s: Option<i64>,
-    history: Option<ReplId>,
-    offset: Option<u64>,
-    database: Option<u32>,
 }
 
 /// Takes the base of a shard from that node, whose folder is known.
@@ -185,47 +174,21 @@ fn senseless(candidate: &Candidate, words: &str) -> Error {
 }
 
 /// What the RDB says of itself; the file stands at its beginning afterwards.
-async fn read_head(file: &mut File, path: &Path) -> Result<Head> {
+async fn read_head(file: &mut File, path: &Path) -> Result<RdbHead> {
     let mut bytes = Vec::new();
     let read = async {
-        (&mut *file).take(HEAD_BYTES).read_to_end(&mut bytes).await?;
+        (&mut *file).take(HEAD_BYTES as u64).read_to_end(&mut bytes).await?;
         file.rewind().await
     };
     read.await.map_err(|error| unreadable(path, &error))?;
-    Head::of(&bytes).map_err(|error| {
+    RdbHead::of(&bytes).map_err(|error| {
         Error::new(ErrorKind::Corrupt, format!("{} can't be read: {error}", path.display()))
             .hint("check that --data-dir is the folder of that server, and its disk")
     })
 }
 
-impl Head {
-    fn of(mut bytes: &[u8]) -> Result<Self, slotkeep_rdb::Error> {
-        let mut head = Self::default();
-        let mut parser = Parser::new(Level::Raw);
-        while let Some(event) = parser.next(&mut bytes)? {
-            match event {
-                Event::Start(_) => {}
-                Event::Aux { key, value } => head.note(key, value),
-                _ => break,
-            }
-        }
-        Ok(head)
-    }
-
-    fn note(&mut self, key: &[u8], value: &[u8]) {
-        let Ok(text) = std::str::from_utf8(value) else { return };
-        match key {
-            b"ctime" => self.created_s = text.parse().ok(),
-            b"repl-id" => self.history = text.parse().ok(),
-            b"repl-offset" => self.offset = text.parse().ok(),
-            b"repl-stream-db" => self.database = text.parse().ok(),
-            _ => {}
-        }
-    }
-}
-
 /// Between which moments the server forked for the file. Fails if that was before it was asked to save.
-fn moment(head: &Head, saved: &Saved, candidate: &Candidate) -> Result<(Timestamp, Timestamp)> {
+fn moment(head: &RdbHead, saved: &Saved, candidate: &Candidate) -> Result<(Timestamp, Timestamp)> {
     let path = saved.path.display();
     let strange = |why: String| {
         Error::new(ErrorKind::Failed, format!("{path} is not what {} has just saved: {why}", candidate.addr))
@@ -248,7 +211,7 @@ fn moment(head: &Head, saved: &Saved, candidate: &Candidate) -> Result<(Timestam
 }
 
 /// The history and the offset that the file names, if it does. Fails if the history is none of the server's.
-fn place(head: &Head, saved: &Saved, candidate: &Candidate) -> Result<Option<(ReplId, ReplOffset)>> {
+fn place(head: &RdbHead, saved: &Saved, candidate: &Candidate) -> Result<Option<(ReplId, ReplOffset)>> {
     let Some(((history, offset), _)) = head.history.clone().zip(head.offset).zip(head.database) else {
         return Ok(None);
     };
@@ -297,7 +260,7 @@ mod tests {
 
     use super::*;
 
-    fn head(fields: &[(&str, &str)]) -> Head {
+    fn head(fields: &[(&str, &str)]) -> RdbHead {
         let mut bytes = Vec::new();
         let version = RdbVersion { product: Product::Redis, number: 10 };
         let mut writer = RdbWriter::new(version, &mut bytes).unwrap();
@@ -305,7 +268,7 @@ mod tests {
             writer.aux(name.as_bytes(), value.as_bytes(), &mut bytes);
         }
         writer.finish(&mut bytes);
-        Head::of(&bytes).unwrap()
+        RdbHead::of(&bytes).unwrap()
     }
 
     #[test]
@@ -323,6 +286,6 @@ mod tests {
         assert_eq!(whole.history.unwrap().as_str(), id);
         let none = head(&[("ctime", "1700000000"), ("repl-offset", "x")]);
         assert_eq!((none.history, none.offset, none.database), (None, None, None));
-        assert!(Head::of(b"not an RDB at all").is_err());
+        assert!(RdbHead::of(b"not an RDB at all").is_err());
     }
 }

@@ -64,6 +64,28 @@ fn a_history_that_ended_before_its_first_byte_breaks_nothing_off() {
 }
 
 #[test]
+fn what_followed_a_place_goes_through_forks_and_leaves_divergent_tails_out() {
+    let mut chain = failovers();
+    let place = Place { history: id(1), offset: 30 };
+    let path = chain.path(&chain.main_tip(&id(1)));
+    let followed = [Piece { history: id(2), range: 31..51 }, Piece { history: id(3), range: 51..61 }];
+    assert_eq!(chain.behind(&place, None), followed);
+    // What is missing of it ends it, however much there is behind.
+    assert_eq!(path.pieces(30, 60), followed);
+    // The server that took over there writes a history of its own, which is followed last.
+    chain.add_history(id(4), Some(parent(1, 30)), 4, one(31..35));
+    assert_eq!(chain.behind(&place, Some(&id(4))), followed);
+    // Of a place that the main line did not come by, what its own history holds.
+    let lost = Place { history: id(1), offset: 33 };
+    assert_eq!(chain.behind(&lost, None), [Piece { history: id(1), range: 34..41 }]);
+    // Where the first bytes behind the fork are missing nothing takes their place.
+    let mut chain = Chain::default();
+    chain.add_history(id(1), None, 1, one(11..41));
+    chain.add_history(id(2), Some(parent(1, 30)), 2, one(35..51));
+    assert_eq!(chain.behind(&place, None), []);
+}
+
+#[test]
 fn a_divergent_tail_is_reached_by_its_own_path() {
     let chain = failovers();
     let (from, pieces) = chain.route(&chain.path(&id(1)), 40).unwrap();

@@ -1,6 +1,6 @@
 //! Applying what the repository holds, and a replica did not when it was promoted, to the new primary: as commands, in their order.
 //!
-//! Invariants: the bytes are of the history that the primary took over from, from the very byte on at which it did; what it has taken by
+//! Invariants: the bytes are what followed the very byte at which the primary took over, and not what a failover lost; what it has taken by
 //! itself since is looked at first, so that nothing is written over unasked, and nothing is applied twice; transactions stay whole.
 
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::archive::link::{Answer, Link};
 use crate::discover::read_info;
 use crate::log::chain::Place;
 use crate::log::tail::{Mark, Tail, changes, start_behind, tail};
-use crate::log::{LogReader, Past};
+use crate::log::{LogReader, Past, database_behind};
+use crate::net::Connection;
 use crate::recover::facts::Survey;
 use crate::recover::judge::ApplyTail;
 use crate::{Error, ErrorKind, Result};
@@ -52,11 +53,12 @@ pub(super) async fn apply(
             "{addr} has not taken over from another history, so nothing belongs behind it"
         )));
     };
-    let Some(tail) = tail(context, past, fork).await?.filter(|tail| !tail.is_idle()) else {
+    let Some(tail) = tail(context, past, fork, Some(&word.history)).await?.filter(|tail| !tail.is_idle())
+    else {
         recovery.memory.applied(node.clone());
         return Ok(format!(
-            "nothing to apply: {addr} has all that the repository holds of history {}",
-            fork.history
+            "nothing to apply: the repository holds no commands that followed offset {} of history {}, where {addr} took over",
+            fork.offset, fork.history
         ));
     };
     match since(recovery, addr, fork, &tail).await? {
@@ -81,7 +83,8 @@ pub(super) async fn apply(
     recovery.memory.applied(node.clone());
     match sent.first_refusal {
         None => {
-            Ok(format!("{} commands up to offset {} of history {}", sent.commands, tail.until, tail.history))
+            let end = tail.end();
+            Ok(format!("{} commands up to offset {} of history {}", sent.commands, end.offset, end.history))
         }
         Some(first) => Err(Error::new(
             ErrorKind::Failed,
@@ -157,20 +160,19 @@ struct Sent {
 
 /// Sends the commands, a piece of the log at a time, each answered before the next. Once begun it goes on to the end.
 async fn send(recovery: &Recovery, past: &Arc<Past>, addr: &NodeAddr, tail: &Tail) -> Result<Sent> {
-    let mut reader = LogReader::new(Arc::clone(past), &[tail.piece()])?;
+    let mut reader = LogReader::new(Arc::clone(past), &tail.pieces)?;
     let mut filter = Filter::new(ReplOffset(tail.after), Reader::Node, Gap::Close);
     let mut splitter = Splitter::new(start_behind(tail.after));
     let mut connection = recovery.context.connector.connect(addr).await?;
+    select(past, &mut connection, &tail.place()).await?;
     let mut sent = Sent::default();
-    let mut database = None;
     while let Some(chunk) = reader.next().await? {
-        if database.is_none() {
-            database = Some(reader.database().unwrap_or(0));
-            connection.call(&Command::new("SELECT").arg_number(database.unwrap_or(0))).await?;
-        }
         let mut bytes = Vec::new();
         let senseless = |error: String| {
-            Error::new(ErrorKind::Corrupt, format!("the log of history {}: {error}", tail.history))
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("the log behind offset {} of history {}: {error}", tail.after, tail.history),
+            )
         };
         filter.feed(&chunk.bytes, &mut bytes).map_err(|error| senseless(error.to_string()))?;
         let (mut input, mut answers) = (bytes.as_slice(), 0_u64);
@@ -199,6 +201,32 @@ async fn send(recovery: &Recovery, past: &Arc<Past>, addr: &NodeAddr, tail: &Tai
         }
     }
     Ok(sent)
+}
+
+/// Selects the database that the log behind a place begins in.
+async fn select(past: &Past, connection: &mut Connection, place: &Place) -> Result<()> {
+    let database = match database_behind(past, place).await? {
+        Some(database) => database,
+        None if has_one_database(connection).await? => 0,
+        None => {
+            let what = format!(
+                "nothing tells which database is selected behind offset {} of history {}, and {} has several",
+                place.offset,
+                place.history,
+                connection.node()
+            );
+            return Err(Error::new(ErrorKind::Gap, what)
+                .hint("nothing was applied. `slotkeep restore --to` with --at and --on-conflict brings single keys back"));
+        }
+    };
+    connection.call(&Command::new("SELECT").arg_number(database)).await?;
+    Ok(())
+}
+
+/// Whether a server has database 0 alone, as most nodes of clusters do: it refuses to select another, and not for want of permission.
+async fn has_one_database(connection: &mut Connection) -> Result<bool> {
+    let reply = connection.exchange(&Command::new("SELECT").arg("1")).await?;
+    Ok(reply.as_error().is_some_and(|text| text.starts_with("ERR")))
 }
 
 /// The first error in a reply: that of `EXEC` holds one reply a command.

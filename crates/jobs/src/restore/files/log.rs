@@ -1,12 +1,14 @@
 //! The log behind a base, as the append-only file that a server loads.
 //!
 //! Invariants: the file holds whole commands, up to exactly the last byte that is wanted; what is no data is left out; times at which
-//! keys expire are absolute, so that loading the file later gives the same keys.
+//! keys expire are absolute, so that loading the file later gives the same keys; the first command works on the database that was selected
+//! when the base was made.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use slotkeep_format::SegmentRecord;
+use slotkeep_format::manifest::ObjectRecord;
 use slotkeep_model::{Product, ReplOffset};
 use slotkeep_wire::resp::Command;
 use slotkeep_wire::stream::{AbsoluteExpiry, Filter, Gap, Reader};
@@ -19,20 +21,31 @@ use crate::link::TimeOf;
 use crate::log::apply::time_of;
 use crate::log::{LogReader, Past};
 use crate::progress::{ShardProgress, add};
+use crate::rdb_head::RdbHead;
 use crate::{Context, Error, ErrorKind, Result};
 
-/// Appends the log to a file, as the server is to load it.
+/// Appends the log behind a base to a file, as the server is to load it.
 pub(super) async fn append_log(
     context: &Context,
     past: &Arc<Past>,
     (file, path): (&mut File, &Path),
-    log: &DatasetLog,
+    (base, log): (&ObjectRecord, &DatasetLog),
     progress: &ShardProgress,
 ) -> Result<()> {
     let mut reader = LogReader::new(Arc::clone(past), &log.pieces)?;
     let mut editor: Option<Editor> = None;
     while let Some(chunk) = context.unless_stopped(reader.next()).await? {
-        let editor = editor.get_or_insert_with(|| Editor::new(chunk.start, reader.database()));
+        let editor = match &mut editor {
+            Some(editor) => editor,
+            None => {
+                // A server that followed would take the one that the base names; nothing but 0 is meant by a base that names none.
+                let database = match reader.database() {
+                    None => RdbHead::read(past.repository(), base).await?.database,
+                    known => known,
+                };
+                editor.insert(Editor::new(chunk.start, database))
+            }
+        };
         if editor.lacks_times(&chunk.segment) {
             editor.time_of = Some(time_of(past, &log.pieces, log.at).await?);
         }

@@ -181,7 +181,7 @@ async fn write_dataset(
         let past = source.past.as_ref();
         let past =
             past.ok_or_else(|| Error::new(ErrorKind::Failed, "a log is to be written and none was opened"))?;
-        append_log(context, past, (&mut file, &log_path), log, progress).await?;
+        append_log(context, past, (&mut file, &log_path), (&dataset.object, log), progress).await?;
     }
     progress.enter(Phase::Finishing);
     end(file, &path).await
