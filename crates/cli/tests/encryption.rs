@@ -280,8 +280,15 @@ fn a_list_says_that_a_manifest_was_forged() {
         let run = place.on("host", &[command]);
         assert_eq!((run.code, error_kind(&run).as_str()), (26, "untrusted"), "{command}: {}", run.stderr);
     }
-    fs::write(&manifest, genuine).unwrap();
+    fs::write(&manifest, &genuine).unwrap();
     place.on("host", &["list"]).expect_code(0);
+    // Anybody can make a seal.
+    fs::write(&manifest, without_signature(&manifest)).unwrap();
+    let record = place.read(&["verify"]).expect_code(42).json();
+    let found = record["findings"].as_array().unwrap();
+    assert!(found.iter().any(|finding| finding["check"] == "signature"), "{record}");
+    fs::write(&manifest, genuine).unwrap();
+    place.read(&["verify"]).expect_code(0);
 }
 
 /// Secrets are given where something else belongs, and are in no word of what is said.
