@@ -131,14 +131,13 @@ impl RepoError {
 impl From<object_store::Error> for Problem {
     fn from(error: object_store::Error) -> Self {
         use object_store::Error as E;
-        use object_store::path::Error::{BadSegment, InvalidPath, NonUnicode};
+        use object_store::path::Error::{BadSegment, NonUnicode};
         match error {
             E::NotFound { .. } => Self::Missing,
             E::Precondition { source, .. } if source.is::<Changed>() => Self::Damaged(source.to_string()),
             E::AlreadyExists { .. } | E::Precondition { .. } => Self::Exists,
-            E::InvalidPath { source: BadSegment { path, .. } } => Self::ForeignName(path),
-            E::InvalidPath { source: NonUnicode { path, .. } | InvalidPath { path } } => {
-                Self::ForeignName(path.display().to_string())
+            E::InvalidPath { source: BadSegment { path, .. } | NonUnicode { path, .. } } => {
+                Self::ForeignName(path)
             }
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied(causes(&error)),
             other => match io_cause(&other) {

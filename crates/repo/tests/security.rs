@@ -684,6 +684,30 @@ async fn a_signed_file_is_read_by_what_the_documents_say() {
     assert_eq!(json["seal"].as_str().unwrap(), blake3_with_zeros(&sealed));
     assert_eq!(seal_of(&sealed), blake3_with_zeros(&sealed));
 
+    // A segment's record, whose signature is for the object's path and over the record alone.
+    store_segment(&host, 1, b"PING").await.unwrap();
+    let path = format!("main/history/{}/log/{:020}-{:020}.zst", history(), 1, 5);
+    let keys = world.read_as("laptop", &world.reader).await.unwrap().export_keys().unwrap();
+    let own: Identity =
+        keys.lines().find(|line| line.starts_with("AGE-SECRET-KEY-")).unwrap().parse().unwrap();
+    let object = age::decrypt(&own, &std::fs::read(world.path().join(&path)).unwrap()).unwrap();
+    let (rest, mark) = object.split_last_chunk::<8>().unwrap();
+    assert_eq!(mark, b"SLOTKSEG");
+    let (rest, length) = rest.split_last_chunk::<4>().unwrap();
+    let (rest, hash) = rest.split_last_chunk::<32>().unwrap();
+    let (rest, record) = rest.split_at(rest.len() - u32::from_le_bytes(*length) as usize);
+    assert_eq!(blake3::hash(record).as_bytes(), hash);
+    let (bytes, frame) = rest.split_last_chunk::<8>().unwrap();
+    assert_eq!(frame[..4], 0x184D_2A5D_u32.to_le_bytes());
+    let json: serde_json::Value = serde_json::from_slice(record).unwrap();
+    assert_eq!((&json["start"], &json["end"]), (&1.into(), &5.into()));
+    assert_eq!(json["blake3"].as_str().unwrap(), blake3::hash(bytes).to_hex().as_str());
+    let signature = json["signature"].as_str().unwrap();
+    let before = record.strip_suffix(format!("{signature}\"}}\n").as_bytes()).unwrap();
+    assert!(before.ends_with(b",\n\"signature\": \""));
+    let message = [format!("slotkeep signature 1\n{id}\n{path}\n").as_bytes(), before].concat();
+    key.verify(&message, &hex_bytes(signature)).unwrap();
+
     let named = format!(
         "slotkeep signature 1\n{id}\n{}\n{}\n",
         repository["recipients"][0].as_str().unwrap(),
