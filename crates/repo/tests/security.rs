@@ -713,12 +713,15 @@ async fn a_signed_file_is_read_by_what_the_documents_say() {
         repository["recipients"][0].as_str().unwrap(),
         repository["signing_key"].as_str().unwrap()
     );
-    let wanted = blake3::hash(named.as_bytes()).to_hex().as_str()[..40].to_owned();
+    let wanted = blake3::hash(named.as_bytes()).to_hex().get(..40).unwrap().to_owned();
     assert_eq!(fingerprint(host.file()), Some(wanted));
 }
 
 fn hex_bytes(digits: &str) -> Vec<u8> {
-    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(digits.get(at..at + 2).unwrap(), 16).unwrap())
+        .collect()
 }
 
 /// The digits of the seal on the line before the last.

@@ -208,7 +208,7 @@ impl ObjectStore for Resuming {
         loop {
             match self.inner.list_with_delimiter(prefix).await {
                 Err(error) if may_be_asked_again(&error, failures, began, self.gives_up_after) => {
-                    failures += 1
+                    failures += 1;
                 }
                 outcome => return outcome,
             }
