@@ -280,8 +280,15 @@ fn a_list_says_that_a_manifest_was_forged() {
         let run = place.on("host", &[command]);
         assert_eq!((run.code, error_kind(&run).as_str()), (26, "untrusted"), "{command}: {}", run.stderr);
     }
-    fs::write(&manifest, genuine).unwrap();
+    fs::write(&manifest, &genuine).unwrap();
     place.on("host", &["list"]).expect_code(0);
+    // Anybody can make a seal.
+    fs::write(&manifest, without_signature(&manifest)).unwrap();
+    let record = place.read(&["verify"]).expect_code(42).json();
+    let found = record["findings"].as_array().unwrap();
+    assert!(found.iter().any(|finding| finding["check"] == "signature"), "{record}");
+    fs::write(&manifest, genuine).unwrap();
+    place.read(&["verify"]).expect_code(0);
 }
 
 /// Secrets are given where something else belongs, and are in no word of what is said.
@@ -404,6 +411,7 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     let mut client = cluster.client().unwrap();
     client.command_on(b"x", &["CONFIG", "SET", "maxmemory-policy", "allkeys-lfu"]).unwrap();
     client.command_on(b"x", &["ACL", "SETUSER", "app", "on", ">hunter2", "~*", "+@all"]).unwrap();
+    client.command_on(b"name-of-a-key", &["SET", "name-of-a-key", "value-of-a-key"]).unwrap();
     let taken = on("host", &backup).expect_code(0).json();
     assert_eq!(taken["settings"][0]["secrets"], true);
 
@@ -435,6 +443,24 @@ fn an_encrypted_repository_serves_and_only_its_readers_read_it() {
     assert!(rows.iter().any(|row| row["config"]["maxmemory-policy"] == "allkeys-lfu"), "{rows:?}");
     on("laptop", &[&restore[..], &identity].concat()).expect_code(0);
     assert!(Path::new(&target).exists());
+
+    // What a check of a drill found is told to its reader, and to nobody who reads the files.
+    let checks = path("checks");
+    fs::write(&checks, "GET name-of-a-key => other-value\n").unwrap();
+    let program = server("valkey-9.1").program().to_str().unwrap().to_owned();
+    let drill = ["verify", "--depth", "drill", "--only", "--checks", &checks, "--server", &program];
+    let drilled = on("laptop", &[&drill[..], &identity].concat()).expect_code(42).json();
+    let found = drilled["findings"][0]["what"].as_str().unwrap();
+    assert!(found.contains("GET name-of-a-key gives `value-of-a-key`"), "{found}");
+    let again = ["verify", "--show", "latest"];
+    let kept = on("laptop", &[&again[..], &identity].concat()).expect_code(42).json();
+    assert_eq!(kept["findings"], drilled["findings"]);
+    let hidden = on("host", &again).expect_code(42).json();
+    assert!(hidden["findings"][0]["what"].as_str().unwrap().contains("encrypted"), "{hidden}");
+    for (name, bytes) in files(Path::new(&repo)) {
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains("of-a-key") && !text.contains("other-value"), "{name}");
+    }
 
     // Wrong keys, each for what it is.
     let before = files(Path::new(&repo));

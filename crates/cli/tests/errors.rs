@@ -326,10 +326,19 @@ fn bad_words_on_the_command_line() {
         usage(words).check(&slotkeep(&["list", "--repo", address]));
     }
     // Settings of a store that make no sense.
-    for (name, value) in
-        [("AWS_TIMEOUT", "foo"), ("AWS_ALLOW_HTTP", "perhaps"), ("AZURE_CONNECT_TIMEOUT", "soon")]
-    {
-        let place = if name.starts_with("AWS") { "s3://bucket/x" } else { "az://container/x" };
+    for (name, value) in [
+        ("AWS_TIMEOUT", "foo"),
+        ("AWS_ALLOW_HTTP", "perhaps"),
+        ("AZURE_CONNECT_TIMEOUT", "soon"),
+        ("AWS_ENDPOINT", "localhost:9000"),
+        ("AWS_ENDPOINT", "http://"),
+        ("AZURE_STORAGE_ENDPOINT", "foo:99"),
+        ("AZURE_STORAGE_ACCOUNT_NAME", ""),
+        ("GOOGLE_BASE_URL", "foo:99"),
+        ("GOOGLE_SERVICE_ACCOUNT_KEY", "{}"),
+    ] {
+        let places = [("AWS", "s3://bucket/x"), ("AZURE", "az://container/x"), ("GOOGLE", "gs://bucket/x")];
+        let (_, place) = places.into_iter().find(|(store, _)| name.starts_with(store)).unwrap();
         let mut command = command();
         command.args(["list", "--repo", place]).env("AZURE_STORAGE_ACCOUNT_NAME", "some").env(name, value);
         usage(name).check(&Run::of(&command.output().unwrap()));

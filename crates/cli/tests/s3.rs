@@ -52,6 +52,7 @@ fn a_profile_gives_the_keys_and_the_endpoint() {
             "[profile ops]\nregion = us-east-1\nservices = here\n[services here]\ns3 =\n  endpoint_url = {endpoint}\n"
         ),
         format!("[profile wrong]\nendpoint_url = {endpoint}\n"),
+        "[profile bare]\nendpoint_url = localhost:17900\n".to_owned(),
         format!("[profile told]\nendpoint_url = {endpoint}\ncredential_process = {process}\n"),
         format!("[profile dumb]\nendpoint_url = {endpoint}\ncredential_process = echo nothing && false\n"),
     ];
@@ -76,6 +77,15 @@ fn a_profile_gives_the_keys_and_the_endpoint() {
     slotkeep("", &alone, &["list"], 0);
     let dumb = slotkeep("dumb", &[], &["list"], 20);
     assert!(dumb.stderr.contains("no keys by profile `dumb`"), "{}", dumb.stderr);
-    let absent = slotkeep("absent", &[], &["list"], 20);
+    let absent = slotkeep("absent", &[], &["list"], 2);
     assert!(absent.stderr.contains("AWS_PROFILE names `absent`"), "{}", absent.stderr);
+    let bare = slotkeep("bare", &[], &["list"], 2);
+    assert!(
+        bare.stderr.contains("`endpoint_url` of the profile `bare`: it does not begin"),
+        "{}",
+        bare.stderr
+    );
+    // A variable that is empty says nothing.
+    let empty = [("AWS_ENDPOINT", ""), ("AWS_ACCESS_KEY_ID", ""), ("AWS_SESSION_TOKEN", "")];
+    slotkeep("ops", &empty, &["list"], 0);
 }

@@ -1,6 +1,7 @@
 //! What all JSON files of a repository have in common: a format version, a seal, and types of the model written as text.
 //!
 //! A sealed file ends with the line `  "seal": "<64 digits>"` and the closing brace: the BLAKE3 of the file with those digits being 0.
+//! Whoever signs a file does so after it was sealed, and puts the signature between that line and the brace: the seal is that of the file before.
 //! Invariant: what [`render`] gives is sealed, and a file whose seal is wrong is never read.
 
 use std::fmt::Display;
@@ -59,6 +60,10 @@ pub(crate) fn render(value: &impl Serialize) -> Result<Vec<u8>, ManifestError> {
 const SEAL_BEFORE: &[u8] = b"  \"seal\": \"";
 const SEAL_AFTER: &[u8] = b"\"\n}\n";
 const SEAL_DIGITS: usize = 64;
+/// What stands between the digits of the seal and those of a signature, and behind those.
+const SIGNATURE_BEFORE: &[u8] = b"\",\n\"signature\": \"";
+const SIGNATURE_AFTER: &[u8] = b"\"}\n";
+const SIGNATURE_DIGITS: usize = 128;
 
 /// What the seal of a JSON file says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,15 +76,22 @@ pub enum Seal {
     Absent,
 }
 
-/// Checks the seal of a JSON file.
+/// Checks the seal of a JSON file, signed or not.
 pub fn check_seal(json: &[u8]) -> Seal {
-    let parts = json.strip_suffix(SEAL_AFTER).and_then(|before| before.split_last_chunk::<SEAL_DIGITS>());
+    let sealed = json.strip_suffix(SEAL_AFTER).or_else(|| before_signature(json));
+    let parts = sealed.and_then(|before| before.split_last_chunk::<SEAL_DIGITS>());
     let Some((before, digits)) = parts.filter(|(before, _)| before.ends_with(SEAL_BEFORE)) else {
         return Seal::Absent;
     };
     let mut hasher = blake3::Hasher::new();
     hasher.update(before).update(&[b'0'; SEAL_DIGITS]).update(SEAL_AFTER);
     if hasher.finalize().to_hex().as_bytes() == digits { Seal::Intact } else { Seal::Broken }
+}
+
+/// A signed file up to what stands before its signature.
+fn before_signature(json: &[u8]) -> Option<&[u8]> {
+    let (before, digits) = json.strip_suffix(SIGNATURE_AFTER)?.split_last_chunk::<SIGNATURE_DIGITS>()?;
+    digits.iter().all(u8::is_ascii_hexdigit).then(|| before.strip_suffix(SIGNATURE_BEFORE)).flatten()
 }
 
 /// Types of the model as the text that people know them by.
@@ -148,6 +160,23 @@ mod tests {
             if let Ok(read) = parse_versioned::<File>(&damaged, 1) {
                 assert_eq!(read.name, "some name", "bit {bit}");
             }
+        }
+    }
+
+    #[test]
+    fn a_signature_behind_the_seal_does_not_hide_it() {
+        let whole = render(&File { format_version: 1, name: "some name".to_owned() }).unwrap();
+        let body = whole.strip_suffix(b"\n}\n").unwrap();
+        let mut signed = [body, b",\n\"signature\": \""].concat();
+        signed.extend_from_slice(&[b'7'; SIGNATURE_DIGITS]);
+        signed.extend_from_slice(b"\"}\n");
+        assert_eq!(check_seal(&signed), Seal::Intact);
+        let digits_from = body.len() - SEAL_DIGITS - 1;
+        for at in (0..digits_from + SEAL_DIGITS).filter(|at| signed[*at].is_ascii_alphanumeric()) {
+            let mut damaged = signed.clone();
+            damaged[at] ^= 1;
+            assert_ne!(check_seal(&damaged), Seal::Intact, "byte {at}");
+            assert!(!parse_versioned::<File>(&damaged, 1).is_ok_and(|read| read.name != "some name"));
         }
     }
 

@@ -12,6 +12,9 @@ use crate::manifest::ManifestError;
 /// The newest format of records and proofs that this code writes and reads.
 pub const VERIFY_VERSION: u32 = 1;
 
+/// What stands in the place of a finding's words where they are encrypted.
+const SEALED_WORDS: &str = "what was found is encrypted: it is shown to who has an identity";
+
 /// How deep a verification goes. Each depth includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -244,6 +247,48 @@ impl VerifyRecord {
     /// The file as JSON.
     pub fn render(&self) -> Result<Vec<u8>, ManifestError> {
         render(self)
+    }
+
+    /// The file as JSON without the words of its findings, which may hold keys and values: `sealed` is an armoured age file that holds
+    /// what [`Self::render_findings`] gives.
+    pub fn render_sealed(&self, sealed: &str) -> Result<Vec<u8>, ManifestError> {
+        #[derive(Serialize)]
+        struct Sealed<'a> {
+            #[serde(flatten)]
+            record: &'a VerifyRecord,
+            sealed_findings: &'a str,
+        }
+        let findings = self.findings.iter().map(|finding| VerifyFinding {
+            severity: finding.severity,
+            depth: finding.depth,
+            check: finding.check.clone(),
+            object: finding.object.clone(),
+            offset: finding.offset,
+            what: SEALED_WORDS.to_owned(),
+            advice: None,
+        });
+        let record = Self { findings: findings.collect(), ..self.clone() };
+        render(&Sealed { record: &record, sealed_findings: sealed })
+    }
+
+    /// The encrypted findings of a record's JSON, if it has some.
+    pub fn sealed_findings(json: &[u8]) -> Result<Option<String>, ManifestError> {
+        #[derive(Deserialize)]
+        struct Sealed {
+            #[serde(default)]
+            sealed_findings: Option<String>,
+        }
+        Ok(serde_json::from_slice::<Sealed>(json)?.sealed_findings)
+    }
+
+    /// [`Self::findings`] as JSON, to be encrypted.
+    pub fn render_findings(&self) -> Result<Vec<u8>, ManifestError> {
+        Ok(serde_json::to_vec(&self.findings)?)
+    }
+
+    /// Reads what [`Self::render_findings`] gave.
+    pub fn parse_findings(json: &[u8]) -> Result<Vec<VerifyFinding>, ManifestError> {
+        Ok(serde_json::from_slice(json)?)
     }
 
     /// The worst finding; [`Severity::Ok`] if there is none.

@@ -118,8 +118,11 @@ impl From<RepoError> for Error {
             }
             Problem::Settings(_) => (
                 ErrorKind::Usage,
-                "correct or unset that variable (AWS_…, GOOGLE_…, AZURE_…); docs/stores.md says what they mean",
+                "set, correct or unset that variable (AWS_…, GOOGLE_…, AZURE_…); docs/stores.md says what they mean",
             ),
+            Problem::ForeignName(_) => {
+                (ErrorKind::Repository, "Slotkeep writes no such names: move that file out of the repository")
+            }
             Problem::NotAFolder(_) => {
                 (ErrorKind::Repository, "name a folder, or a place where nothing is yet")
             }
@@ -137,6 +140,11 @@ impl From<RepoError> for Error {
             Problem::Missing | Problem::Damaged(_) => (
                 ErrorKind::Corrupt,
                 "do not delete other backups: use another one (`slotkeep list`), and take a new one from the running cluster",
+            ),
+            Problem::DamagedKey(_) => (
+                ErrorKind::Corrupt,
+                "if another key file stands beside it (slotkeep-key-….age), give the identity or the passphrase for that one and run `slotkeep key rekey`, \
+                 which replaces both; else put this one back from a mirror of the repository",
             ),
             Problem::Locked => {
                 (ErrorKind::Key, "give --identity FILE, or the passphrase in SLOTKEEP_PASSPHRASE")

@@ -3,6 +3,8 @@
 use slotkeep_format::{DigestFileError, FrameError, IndexError, ManifestError, SegmentError};
 use thiserror::Error;
 
+use crate::store::Changed;
+
 /// A failed operation on a repository: what was tried, on which object, and why it failed.
 #[derive(Debug, Error)]
 #[error("could not {doing} {on}: {problem}")]
@@ -28,6 +30,9 @@ pub enum Problem {
     /// Where a folder was to be, there is a file.
     #[error("{0} is a file and no folder")]
     NotAFolder(String),
+    /// In the folder lies a file that no object can be.
+    #[error("there is a file whose name no object can have: `{}`", .0.escape_debug())]
+    ForeignName(String),
     /// There is no repository at that place.
     #[error("there is no repository here (no `slotkeep.json`)")]
     NoRepository,
@@ -61,6 +66,9 @@ pub enum Problem {
     /// The object's bytes are not those that were written.
     #[error("it is damaged: {0}")]
     Damaged(String),
+    /// A key file's bytes are not those that were written, and no other file opens.
+    #[error("the key file is damaged: {0}")]
+    DamagedKey(String),
     /// It is encrypted, and nothing was given to open it with.
     #[error("it is encrypted, and no identity was given")]
     Locked,
@@ -123,9 +131,14 @@ impl RepoError {
 impl From<object_store::Error> for Problem {
     fn from(error: object_store::Error) -> Self {
         use object_store::Error as E;
+        use object_store::path::Error::{BadSegment, NonUnicode};
         match error {
             E::NotFound { .. } => Self::Missing,
+            E::Precondition { source, .. } if source.is::<Changed>() => Self::Damaged(source.to_string()),
             E::AlreadyExists { .. } | E::Precondition { .. } => Self::Exists,
+            E::InvalidPath { source: BadSegment { path, .. } | NonUnicode { path, .. } } => {
+                Self::ForeignName(path)
+            }
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied(causes(&error)),
             other => match io_cause(&other) {
                 Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {

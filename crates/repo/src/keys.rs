@@ -10,6 +10,9 @@ use crate::layout;
 use crate::repository::{OpenOptions, Repository};
 use crate::store::{Creating, create_new};
 
+/// How often the key files are looked at while others change them.
+const LISTINGS: u32 = 3;
+
 /// The key files of a repository, oldest first, with their numbers.
 pub(crate) async fn key_files(store: &dyn ObjectStore) -> Result<Vec<(u32, Path)>, RepoError> {
     let listed = store.list_with_delimiter(None).await;
@@ -23,7 +26,7 @@ pub(crate) async fn key_files(store: &dyn ObjectStore) -> Result<Vec<(u32, Path)
     Ok(files)
 }
 
-/// Writes the key files for these recipients, numbered so.
+/// Writes the key files for these recipients, numbered so. Gives where they are.
 pub(crate) async fn write_key_files(
     store: &dyn ObjectStore,
     how: Creating,
@@ -31,36 +34,62 @@ pub(crate) async fn write_key_files(
     keys: &NewKeys,
     repository_id: &str,
     recipients: &Recipients,
-) -> Result<(), RepoError> {
+) -> Result<Vec<Path>, RepoError> {
     let failed = |problem| RepoError::new("encrypt", "the repository's keys", problem);
+    let mut written = Vec::new();
     for (kind, sealed) in wrap_keys(keys, repository_id, recipients).map_err(failed)? {
         let path = layout::key_file(number, kind);
         create_new(store, &path, sealed.into(), how)
             .await
             .map_err(|problem| RepoError::new("write", &path, problem))?;
+        written.push(path);
     }
-    Ok(())
+    Ok(written)
 }
 
-/// The repository's keys, opened by what the user has.
+/// The repository's keys, opened by what the user has. A file that is damaged, or was put there, keeps nobody out whom another lets in.
 async fn unlock(
     store: &dyn ObjectStore,
     file: &RepositoryFile,
     unlock: &Unlock,
 ) -> Result<NewKeys, RepoError> {
-    for (_, path) in key_files(store).await?.into_iter().rev() {
-        let failed = |problem| RepoError::new("read", &path, problem);
-        let found = store.get(&path).await.map_err(|error| failed(error.into()))?;
-        let bytes = found.bytes().await.map_err(|error| failed(error.into()))?;
-        let Some(keys) = open_key_file(&bytes, unlock).map_err(failed)? else { continue };
-        if !keys.fit(file) {
-            let what = "its keys are not those that `slotkeep.json` names: one of the two was replaced";
-            return Err(failed(Problem::Untrusted(what.to_owned())));
-        }
-        return Ok(keys);
-    }
     let what = "neither identity nor passphrase opens it: it was encrypted for others";
-    Err(RepoError::new("open", "the repository's keys", Problem::WrongKey(what.to_owned())))
+    let mut failure = RepoError::new("open", "the repository's keys", Problem::WrongKey(what.to_owned()));
+    for _ in 0..LISTINGS {
+        let (mut failures, mut is_gone) = (Vec::new(), false);
+        for (_, path) in key_files(store).await?.into_iter().rev() {
+            match open_one(store, &path, file, unlock).await {
+                Ok(Some(keys)) => return Ok(keys),
+                Ok(None) => {}
+                // Who changes readers deletes the older files.
+                Err(Problem::Missing) => is_gone = true,
+                Err(problem) => failures.push(RepoError::new("read", &path, problem)),
+            }
+        }
+        if let Some(first) = failures.into_iter().next() {
+            failure = first;
+        }
+        if !is_gone {
+            break;
+        }
+    }
+    Err(failure)
+}
+
+/// The keys in one file; `None` if what the user has does not open it.
+async fn open_one(
+    store: &dyn ObjectStore,
+    path: &Path,
+    file: &RepositoryFile,
+    unlock: &Unlock,
+) -> Result<Option<NewKeys>, Problem> {
+    let bytes = store.get(path).await?.bytes().await?;
+    let Some(keys) = open_key_file(&bytes, unlock)? else { return Ok(None) };
+    if keys.fit(file) {
+        return Ok(Some(keys));
+    }
+    let what = "its keys are not those that `slotkeep.json` names: one of the two was replaced";
+    Err(Problem::Untrusted(what.to_owned()))
 }
 
 /// The keys to work with, from what the repository says, what the user has, and what this machine keeps.
@@ -138,8 +167,8 @@ impl Repository {
     }
 
     /// Lets only these recipients open the repository from now on. Objects stay as they are: whoever could open it before may have kept its
-    /// keys.
-    pub async fn rekey(&self, recipients: &Recipients) -> Result<(), RepoError> {
+    /// keys. Gives the names of key files that open it besides, as another wrote them at the same time.
+    pub async fn rekey(&self, recipients: &Recipients) -> Result<Vec<String>, RepoError> {
         let keys = self.secrets()?;
         if recipients.is_empty() {
             let what = "name at least one recipient or a passphrase".to_owned();
@@ -148,11 +177,16 @@ impl Repository {
         let old = key_files(&*self.store).await?;
         let number = old.last().map_or(0, |(number, _)| *number).saturating_add(1);
         let id = &self.file().repository_id;
-        write_key_files(&*self.store, self.creating(), number, &keys, id, recipients).await?;
+        let written = write_key_files(&*self.store, self.creating(), number, &keys, id, recipients).await?;
         for (_, path) in old {
-            self.store.delete(&path).await.map_err(|error| RepoError::new("delete", &path, error))?;
+            match self.store.delete(&path).await {
+                // Whoever changes readers at the same time deletes it too.
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(RepoError::new("delete", &path, error)),
+            }
         }
-        Ok(())
+        let others = key_files(&*self.store).await?.into_iter().map(|(_, path)| path);
+        Ok(others.filter(|path| !written.contains(path)).map(|path| path.to_string()).collect())
     }
 
     fn secrets(&self) -> Result<NewKeys, RepoError> {

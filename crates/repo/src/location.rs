@@ -12,7 +12,7 @@ use object_store::{ObjectStore, ObjectStoreScheme, parse_url_opts};
 
 use crate::error::{Problem, RepoError};
 use crate::probe::PROBE_PREFIX;
-use crate::store::{CONNECT_LIMIT, Early, REQUEST_LIMIT, SILENCE_LIMIT, aws};
+use crate::store::{CONNECT_LIMIT, Early, GrowingParts, REQUEST_LIMIT, SILENCE_LIMIT, aws, settings};
 use crate::unfinished::is_beside_its_place;
 
 /// A folder, or a URL such as `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
@@ -89,19 +89,6 @@ fn meant(text: &str) -> Option<String> {
     }
 }
 
-/// Why a store could not be opened; nothing has been asked of it yet.
-fn opening(error: object_store::Error, environment: &[(String, String)]) -> Problem {
-    match &error {
-        object_store::Error::Generic { store, source } if *store == "Config" => {
-            let what = source.to_string();
-            let quoted = |(_, value): &&(String, String)| what.contains(&format!("\"{value}\""));
-            let name = environment.iter().find(quoted).map(|(name, _)| name.to_ascii_uppercase());
-            Problem::Settings(name.map_or_else(|| what.clone(), |name| format!("{name}: {what}")))
-        }
-        _ => error.into(),
-    }
-}
-
 /// Schemes whose addresses may name a container before the account: `az://container@account.dfs.core.windows.net/`.
 const AZURE_SCHEMES: [&str; 3] = ["az", "abfs", "abfss"];
 
@@ -139,31 +126,37 @@ impl Location {
                     ("connect_timeout", CONNECT_LIMIT),
                 ];
                 let limits = limits.map(|(name, value)| (name.to_owned(), value.to_owned()));
-                let from_environment = std::env::vars_os()
-                    .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-                    .filter(|(name, _)| {
-                        ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix))
-                    })
-                    .map(|(name, value)| (name.to_ascii_lowercase(), value));
+                let (scheme, prefix) = ObjectStoreScheme::parse(url).map_err(|error| failed(error.into()))?;
+                let environment = settings::of_environment(&scheme, std::env::vars_os())
+                    .map_err(|problem| RepoError::new("open", self, problem))?;
                 // What comes later goes before.
-                let options: Vec<_> = limits.into_iter().chain(from_environment).collect();
-                let parsed = ObjectStoreScheme::parse(url).map_err(|error| failed(error.into()))?;
-                let not_opened = |error| RepoError::new("open", self, opening(error, &options));
-                if let (ObjectStoreScheme::AmazonS3, prefix) = parsed {
-                    let store = aws::open(url, &options).await.map_err(not_opened)?;
-                    return Ok(Arc::new(PrefixStore::new(store, prefix)));
+                let options: Vec<_> = limits.into_iter().chain(environment).collect();
+                let not_opened = |error| RepoError::new("open", self, settings::opening(error, &options));
+                if matches!(scheme, ObjectStoreScheme::AmazonS3) {
+                    let (store, parts) = aws::open(url, &options).await.map_err(not_opened)?;
+                    let store = PrefixStore::new(store, prefix);
+                    return Ok(match parts {
+                        aws::Parts::Equal => Arc::new(store),
+                        aws::Parts::Any => Arc::new(GrowingParts::new(store)),
+                    });
                 }
                 let (store, prefix) = parse_url_opts(url, options.clone()).map_err(not_opened)?;
-                Ok(Arc::new(PrefixStore::new(store, prefix)))
+                Ok(Arc::new(GrowingParts::new(PrefixStore::new(store, prefix))))
             }
         }
     }
 
-    /// Creates the folder of a local repository, and tells whether the place is empty. A bucket is not created.
+    /// Creates the folder of a local repository, durable when this returns. A bucket is not created.
     pub(crate) async fn create_folder(&self) -> Result<(), RepoError> {
         let Self::Folder(path) = self else { return Ok(()) };
         let failed = |error: std::io::Error| RepoError::new("create", self, folder_problem(path, &error));
-        tokio::fs::create_dir_all(path).await.map_err(failed)
+        let gain_entries = gain_entries(path);
+        tokio::fs::create_dir_all(path).await.map_err(failed)?;
+        for folder in gain_entries {
+            let synced = async { tokio::fs::File::open(&folder).await?.sync_all().await };
+            synced.await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Whether this is a local folder that does not exist, or is empty but for what making a repository left that was killed.
@@ -184,6 +177,13 @@ impl Location {
         }
         Ok(true)
     }
+}
+
+/// The folders that get a new entry when this folder is made with all that lead to it.
+fn gain_entries(path: &Path) -> Vec<PathBuf> {
+    let new = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    let parents = new.filter_map(Path::parent);
+    parents.map(|parent| if parent.as_os_str().is_empty() { ".".into() } else { parent.to_owned() }).collect()
 }
 
 fn local(path: &Path) -> Result<LocalFileSystem, object_store::Error> {
@@ -245,6 +245,18 @@ mod tests {
         ] {
             assert_eq!(shown(text), words);
         }
+    }
+
+    #[test]
+    fn every_folder_that_gets_an_entry_is_made_durable() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, two, three] = ["one", "one/two", "one/two/three"].map(|name| folder.path().join(name));
+        assert_eq!(gain_entries(&three), [two.clone(), one.clone(), folder.path().to_owned()]);
+        std::fs::create_dir(&one).unwrap();
+        assert_eq!(gain_entries(&three), [two.clone(), one.clone()]);
+        std::fs::create_dir_all(&three).unwrap();
+        assert!(gain_entries(&three).is_empty());
+        assert_eq!(gain_entries(Path::new("no-such-folder")), [PathBuf::from(".")]);
     }
 
     #[test]

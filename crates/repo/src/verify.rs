@@ -6,7 +6,7 @@ use object_store::path::Path;
 use slotkeep_format::{Proofs, VerifyRecord};
 use slotkeep_model::ReplId;
 
-use crate::crypt::bears_signature;
+use crate::crypt::{bears_signature, open_armored, seal_armored};
 use crate::error::{Problem, RepoError};
 use crate::layout;
 use crate::location::object_path;
@@ -105,21 +105,38 @@ impl Repository {
         Ok(ids)
     }
 
-    /// What a verification came to. One that bears no signature where this repository's files are signed is [`Problem::Untrusted`].
+    /// What a verification came to; in an encrypted repository the words of its findings only if it can be read. One that bears no signature
+    /// where this repository's files are signed is [`Problem::Untrusted`].
     pub async fn verification(&self, cluster: &str, id: &str) -> Result<VerifyRecord, RepoError> {
         let path = layout::verification(cluster, id);
         let failed = |problem: Problem| RepoError::new("read", &path, problem);
-        let record = self.read_small(&path, VerifyRecord::parse).await?;
+        let bytes = self.get_json(&path).await?;
+        let mut record = VerifyRecord::parse(&bytes).map_err(|error| failed(error.into()))?;
         if record.id != id {
             return Err(failed(Problem::Damaged(format!("it says it is {}", record.id))));
+        }
+        if let Some(identity) = &self.keyring.identity
+            && let Some(sealed) =
+                VerifyRecord::sealed_findings(&bytes).map_err(|error| failed(error.into()))?
+        {
+            let json = open_armored(identity, &sealed).map_err(failed)?;
+            record.findings = VerifyRecord::parse_findings(&json).map_err(|error| failed(error.into()))?;
         }
         Ok(record)
     }
 
-    /// Writes down what a verification came to.
+    /// Writes down what a verification came to. Its findings may name keys and repeat values: where objects are encrypted, so are their words.
     pub async fn put_verification(&self, record: &VerifyRecord) -> Result<(), RepoError> {
         let path = layout::verification(&record.cluster, &record.id);
-        let json = record.render().map_err(|error| RepoError::new("write", &path, error))?;
+        let failed = |problem: Problem| RepoError::new("write", &path, problem);
+        let json = match &self.keyring.recipient {
+            Some(recipient) if !record.findings.is_empty() => {
+                let findings = record.render_findings().map_err(|error| failed(error.into()))?;
+                record.render_sealed(&seal_armored(recipient, &findings).map_err(failed)?)
+            }
+            _ => record.render(),
+        };
+        let json = json.map_err(|error| failed(error.into()))?;
         self.put_json(&path, json).await
     }
 

@@ -17,7 +17,8 @@ use crate::repository::Repository;
 /// How many parts of one object are on their way to the store at a time.
 const PARTS_IN_FLIGHT: usize = 2;
 
-/// The most memory that one [`ObjectWriter`] holds for each store that wants large parts: those on their way and one being filled.
+/// The most memory that one [`ObjectWriter`] holds for each store that wants large parts: those on their way and one being filled. An object of more
+/// than 5,000 parts holds larger ones, in all less than a hundredth of its own length.
 pub const WRITE_BUFFER_BYTES: usize = (PARTS_IN_FLIGHT + 1) * (8 << 20);
 
 /// An object that is being written. It is visible only once [`ObjectWriter::finish`] has returned; dropped or aborted, it leaves

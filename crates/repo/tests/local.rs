@@ -216,3 +216,20 @@ async fn the_latest_backup_is_that_with_the_newest_data() {
     let merged = commit(BackupKind::Merged, "2026-01-10T15:00:00Z", Some("2026-01-10T14:59:00Z")).await;
     assert_eq!(latest().await, merged);
 }
+
+#[tokio::test]
+async fn a_file_with_a_name_that_no_object_has_is_named() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    for name in [&b"a\nb.json"[..], b"caf\xe9.json"] {
+        let folder = tempfile::tempdir().unwrap();
+        let repository = repository(folder.path()).await;
+        repository.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+        let foreign = folder.path().join("main/backups").join(OsStr::from_bytes(name));
+        std::fs::write(foreign, "mine").unwrap();
+        let error = repository.backups("main").await.unwrap_err();
+        assert!(matches!(error.problem, Problem::ForeignName(_)), "{error:?}");
+        assert!(error.to_string().contains("main/backups/"), "{error}");
+        assert!(!error.to_string().contains('\n'), "{error}");
+    }
+}

@@ -12,7 +12,8 @@ use slotkeep_format::frames::FRAME_RAW_BYTES;
 use slotkeep_format::manifest::{
     BackupKind, FORMAT_VERSION, Manifest, ObjectRecord, ProductRecord, ServerRecord, SettingsRecord,
 };
-use slotkeep_format::{SegmentRecord, Timeline};
+use slotkeep_format::verify::{VERIFY_VERSION, VerifyTotals};
+use slotkeep_format::{Depth, SegmentRecord, Severity, Timeline, VerifyFinding, VerifyRecord};
 use slotkeep_model::{ReplId, SlotSet};
 use slotkeep_repo::{
     BackupSelector, Location, OpenOptions, Problem, Recipients, RepoError, Repository, SegmentMeta,
@@ -495,6 +496,57 @@ async fn a_cluster_that_is_gone_is_missed() {
 }
 
 #[tokio::test]
+async fn what_a_verification_found_is_shown_to_readers_alone() {
+    let world = World::new().await;
+    let finding = VerifyFinding {
+        severity: Severity::Problem,
+        depth: Depth::Drill,
+        check: "check".to_owned(),
+        object: "20260101T000000.000Z-aaaa".to_owned(),
+        offset: Some(7),
+        what: format!("line 1: GET user:ada gives `{SECRET}`, not `other`"),
+        advice: Some(format!("look at {SECRET}")),
+    };
+    let record = VerifyRecord {
+        format_version: VERIFY_VERSION,
+        id: "20260102T000000.000Z-bbbb".to_owned(),
+        cluster: "main".to_owned(),
+        depth: Depth::Drill,
+        complete: true,
+        only: true,
+        again: false,
+        sample_percent: None,
+        started_at: Timestamp::UNIX_EPOCH,
+        finished_at: Timestamp::UNIX_EPOCH,
+        slotkeep_version: "0".to_owned(),
+        totals: VerifyTotals::default(),
+        oldest_proof_at: None,
+        backups: vec![],
+        drill: None,
+        live: None,
+        findings: vec![finding],
+    };
+    let reader = world.read_as("laptop", &world.reader).await.unwrap();
+    reader.put_verification(&record).await.unwrap();
+    for file in files(&world.path()) {
+        let stored = String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned();
+        for secret in [SECRET, "user:ada", "line 1", "other"] {
+            assert!(!stored.contains(secret), "{secret} stands in {}", file.display());
+        }
+    }
+    assert_eq!(reader.verification("main", &record.id).await.unwrap(), record);
+    // Who can't read sees that something was found, and where.
+    let shown = world.host().await.verification("main", &record.id).await.unwrap();
+    assert_eq!((shown.worst(), shown.findings[0].offset), (Severity::Problem, Some(7)));
+    assert!(shown.findings[0].what.contains("encrypted"), "{}", shown.findings[0].what);
+    assert_eq!(shown.findings[0].advice, None);
+    // Records that were written in plain, as earlier versions did, are read.
+    let old = VerifyRecord { id: "20260101T000000.000Z-cccc".to_owned(), ..record.clone() };
+    assert_eq!(VerifyRecord::sealed_findings(&old.render().unwrap()).unwrap(), None);
+    assert_eq!(VerifyRecord::parse(&old.render().unwrap()).unwrap(), old);
+}
+
+#[tokio::test]
 async fn what_could_not_be_made_whole_is_made_the_next_time() {
     let world = World::new().await;
     std::fs::remove_dir_all(world.path()).unwrap();
@@ -509,6 +561,53 @@ async fn what_could_not_be_made_whole_is_made_the_next_time() {
     assert_eq!(files(&world.path()), Vec::<PathBuf>::new());
     std::fs::remove_file(&in_the_way).unwrap();
     world.init("other", &[&world.reader]).await;
+}
+
+#[tokio::test]
+async fn a_half_key_file_keeps_nobody_out_whom_another_lets_in() {
+    let world = World::new().await;
+    let good = world.path().join("slotkeep-key-0001-recipients.age");
+    let whole = std::fs::read(&good).unwrap();
+    // What a store leaves that keeps half of a write; the second is no age file any more.
+    for (number, bytes) in [(2, &whole[..whole.len() - 9]), (3, &whole[..40]), (4, b"")] {
+        std::fs::write(world.path().join(format!("slotkeep-key-{number:04}-recipients.age")), bytes).unwrap();
+    }
+    let reader = world.read_as("laptop", &world.reader).await.unwrap();
+    reader.check_reads().unwrap();
+    let stranger = world.read_as("laptop", &Identity::generate()).await;
+    assert!(matches!(problem(stranger), Problem::DamagedKey(_)), "it may have been the stranger's");
+    std::fs::remove_file(&good).unwrap();
+    let error = world.read_as("laptop", &world.reader).await.unwrap_err();
+    assert!(matches!(error.problem, Problem::DamagedKey(_)) && error.on.contains("key-0004"), "{error}");
+    // Changing the readers clears it up.
+    let mut recipients = Recipients::default();
+    recipients.add_key(&world.reader.to_public().to_string()).unwrap();
+    assert_eq!(reader.rekey(&recipients).await.unwrap(), Vec::<String>::new());
+    world.read_as("laptop", &world.reader).await.unwrap();
+    let names = files(&world.path()).into_iter().map(|path| path.display().to_string());
+    assert_eq!(names.filter(|name| name.contains("slotkeep-key-")).count(), 1);
+}
+
+#[tokio::test]
+async fn two_who_change_the_readers_at_once_are_told_of_each_other() {
+    let world = World::new().await;
+    let [one, two] = [
+        world.read_as("laptop", &world.reader).await.unwrap(),
+        world.read_as("desk", &world.reader).await.unwrap(),
+    ];
+    let (mut by_key, mut by_passphrase) = (Recipients::default(), Recipients::default());
+    by_key.add_key(&Identity::generate().to_public().to_string()).unwrap();
+    by_passphrase.set_passphrase("correct horse".to_owned());
+    // Both look for older files before either writes.
+    let (one, two) = futures::join!(one.rekey(&by_key), two.rekey(&by_passphrase));
+    let told = [one.unwrap(), two.unwrap()].concat();
+    let left: Vec<String> = files(&world.path())
+        .iter()
+        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+        .filter(|name| name.starts_with("slotkeep-key-"))
+        .collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(!told.is_empty() && told.iter().all(|name| left.contains(name)), "{told:?} of {left:?}");
 }
 
 #[tokio::test]
@@ -556,4 +655,85 @@ async fn stock_age_and_zstd_get_the_data_out() {
     std::fs::write(&sealed, json["sealed_settings"].as_str().unwrap()).unwrap();
     let settings: serde_json::Value = serde_json::from_slice(&age(&keys, &sealed)).unwrap();
     assert_eq!(settings[0]["config"]["requirepass"], SECRET);
+}
+
+/// Nothing but what `docs/repository-format.md` and `docs/security.md` say of a signed JSON file.
+#[tokio::test]
+async fn a_signed_file_is_read_by_what_the_documents_say() {
+    let world = World::new().await;
+    let host = world.host().await;
+    host.commit(&manifest("20260101T000000.000Z-aaaa")).await.unwrap();
+    let file = std::fs::read(world.path().join("slotkeep.json")).unwrap();
+    let repository: serde_json::Value = serde_json::from_slice(&file).unwrap();
+    let id = repository["repository_id"].as_str().unwrap();
+    let public = hex_bytes(repository["signing_key"].as_str().unwrap());
+    // Of `slotkeep.json` itself, which is not signed.
+    assert_eq!(seal_of(&file), blake3_with_zeros(&file));
+
+    let path = "main/backups/20260101T000000.000Z-aaaa.json";
+    let signed = std::fs::read(world.path().join(path)).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&signed).unwrap();
+    let signature = json["signature"].as_str().unwrap();
+    assert_eq!(signature.len(), 128);
+    let before = signed.strip_suffix(format!("{signature}\"}}\n").as_bytes()).unwrap();
+    let message = [format!("slotkeep signature 1\n{id}\n{path}\n").as_bytes(), before].concat();
+    let key = aws_lc_rs::signature::UnparsedPublicKey::new(&aws_lc_rs::signature::ED25519, &public);
+    key.verify(&message, &hex_bytes(signature)).unwrap();
+    // The seal is that of the file before it was signed.
+    let sealed = [before.strip_suffix(b",\n\"signature\": \"").unwrap(), b"\n}\n"].concat();
+    assert_eq!(json["seal"].as_str().unwrap(), blake3_with_zeros(&sealed));
+    assert_eq!(seal_of(&sealed), blake3_with_zeros(&sealed));
+
+    // A segment's record, whose signature is for the object's path and over the record alone.
+    store_segment(&host, 1, b"PING").await.unwrap();
+    let path = format!("main/history/{}/log/{:020}-{:020}.zst", history(), 1, 5);
+    let keys = world.read_as("laptop", &world.reader).await.unwrap().export_keys().unwrap();
+    let own: Identity =
+        keys.lines().find(|line| line.starts_with("AGE-SECRET-KEY-")).unwrap().parse().unwrap();
+    let object = age::decrypt(&own, &std::fs::read(world.path().join(&path)).unwrap()).unwrap();
+    let (rest, mark) = object.split_last_chunk::<8>().unwrap();
+    assert_eq!(mark, b"SLOTKSEG");
+    let (rest, length) = rest.split_last_chunk::<4>().unwrap();
+    let (rest, hash) = rest.split_last_chunk::<32>().unwrap();
+    let (rest, record) = rest.split_at(rest.len() - u32::from_le_bytes(*length) as usize);
+    assert_eq!(blake3::hash(record).as_bytes(), hash);
+    let (bytes, frame) = rest.split_last_chunk::<8>().unwrap();
+    assert_eq!(frame[..4], 0x184D_2A5D_u32.to_le_bytes());
+    let json: serde_json::Value = serde_json::from_slice(record).unwrap();
+    assert_eq!((&json["start"], &json["end"]), (&1.into(), &5.into()));
+    assert_eq!(json["blake3"].as_str().unwrap(), blake3::hash(bytes).to_hex().as_str());
+    let signature = json["signature"].as_str().unwrap();
+    let before = record.strip_suffix(format!("{signature}\"}}\n").as_bytes()).unwrap();
+    assert!(before.ends_with(b",\n\"signature\": \""));
+    let message = [format!("slotkeep signature 1\n{id}\n{path}\n").as_bytes(), before].concat();
+    key.verify(&message, &hex_bytes(signature)).unwrap();
+
+    let named = format!(
+        "slotkeep signature 1\n{id}\n{}\n{}\n",
+        repository["recipients"][0].as_str().unwrap(),
+        repository["signing_key"].as_str().unwrap()
+    );
+    let wanted = blake3::hash(named.as_bytes()).to_hex().get(..40).unwrap().to_owned();
+    assert_eq!(fingerprint(host.file()), Some(wanted));
+}
+
+fn hex_bytes(digits: &str) -> Vec<u8> {
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(digits.get(at..at + 2).unwrap(), 16).unwrap())
+        .collect()
+}
+
+/// The digits of the seal on the line before the last.
+fn seal_of(file: &[u8]) -> String {
+    let text = std::str::from_utf8(file).unwrap().strip_suffix("\"\n}\n").unwrap();
+    let (before, digits) = text.split_at(text.len() - 64);
+    assert!(before.ends_with("\n  \"seal\": \""));
+    digits.to_owned()
+}
+
+fn blake3_with_zeros(file: &[u8]) -> String {
+    let digits = seal_of(file);
+    let text = std::str::from_utf8(file).unwrap().replace(&digits, &"0".repeat(64));
+    blake3::hash(text.as_bytes()).to_hex().to_string()
 }

@@ -50,6 +50,9 @@ struct Secret {
 struct Rekeyed {
     repository: String,
     fingerprint: Option<String>,
+    /// Key files that open it besides.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    others: Vec<String>,
 }
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &KeyCommandArgs) -> Result<u8> {
@@ -65,16 +68,22 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &KeyComma
         KeyCommand::Rekey(arguments) => {
             let recipients = session.recipients(&arguments.recipients, &arguments.repo.keys)?;
             let (repository, _) = session.repository(&arguments.repo).await?;
-            repository.rekey(&recipients).await?;
+            let others = repository.rekey(&recipients).await?;
             let rekeyed = Rekeyed {
                 repository: repository.location().to_string(),
                 fingerprint: fingerprint(repository.file()),
+                others,
             };
             output.data(&rekeyed, |rekeyed| {
-                format!(
-                    "{} is opened by these recipients only; its fingerprint is as before.",
-                    rekeyed.repository
-                )
+                let place = &rekeyed.repository;
+                match rekeyed.others.as_slice() {
+                    [] => format!("{place} is opened by these recipients only; its fingerprint is as before."),
+                    others => format!(
+                        "{place} is opened by these recipients, and by those of {}, which somebody else wrote at the same time: run it again to shut \
+                         them out. Its fingerprint is as before.",
+                        others.join(" and ")
+                    ),
+                }
             })?;
         }
     }

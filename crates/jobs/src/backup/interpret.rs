@@ -17,16 +17,20 @@ pub(crate) struct Interpretation {
     pub(crate) digest: DatasetDigest,
 }
 
-/// Why an RDB can't be understood, and at which of its bytes, if that is known.
+/// Why an RDB can't be understood, and at which of its bytes and in which key, if that is known.
 #[derive(Debug)]
 pub(crate) struct NotUnderstood {
+    /// Without the key: it stands in manifests, which anybody can read.
     pub(crate) reason: String,
     pub(crate) offset: Option<u64>,
+    /// The first bytes of the key.
+    pub(crate) key: Option<Box<[u8]>>,
 }
 
 impl From<slotkeep_rdb::Error> for NotUnderstood {
-    fn from(error: slotkeep_rdb::Error) -> Self {
-        Self { reason: error.to_string(), offset: Some(error.offset) }
+    fn from(mut error: slotkeep_rdb::Error) -> Self {
+        let key = error.key.take();
+        Self { reason: error.to_string(), offset: Some(error.offset), key }
     }
 }
 
@@ -67,7 +71,7 @@ impl Interpreter {
         while let Some(event) = self.parser.next(&mut piece)? {
             if let Event::SlotImport { .. } = event {
                 let reason = "it holds slots that the shard was importing (CLUSTER MIGRATESLOTS)".to_owned();
-                return Err(NotUnderstood { reason, offset: None });
+                return Err(NotUnderstood { reason, offset: None, key: None });
             }
             let Some(key) = self.digester.event(&event) else { continue };
             self.keys += 1;
@@ -86,7 +90,11 @@ impl Interpreter {
                 expiry,
             };
             let pushed = self.index.push(&entry);
-            pushed.map_err(|error| NotUnderstood { reason: error.to_string(), offset: Some(key.offset) })?;
+            pushed.map_err(|error| NotUnderstood {
+                reason: error.to_string(),
+                offset: Some(key.offset),
+                key: None,
+            })?;
         }
         Ok(())
     }
@@ -114,5 +122,20 @@ impl Interpreter {
         let mut digest = self.digest;
         digest.functions = self.digester.functions();
         Ok(Interpretation { digest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_that_goes_into_a_manifest_names_no_key() {
+        // A string whose encoding is none, in the key `user:ada`.
+        let why = Interpreter::default().feed(b"REDIS0009\x00\x08user:ada\xc5").unwrap_err();
+        assert_eq!(why.key.as_deref(), Some(&b"user:ada"[..]));
+        let reason = String::from(why);
+        assert!(reason.contains("string encoding 5 is not known"), "{reason}");
+        assert!(!reason.contains("ada"), "{reason}");
     }
 }

@@ -280,12 +280,14 @@ fn judge_numbers(job: &BaseJob, meaning: &Meaning, outcome: &mut Outcome) {
 }
 
 fn not_understood(record: &BaseRecord, why: NotUnderstood) -> VerifyFinding {
+    let key = why.key.map(|key| format!(", in the key `{}`", key.escape_ascii()));
+    let reason = why.reason + &key.unwrap_or_default();
     if record.not_interpreted.is_some() {
-        let what = format!("its bytes are whole and were never understood: {}", why.reason);
+        let what = format!("its bytes are whole and were never understood: {reason}");
         let advice = "a newer Slotkeep may understand it; a server of its version loads it";
         return finding(Severity::Note, RDB, &record.rdb.path, what, advice);
     }
-    VerifyFinding { offset: why.offset, ..problem(RDB, &record.rdb.path, why.reason, BASE_ADVICE) }
+    VerifyFinding { offset: why.offset, ..problem(RDB, &record.rdb.path, reason, BASE_ADVICE) }
 }
 
 /// What an RDB means.

@@ -12,7 +12,7 @@ use slotkeep_format::{Depth, Severity, VerifyFinding};
 use slotkeep_model::SlotSet;
 use slotkeep_repo::{Location, Repository};
 
-use super::findings::{BASE_ADVICE, finding, problem};
+use super::findings::{BASE_ADVICE, finding, problem, shortened};
 use super::inventory::Inventory;
 use super::proofs::Known;
 use super::{Run, VerifyProgress};
@@ -206,7 +206,7 @@ pub(super) fn temporary(spool: &Path) -> Result<tempfile::TempDir> {
 }
 
 fn words(difference: &Diff, before: &ShardRecord, log: &[Piece]) -> String {
-    let keys: Vec<&str> = difference.keys.iter().map(|key| key.key.as_str()).collect();
+    let keys: Vec<_> = difference.keys.iter().map(|key| shortened(&key.key)).collect();
     let bytes = log.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.bytes()));
     let mut words = format!(
         "the base at offset {} and {bytes} bytes of log do not give it: {} slots differ ({})",

@@ -16,7 +16,7 @@ use slotkeep_format::{Depth, VerifyFinding};
 use slotkeep_model::NodeAddr;
 use slotkeep_wire::resp::{Command, Value};
 
-use super::findings::problem;
+use super::findings::{problem, shortened};
 use crate::guard::Guard;
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -87,6 +87,7 @@ impl Checks {
                 for (line, command, wanted) in commands {
                     let reply = text(&ask(context, nodes, command).await?);
                     if reply != *wanted {
+                        let (reply, wanted) = (shortened(&reply), shortened(wanted));
                         let what =
                             format!("line {line}: {} gives `{reply}`, not `{wanted}`", command.join(" "));
                         found.push(problem(CHECK, object, what, ADVICE));
@@ -139,7 +140,7 @@ async fn run_program(program: &Path, nodes: &[NodeAddr], guard: &Guard) -> std::
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let last =
         said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing").to_owned();
-    Err(format!("{}: {last}", output.status))
+    Err(format!("{}: {}", output.status, shortened(&last)))
 }
 
 /// The words of a command; one in double quotes may hold spaces.

@@ -17,7 +17,7 @@ use slotkeep_repo::{Location, Repository};
 use slotkeep_wire::resp::Command;
 
 use super::checks::Checks;
-use super::findings::problem;
+use super::findings::{problem, shortened};
 use super::steps::Steps;
 use super::{Run, VerifyProgress};
 use crate::backup::Prefer;
@@ -273,7 +273,7 @@ impl Drill<'_, '_> {
         if found.is_empty() {
             return Ok(None);
         }
-        let keys: Vec<&str> = found.keys.iter().map(|key| key.key.as_str()).collect();
+        let keys: Vec<_> = found.keys.iter().map(|key| shortened(&key.key)).collect();
         let what = format!(
             "what came back is not what was kept: {} slots differ ({}), keys: {}{}",
             found.differing_slot_count,

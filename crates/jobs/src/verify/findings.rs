@@ -1,9 +1,14 @@
 //! Findings, put together.
 
+use std::borrow::Cow;
+
 use slotkeep_format::{Depth, Severity, VerifyFinding};
 use slotkeep_repo::{Problem, RepoError};
 
 use crate::Error;
+
+/// How many characters of a key, a value or what a program said a finding repeats: enough to know it by, whatever its length.
+const SHOWN_CHARACTERS: usize = 200;
 
 /// What to do about a base that can't be used.
 pub(super) const BASE_ADVICE: &str =
@@ -57,5 +62,28 @@ pub(super) fn of_object(
             Ok(finding(Severity::Warning, (depth, "version"), object, what.clone(), advice))
         }
         _ => Err(error.into()),
+    }
+}
+
+/// The beginning of a text of any length.
+pub(super) fn shortened(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => {
+            Cow::Owned(format!("{}… ({} bytes)", text.get(..end).unwrap_or_default(), text.len()))
+        }
+        None => Cow::Borrowed(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_repeated_as_far_as_it_helps() {
+        assert_eq!(shortened("short"), "short");
+        let long = "ü".repeat(SHOWN_CHARACTERS);
+        assert_eq!(shortened(&long), long);
+        assert_eq!(shortened(&format!("{long}more")), format!("{long}… (404 bytes)"));
     }
 }

@@ -112,10 +112,7 @@ impl Inventory {
 
     /// Notes what the seal says, where the file could be read.
     fn sealed(&mut self, repository: &Repository, path: &str, bytes: &[u8], version: u32) -> Result<()> {
-        if check_seal(bytes) == Seal::Intact {
-            return Ok(());
-        }
-        // A signature stands behind the seal, and says as much.
+        // A signature says more than a seal, which anybody can make.
         if path != layout::REPOSITORY_FILE {
             match repository.check_signed(path, bytes) {
                 Ok(true) => return Ok(()),
@@ -127,6 +124,9 @@ impl Inventory {
                 }
                 Err(error) => return Err(error.into()),
             }
+        }
+        if check_seal(bytes) == Seal::Intact {
+            return Ok(());
         }
         // Files of the first version were written without seals.
         let severity = if version <= 1 { Severity::Note } else { Severity::Problem };

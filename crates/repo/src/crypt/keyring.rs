@@ -168,7 +168,7 @@ pub(crate) fn wrap_keys(
 
 /// The keys in a key file; `None` if what the user has does not open it.
 pub(crate) fn open_key_file(file: &[u8], unlock: &Unlock) -> Result<Option<NewKeys>, Problem> {
-    let damaged = |what: String| Problem::Damaged(format!("the key file does not open: {what}"));
+    let damaged = Problem::DamagedKey;
     let decryptor = Decryptor::new_buffered(file).map_err(|error| damaged(error.to_string()))?;
     let identities = unlock.identities.iter().map(|identity| &**identity as &dyn age::Identity);
     let mut reader = match decryptor.decrypt(identities) {

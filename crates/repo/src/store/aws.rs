@@ -11,13 +11,14 @@ use aws_config::profile::{Profile, ProfileFileCredentialsProvider, ProfileSet, l
 use aws_credential_types::provider::ProvideCredentials;
 use aws_runtime::env_config::property::PropertiesKey;
 use aws_types::os_shim_internal::{Env, Fs};
-use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
 use object_store::{CredentialProvider, Error, Result};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use url::Url;
 
 use super::pause;
+use super::settings::{address, makes_no_sense, plain};
 use crate::error::causes;
 
 const PROFILE: &str = "AWS_PROFILE";
@@ -36,8 +37,40 @@ const KEY_PROPERTIES: [&str; 7] = [
     "login_session",
 ];
 
+/// The host of Cloudflare's R2, which wants all parts of an upload but the last to be equally large
+/// (<https://developers.cloudflare.com/r2/objects/multipart-objects/>).
+const EQUAL_PARTS_HOST: &str = ".r2.cloudflarestorage.com";
+
+/// How large the parts of one upload may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parts {
+    /// All alike.
+    Equal,
+    /// As they come.
+    Any,
+}
+
+impl Parts {
+    /// Of the store at that address.
+    fn of(address: &str) -> Self {
+        let url = Url::parse(address);
+        let host = url.as_ref().ok().and_then(Url::host_str).unwrap_or_default();
+        if host.ends_with(EQUAL_PARTS_HOST) { Self::Equal } else { Self::Any }
+    }
+}
+
 /// Opens the bucket. `options` are settings of the library and the environment's variables in lower case; what comes later goes before.
-pub(crate) async fn open(url: &Url, options: &[(String, String)]) -> Result<AmazonS3> {
+pub(crate) async fn open(url: &Url, options: &[(String, String)]) -> Result<(AmazonS3, Parts)> {
+    let builder = builder(url, options).await?;
+    // An address such as https://account.r2.cloudflarestorage.com/bucket is known to the builder only when it builds.
+    let keys = [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint];
+    let addresses = keys.iter().filter_map(|key| builder.get_config_value(key)).chain([url.to_string()]);
+    let equal = addresses.map(|address| Parts::of(&address)).any(|parts| parts == Parts::Equal);
+    Ok((builder.build()?, if equal { Parts::Equal } else { Parts::Any }))
+}
+
+/// What is known of the bucket and of how to reach it.
+async fn builder(url: &Url, options: &[(String, String)]) -> Result<AmazonS3Builder> {
     let mut builder = AmazonS3Builder::new().with_url(url.to_string());
     for (name, value) in options {
         if let Ok(key) = name.parse() {
@@ -50,20 +83,20 @@ pub(crate) async fn open(url: &Url, options: &[(String, String)]) -> Result<Amaz
     let shared = shared
         .map_err(|error| generic(format!("can't use the files of AWS's profiles: {}", causes(&error))))?;
     let Some(profile) = selected(&shared, env.get(PROFILE).is_ok_and(|name| !name.is_empty()))? else {
-        return builder.build();
+        return Ok(builder);
     };
     if let Some(region) = profile.get("region").filter(|_| !is_said(&REGION_VARIABLES)) {
-        builder = builder.with_region(region);
+        builder = builder.with_region(said(profile, "region", plain(region))?);
     }
     if let Some(endpoint) = endpoint(&shared, profile).filter(|_| !is_said(&ENDPOINT_VARIABLES)) {
-        builder = builder.with_endpoint(endpoint);
+        builder = builder.with_endpoint(said(profile, "endpoint_url", address(endpoint))?);
     }
     let has_keys = KEY_PROPERTIES.iter().any(|name| profile.get(name).is_some());
     if has_keys && !is_said(&KEY_VARIABLES) {
         let provider = ProfileFileCredentialsProvider::builder().profile_name(profile.name()).build();
         builder = builder.with_credentials(Arc::new(Keys::new(profile.name(), provider)));
     }
-    builder.build()
+    Ok(builder)
 }
 
 /// The profile that the environment names, or `default`, which need not be there.
@@ -75,6 +108,11 @@ fn selected(shared: &ProfileSet, is_named: bool) -> Result<Option<&Profile>> {
         ))),
         found => Ok(found),
     }
+}
+
+/// What a profile says of something; it may be nonsense.
+fn said(profile: &Profile, of: &str, what: std::result::Result<String, String>) -> Result<String> {
+    what.map_err(|what| makes_no_sense(format!("`{of}` of the profile `{}`: {what}", profile.name())))
 }
 
 /// The address that the profile names for S3, or for all services.
@@ -169,6 +207,18 @@ mod tests {
         let keys = Keys::new("some", Counting { expiry, ..Counting::default() });
         let first = keys.get_credential().await.unwrap().key_id.clone();
         [first, keys.get_credential().await.unwrap().key_id.clone()]
+    }
+
+    #[test]
+    fn a_store_that_wants_equal_parts_is_known_by_its_host() {
+        for (address, parts) in [
+            ("https://0123abc.r2.cloudflarestorage.com", Parts::Equal),
+            ("https://0123abc.eu.r2.cloudflarestorage.com/bucket/x", Parts::Equal),
+            ("https://minio.example:9000/r2.cloudflarestorage.com", Parts::Any),
+            ("s3://bucket/x", Parts::Any),
+        ] {
+            assert_eq!(Parts::of(address), parts, "{address}");
+        }
     }
 
     #[tokio::test]

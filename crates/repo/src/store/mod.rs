@@ -4,14 +4,16 @@
 //! within three minutes, with exponential back-off (100 ms to 15 s) and jitter. What it does not do is here: a download that breaks after
 //! those three minutes is read on from where it stood, and a listing that breaks is asked for again ([`resume`]); a create whose answer was
 //! lost is looked at instead of being taken for someone else's ([`create`]). A local folder's large objects go to the disk as they are
-//! written ([`early`]).
+//! written ([`early`]), and those of other stores in parts that grow ([`parts`]).
 
 pub(crate) mod aws;
 mod create;
 mod early;
+mod parts;
 pub(crate) mod pause;
 mod rate;
 mod resume;
+pub(crate) mod settings;
 mod stop;
 
 use std::sync::Arc;
@@ -20,7 +22,9 @@ use object_store::ObjectStore;
 
 pub(crate) use create::{Creating, NotCreated, create_new};
 pub(crate) use early::Early;
+pub(crate) use parts::GrowingParts;
 pub use rate::RateLimit;
+pub(crate) use resume::Changed;
 pub use stop::StopPoint;
 
 /// Limits that the library would set for a whole request, upload or download, however large it is: 30 s. A part of an upload has this long; a

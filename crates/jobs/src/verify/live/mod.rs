@@ -23,7 +23,7 @@ use slotkeep_model::NodeAddr;
 use slotkeep_repo::{Location, RateLimit, Repository};
 
 use super::chain::{alone, temporary};
-use super::findings::{finding, problem};
+use super::findings::{finding, problem, shortened};
 use super::steps::Steps;
 use super::{Run, VerifyProgress};
 use crate::backup::Prefer;
@@ -251,7 +251,7 @@ fn key_words(key: &KeyDifference) -> String {
         }
     };
     let database = if key.database == 0 { String::new() } else { format!(" (database {})", key.database) };
-    format!("{}{database}: {how}", key.key)
+    format!("{}{database}: {how}", shortened(&key.key))
 }
 
 /// What a comparison that could not be made says of the repository.
