@@ -25,6 +25,7 @@ use crate::layout;
 use crate::pack::SegmentPack;
 use crate::repository::Repository;
 use crate::sink::Sink;
+use crate::verify::StoredObject;
 
 /// How much of a segment is read at a time; also the size up to which a segment is read in one request.
 const READ_BYTES: u64 = 4 << 20;
@@ -40,17 +41,29 @@ pub struct SegmentEntry {
     pub end: u64,
     /// Its length as stored.
     pub object_bytes: u64,
+    /// When the store says that it was written, in ms since 1970.
+    pub modified_ms: i64,
     path: Path,
 }
 
 impl SegmentEntry {
-    pub(crate) const fn new(history: ReplId, range: Range<u64>, object_bytes: u64, path: Path) -> Self {
-        Self { history, start: range.start, end: range.end, object_bytes, path }
+    pub(crate) const fn new(
+        history: ReplId,
+        range: Range<u64>,
+        (object_bytes, modified_ms): (u64, i64),
+        path: Path,
+    ) -> Self {
+        Self { history, start: range.start, end: range.end, object_bytes, modified_ms, path }
     }
 
     /// Its path in the repository.
     pub fn path(&self) -> &str {
         self.path.as_ref()
+    }
+
+    /// Its object.
+    pub fn stored(&self) -> StoredObject {
+        StoredObject { path: self.path.to_string(), bytes: self.object_bytes, modified_ms: self.modified_ms }
     }
 }
 
@@ -80,7 +93,8 @@ impl Repository {
             .into_iter()
             .filter_map(|object| {
                 let range = layout::segment_range(object.location.filename()?)?;
-                Some(SegmentEntry::new(history.clone(), range, object.size, object.location))
+                let shown = (object.size, object.last_modified.timestamp_millis());
+                Some(SegmentEntry::new(history.clone(), range, shown, object.location))
             })
             .collect();
         segments.sort_by_key(|segment| (segment.start, std::cmp::Reverse(segment.end)));

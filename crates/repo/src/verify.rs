@@ -52,7 +52,7 @@ impl SegmentEntry {
         let range = layout::segment_range(object.name())?;
         let path = object_path(&object.path).ok()?;
         let in_log = object.path.rsplit('/').nth(1) == Some("log");
-        in_log.then(|| Self::new(history.clone(), range, object.bytes, path))
+        in_log.then(|| Self::new(history.clone(), range, (object.bytes, object.modified_ms), path))
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) const TARGET_SIZE: &str = "64MiB";
 /// Join many small segments of the log into few large ones
 ///
 /// The large segments are written beside the small ones, read back, and used from then on; `slotkeep prune` deletes the small ones
-/// later, in its two steps. The newest segment of each line is left alone. An encrypted repository must be opened (--identity).
+/// later, in its two steps. A large one that nothing proves to be whole is read again, and replaced if it is damaged. The newest segment of each line is left alone. An encrypted repository must be opened (--identity).
 #[derive(Debug, Args)]
 pub(crate) struct CompactArgs {
     #[command(flatten)]
@@ -60,6 +60,14 @@ pub(crate) fn render(report: &CompactReport) -> String {
         let lines: Vec<String> =
             report.seams.iter().map(|seam| format!("  {}: {}", seam.segment, seam.why)).collect();
         parts.push(format!("Not joined with the segment before:\n{}", lines.join("\n")));
+    }
+    if report.read_again > 0 {
+        let many = count(report.read_again as u64);
+        parts.push(if report.dry_run {
+            format!("{many} segments that hold the bytes of others too would be read first: nothing proves that they are whole.")
+        } else {
+            format!("{many} segments that hold the bytes of others too were read and are whole.")
+        });
     }
     let (segments, groups) = (count(report.segments as u64), count(report.groups.len() as u64));
     parts.push(match (report.groups.is_empty(), report.dry_run) {

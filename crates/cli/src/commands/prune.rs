@@ -13,7 +13,7 @@ use slotkeep_jobs::compact::{CompactOptions, CompactPlan, CompactReport};
 use slotkeep_jobs::prune::{
     BackupRow, CLOCK_TOLERANCE, Pinned, PruneOptions, PrunePlan, PruneReport, Step, TotalRow, pin, unpin,
 };
-use slotkeep_jobs::{Error, ErrorKind, Result};
+use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_repo::{BackupSelector, Repository};
 
 use super::compact::TARGET_SIZE;
@@ -37,7 +37,8 @@ pub(crate) struct PruneArgs {
     repo: RepoArgs,
     #[command(flatten)]
     keep: KeepArgs,
-    /// Join small segments of the log before, as `slotkeep compact` does
+    /// Join small segments of the log before, as `slotkeep compact` does. If that fails, what is to go goes all the same, and the exit code is that
+    /// of the failure. An encrypted repository must be opened (--identity)
     #[arg(long)]
     compact: bool,
     /// About how large they become, with --compact
@@ -135,14 +136,20 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &PruneArg
         return pinned(&context, output, arguments, (&repository, &cluster)).await;
     }
     let options = arguments.keep.options(session, cluster.clone())?;
-    let mut compaction = None;
+    let (mut compaction, mut not_compacted) = (None, None);
     if arguments.compact {
-        let compact = CompactOptions { cluster, target_bytes: arguments.target_size };
-        let compact = CompactPlan::make(&repository, &compact).await?;
-        let compacted =
-            if arguments.yes { compact.run(&context, &repository).await? } else { compact.preview() };
-        output.note(&super::compact::render(&compacted));
-        compaction = Some(compacted);
+        match compacted(&context, arguments, (&repository, cluster)).await {
+            Ok(compacted) => {
+                output.note(&super::compact::render(&compacted));
+                compaction = Some(compacted);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            // What is to go does not wait for it.
+            Err(error) => {
+                output.warn(&format!("not all was compacted, and pruning goes on: {error}"));
+                not_compacted = Some(error);
+            }
+        }
     }
     let plan = PrunePlan::make(&context, &repository, &options).await?;
     let report = if arguments.yes { plan.run(&context, &repository).await? } else { plan.preview() };
@@ -151,7 +158,21 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &PruneArg
     }
     let done = Done { compaction, report };
     output.data(&done, |done| render(&done.report))?;
-    Ok(if done.report.refused.is_empty() { exit::OK } else { exit::NOT_DELETED })
+    match not_compacted {
+        Some(error) => Err(error),
+        None if done.report.refused.is_empty() => Ok(exit::OK),
+        None => Ok(exit::NOT_DELETED),
+    }
+}
+
+async fn compacted(
+    context: &Context,
+    arguments: &PruneArgs,
+    (repository, cluster): (&Repository, String),
+) -> Result<CompactReport> {
+    let options = CompactOptions { cluster, target_bytes: arguments.target_size };
+    let plan = CompactPlan::make(repository, &options).await?;
+    if arguments.yes { plan.run(context, repository).await } else { Ok(plan.preview()) }
 }
 
 /// What was done, or would be.
@@ -165,7 +186,7 @@ struct Done {
 }
 
 async fn pinned(
-    context: &slotkeep_jobs::Context,
+    context: &Context,
     output: &Output,
     arguments: &PruneArgs,
     (repository, cluster): (&Repository, &str),

@@ -2,10 +2,17 @@
 
 use std::path::PathBuf;
 
-use slotkeep_format::PrunedRecord;
-use slotkeep_jobs::repair::{RepairPlan, RepairReport};
+use std::sync::Arc;
 
-use crate::harness::{Bench, RUNTIME, context};
+use slotkeep_format::{Depth, PrunedRecord, RetentionPolicy, Severity};
+use slotkeep_jobs::ObjectKind;
+use slotkeep_jobs::prune::Step;
+use slotkeep_jobs::repair::{RepairPlan, RepairReport};
+use slotkeep_jobs::verify::{VerifyOptions, VerifyProgress, verify};
+
+use crate::clock::prune;
+use crate::compact::compact;
+use crate::harness::{Bench, RUNTIME, context, options};
 use crate::hooked::{Happens, Hooked};
 
 /// What a repair would do that looks while these happen.
@@ -74,4 +81,55 @@ fn a_record_that_another_takes_the_place_of_meanwhile_is_not_passed_over() {
     let busy = Hooked::of(&bench).around_listing("/prune/gone", nothing(), Box::new(replaced));
     let seen = RUNTIME.block_on(busy.open(&bench).pruned("main")).unwrap();
     assert!(seen.gave_up_backup("main", "one"));
+}
+
+#[test]
+fn what_is_pruned_while_a_verification_runs_is_no_finding() {
+    // When manifests are listed and none is read yet, and when all is listed.
+    for folder in ["/backups", "/prune/gone"] {
+        let bench = Bench::new();
+        let calm = bench.open();
+        compact(&calm, 1 << 20);
+        let policy = RetentionPolicy {
+            last: 1,
+            window: Some(jiff::SignedDuration::from_hours(1)),
+            ..RetentionPolicy::default()
+        };
+        prune(&calm, &policy, 48);
+        let (told, hear) = std::sync::mpsc::channel();
+        // A prune has a runtime of its own.
+        let goes = move || {
+            let swept = std::thread::spawn(move || prune(&calm, &policy, 73)).join().unwrap();
+            told.send(swept).unwrap();
+        };
+        let busy = Hooked::of(&bench).around_listing(folder, nothing(), Box::new(goes)).open(&bench);
+        let options = VerifyOptions { again: true, ..options(Depth::Structure) };
+        let progress = Arc::new(VerifyProgress::default());
+        let record = RUNTIME.block_on(verify(&context(), &busy, &options, &progress)).unwrap();
+        let swept = hear.recv().unwrap();
+        let deleted = |kind: ObjectKind| {
+            swept.objects.iter().filter(|object| object.kind == kind && object.step == Step::Deleted).count()
+        };
+        assert!(deleted(ObjectKind::Backup) > 0 && deleted(ObjectKind::Base) > 0, "{swept:#?}");
+        assert!(deleted(ObjectKind::Log) >= 12, "{swept:#?}");
+        let bad: Vec<_> = record.findings.iter().filter(|found| found.severity > Severity::Note).collect();
+        assert!(bad.is_empty(), "{folder}: {bad:#?}");
+    }
+}
+
+#[test]
+fn what_is_lost_while_a_verification_runs_is_a_finding() {
+    let bench = Bench::new();
+    let paths = crate::lived::paths(&bench.repo());
+    let of = |part: &str| paths.iter().find(|path| path.contains(part)).unwrap();
+    let lost = [of("/log/"), of("/rdb.zst")].map(|path| bench.object(path));
+    let goes = move || lost.iter().for_each(|object| std::fs::remove_file(object).unwrap());
+    let busy = Hooked::of(&bench).around_listing("/prune/gone", nothing(), Box::new(goes)).open(&bench);
+    let options = VerifyOptions { again: true, ..options(Depth::Structure) };
+    let progress = Arc::new(VerifyProgress::default());
+    let record = RUNTIME.block_on(verify(&context(), &busy, &options, &progress)).unwrap();
+    let missing = |part: &str| {
+        record.findings.iter().any(|found| found.check == "present" && found.object.contains(part))
+    };
+    assert!(missing("/log/") && missing("/rdb.zst"), "{:#?}", record.findings);
 }

@@ -10,10 +10,11 @@ use slotkeep_model::ReplId;
 use slotkeep_repo::{Repository, SegmentEntry, SegmentMeta};
 
 use crate::clock::{context, last, prune};
+use crate::common::slotkeep;
 use crate::harness::{Bench, RUNTIME, meta, piece, write_segment};
 use crate::lived::{paths, restored};
 
-fn compact(repository: &Repository, target_bytes: u64) -> CompactReport {
+pub(crate) fn compact(repository: &Repository, target_bytes: u64) -> CompactReport {
     let options = CompactOptions { cluster: "main".to_owned(), target_bytes };
     RUNTIME.block_on(async {
         let plan = CompactPlan::make(repository, &options).await.unwrap();
@@ -168,6 +169,23 @@ fn damaged_segments_stop_it_before_anything_is_written() {
     let folder = path.rsplit_once('/').unwrap().0;
     let in_folder = |paths: &[String]| paths.iter().filter(|path| path.starts_with(folder)).count();
     assert_eq!(in_folder(&paths(&bench.repo())), in_folder(&before));
+}
+
+#[test]
+fn one_damaged_segment_keeps_nothing_else_from_being_joined_and_nothing_from_being_pruned() {
+    let bench = Bench::new();
+    let logs =
+        || paths(&bench.repo()).into_iter().filter(|path| path.contains("/log/")).collect::<Vec<String>>();
+    let before = logs();
+    let mut bytes = std::fs::read(bench.object(&before[0])).unwrap();
+    bytes[20] ^= 4;
+    std::fs::write(bench.object(&before[0]), bytes).unwrap();
+    let text = bench.text();
+    let prune = ["prune", "--json", "--repo", &text, "--keep-last", "1", "--compact", "--yes"];
+    let pruned = slotkeep(&prune).expect_code(23);
+    assert!(pruned.json()["marked_bytes"].as_u64().unwrap() > 0, "{}", pruned.stdout);
+    assert!(pruned.stderr.contains("\"exit_code\":23"), "{}", pruned.stderr);
+    assert_eq!(logs().len(), before.len() + 5);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! One large segment from small ones.
 //!
-//! Invariant: what is written has been read back and is, byte for byte, what the small segments hold, and says what they say.
+//! Invariants: what is written has been read back and is, byte for byte, what the small segments hold, and says what they say; so is what was there
+//! already; one that is damaged is deleted only when the small ones have all been read and are whole.
 
 use slotkeep_format::manifest::ServerRecord;
 use slotkeep_format::{SegmentRecord, Timeline};
 use slotkeep_model::{NodeAddr, ReplOffset};
-use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry, SegmentMeta, SegmentWriter};
+use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry, SegmentMeta, SegmentWriter, StoredObject};
 use slotkeep_wire::stream::{Splitter, StreamStart};
 
 use super::Seam;
@@ -20,17 +21,26 @@ pub(super) struct Joined {
     pub(super) count: usize,
     /// Why no more, if sizes asked for more.
     pub(super) seam: Option<Seam>,
+    /// The large segment, which was read back, and the BLAKE3 of its record; none if nothing was joined.
+    pub(super) large: Option<(StoredObject, String)>,
 }
 
 /// Joins as many of these segments as fit together, from the first on. At least one; one alone stays as it is.
 pub(super) async fn join(repository: &Repository, cluster: &str, entries: &[SegmentEntry]) -> Result<Joined> {
     let (records, mut seam) = fitting(repository, entries).await?;
     let mut count = records.len();
+    let mut large = None;
+    let mut replaced = false;
     // What only the bytes tell may shorten it further.
     while count > 1 {
         let Some(some) = entries.get(..count) else { break };
         match write(repository, cluster, some, &records).await? {
-            Written::Whole => break,
+            Written::Whole(object, blake3) => {
+                large = Some((object, blake3));
+                break;
+            }
+            Written::Spoiled { existed: true, .. } if !replaced => replaced = true,
+            Written::Spoiled { error, .. } => return Err(error),
             Written::Breaks { before, why } => {
                 let segment = entries.get(before).map(|entry| entry.path().to_owned()).unwrap_or_default();
                 seam = Some(Seam { segment, why });
@@ -38,7 +48,7 @@ pub(super) async fn join(repository: &Repository, cluster: &str, entries: &[Segm
             }
         }
     }
-    Ok(Joined { count, seam })
+    Ok(Joined { count, seam, large })
 }
 
 /// The records of the segments that fit together, by what their records say.
@@ -93,12 +103,12 @@ fn extend(times: &mut Timeline, record: &SegmentRecord) -> Result<(), &'static s
 }
 
 enum Written {
-    Whole,
+    /// The large segment, and the BLAKE3 of its record.
+    Whole(StoredObject, String),
+    /// It was damaged, and is deleted; whether it was there before.
+    Spoiled { existed: bool, error: Error },
     /// The segment of that number does not go on where the one before ends.
-    Breaks {
-        before: usize,
-        why: String,
-    },
+    Breaks { before: usize, why: String },
 }
 
 async fn write(
@@ -108,15 +118,16 @@ async fn write(
     records: &[SegmentRecord],
 ) -> Result<Written> {
     let (Some(first), Some(last), Some(head)) = (entries.first(), entries.last(), records.first()) else {
-        return Ok(Written::Whole);
+        return Err(Error::new(ErrorKind::Failed, "there is nothing to join"));
     };
     let range = first.start..last.end;
     let mut writer = match repository.create_segment(cluster, &first.history, range.clone()).await {
-        Ok(writer) => writer,
-        // An earlier run wrote it, or one that runs now.
-        Err(RepoError { problem: Problem::Exists, .. }) => return Ok(Written::Whole),
+        Ok(writer) => Some(writer),
+        // An earlier run wrote it, or one that runs now: not to its end, perhaps.
+        Err(RepoError { problem: Problem::Exists, .. }) => None,
         Err(error) => return Err(error.into()),
     };
+    let existed = writer.is_none();
     let start = StreamStart {
         offset: ReplOffset(first.start.saturating_sub(1)),
         db: head.database,
@@ -135,7 +146,7 @@ async fn write(
             drop(writer);
             return Ok(Written::Breaks { before: number, why });
         }
-        copy(repository, entry, &mut writer, (&mut splitter, &mut raw)).await?;
+        copy(repository, entry, writer.as_mut(), (&mut splitter, &mut raw)).await?;
         if splitter.safe_cut().0 != entry.end.saturating_sub(1) {
             return Err(damaged(entry, "it does not end with a command"));
         }
@@ -149,21 +160,22 @@ async fn write(
         server: head.server.clone(),
         times,
     };
-    match writer.finish(meta).await {
-        Ok(_) | Err(RepoError { problem: Problem::Exists, .. }) => {}
-        Err(error) => return Err(error.into()),
+    if let Some(writer) = writer {
+        match writer.finish(meta).await {
+            Ok(_) | Err(RepoError { problem: Problem::Exists, .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     let written = repository.segments(cluster, &first.history).await?;
     let written = written.into_iter().find(|entry| (entry.start, entry.end) == (range.start, range.end));
     let written = written.ok_or_else(|| damaged(first, "what was written in its place is not there"))?;
-    read_back(repository, &written, raw.finalize()).await?;
-    Ok(Written::Whole)
+    read_back(repository, &written, raw.finalize(), existed).await
 }
 
 async fn copy(
     repository: &Repository,
     entry: &SegmentEntry,
-    writer: &mut SegmentWriter,
+    mut writer: Option<&mut SegmentWriter>,
     (splitter, raw): (&mut Splitter, &mut blake3::Hasher),
 ) -> Result<()> {
     let mut reader = repository.read_segment(entry).await?;
@@ -177,33 +189,47 @@ async fn copy(
                 Err(error) => return Err(damaged(entry, &error.to_string())),
             }
         }
-        writer.write(&bytes).await?;
+        if let Some(writer) = &mut writer {
+            writer.write(&bytes).await?;
+        }
     }
     Ok(())
 }
 
-/// Reads all of it. One that is not right is deleted again, before anything relies on it.
-async fn read_back(repository: &Repository, entry: &SegmentEntry, wanted: blake3::Hash) -> Result<()> {
-    let read = async {
-        let mut reader = repository.read_segment(entry).await?;
-        let mut raw = blake3::Hasher::new();
-        while let Some(bytes) = reader.next().await? {
-            raw.update(&bytes);
-        }
-        Ok::<_, Error>(raw.finalize())
-    };
-    match read.await {
-        Ok(found) if found == wanted => Ok(()),
-        Ok(_) => {
-            repository.delete(entry.path()).await?;
-            Err(damaged(entry, "it does not hold what was written"))
-        }
-        Err(error) if error.kind() == ErrorKind::Corrupt => {
-            repository.delete(entry.path()).await?;
-            Err(error)
-        }
-        Err(error) => Err(error),
+/// Reads a segment to its end: its record and the BLAKE3 of its bytes.
+pub(super) async fn whole(
+    repository: &Repository,
+    entry: &SegmentEntry,
+) -> Result<(SegmentRecord, blake3::Hash), RepoError> {
+    let mut reader = repository.read_segment(entry).await?;
+    let mut raw = blake3::Hasher::new();
+    while let Some(bytes) = reader.next().await? {
+        raw.update(&bytes);
     }
+    Ok((reader.record().clone(), raw.finalize()))
+}
+
+/// Reads all of it. One that is damaged is deleted again: the small ones are whole.
+async fn read_back(
+    repository: &Repository,
+    entry: &SegmentEntry,
+    wanted: blake3::Hash,
+    existed: bool,
+) -> Result<Written> {
+    let error = match whole(repository, entry).await {
+        Ok((record, found)) if found == wanted => return Ok(Written::Whole(entry.stored(), record.blake3)),
+        // Nobody can tell here which of them is right.
+        Ok(_) if existed => {
+            return Err(damaged(entry, "it is whole, and holds other bytes than the small ones"));
+        }
+        Ok(_) => damaged(entry, "it does not hold what was written"),
+        Err(error) => match Error::from(error) {
+            error if error.kind() == ErrorKind::Corrupt => error,
+            error => return Err(error),
+        },
+    };
+    repository.delete(entry.path()).await?;
+    Ok(Written::Spoiled { existed, error })
 }
 
 fn damaged(entry: &SegmentEntry, what: &str) -> Error {

@@ -1,20 +1,24 @@
 //! Many small segments of the log become few large ones.
 //!
-//! Invariants: nothing is deleted here, and no moment is without a segment that holds each byte: the large segment is written and read back,
-//! and `prune` gives up what it covers, in two steps; the newest segment of a history is left alone, as whoever seals goes on from
-//! it; a large segment says all that the small ones said, every time sample included, or it is not written.
+//! Invariants: no moment is without a segment that holds each byte: the large segment is written and read back, that is written down as a
+//! proof, and `prune` gives up what it covers, in two steps; a large segment that nothing proves is read again, and if it is damaged, the small ones
+//! are joined as though it were not there; nothing but a large segment that is not what the small ones say is deleted here; the newest segment of a
+//! history is left alone, as whoever seals goes on from it; a large segment says all that the small ones said, every time sample
+//! included, or it is not written.
 
 mod groups;
 mod join;
+mod run;
 
 use serde::Serialize;
 use slotkeep_model::ReplId;
 use slotkeep_repo::{Repository, SegmentEntry};
 
 use crate::log::chain::as_text;
-use crate::{Context, Error, Result};
+use crate::log::cover::{Named, Overlaps, named};
+use crate::{Context, Result};
 use groups::groups;
-use join::{Joined, join};
+use run::Run;
 
 /// What to compact, and how.
 #[derive(Clone, Debug)]
@@ -39,8 +43,6 @@ pub struct Group {
     pub segments: usize,
     /// Their length as stored, together.
     pub stored_bytes: u64,
-    #[serde(skip)]
-    entries: Vec<SegmentEntry>,
 }
 
 /// A seam over which segments were not joined.
@@ -67,81 +69,86 @@ pub struct CompactReport {
     pub stored_bytes: u64,
     /// Where segments were not joined although their sizes ask for it.
     pub seams: Vec<Seam>,
+    /// How many segments that hold the bytes of others too are read first, as nothing proves that they are whole; of a run, how many of them are.
+    pub read_again: usize,
 }
 
 /// What a run would do.
 pub struct CompactPlan {
     cluster: String,
-    groups: Vec<Group>,
+    target_bytes: u64,
+    histories: Vec<HistoryPlan>,
+}
+
+/// What there is of one history.
+struct HistoryPlan {
+    history: ReplId,
+    segments: Vec<SegmentEntry>,
+    /// Of these, what holds the bytes of others too and is not proved to be whole.
+    unproved: Vec<SegmentEntry>,
 }
 
 impl CompactPlan {
-    /// Looks at the names of the segments, and reads none.
+    /// Looks at the names of the segments and at what was proved, and reads no segment.
     pub async fn make(repository: &Repository, options: &CompactOptions) -> Result<Self> {
-        let mut all = Vec::new();
+        let mut overlaps = Overlaps::default();
+        let mut histories = Vec::new();
         for history in repository.histories(&options.cluster).await? {
             let segments = repository.segments(&options.cluster, &history).await?;
-            all.extend(
-                groups(segments, options.target_bytes)
-                    .into_iter()
-                    .map(|entries| Group::of(&history, entries)),
-            );
+            overlaps.add(&segments.iter().map(named).collect::<Vec<Named>>());
+            histories.push(HistoryPlan { history, segments, unproved: Vec::new() });
         }
-        Ok(Self { cluster: options.cluster.clone(), groups: all })
+        let words = overlaps.ask(repository, &options.cluster).await?;
+        for plan in &mut histories {
+            plan.unproved = words.to_be_proved(&plan.segments);
+        }
+        Ok(Self { cluster: options.cluster.clone(), target_bytes: options.target_bytes, histories })
     }
 
     /// What would be done, as far as names tell.
     pub fn preview(&self) -> CompactReport {
-        report(&self.cluster, true, self.groups.clone(), vec![])
+        let of = |plan: &HistoryPlan| -> Vec<Group> {
+            let groups = groups(plan.segments.clone(), self.target_bytes).into_iter();
+            groups.map(|entries| Group::of(&plan.history, &entries)).collect()
+        };
+        let groups = self.histories.iter().flat_map(of).collect();
+        let read_again = self.histories.iter().map(|plan| plan.unproved.len()).sum();
+        CompactReport { dry_run: true, read_again, ..report(&self.cluster, groups, vec![]) }
     }
 
-    /// Writes the large segments. Needs what opens an encrypted repository.
+    /// Writes the large segments. Needs what opens an encrypted repository. Where segments are damaged, the rest is done, and then it fails.
     pub async fn run(&self, context: &Context, repository: &Repository) -> Result<CompactReport> {
-        if self.groups.is_empty() {
-            return Ok(report(&self.cluster, false, vec![], vec![]));
+        let preview = self.preview();
+        if preview.groups.is_empty() && preview.read_again == 0 {
+            return Ok(report(&self.cluster, vec![], vec![]));
         }
         repository.check_signs()?;
         repository.check_reads()?;
-        let (mut written, mut seams) = (Vec::new(), Vec::new());
-        for group in &self.groups {
-            let mut rest = group.entries.as_slice();
-            while !rest.is_empty() {
-                if context.stop.is_cancelled() {
-                    return Err(Error::interrupted());
-                }
-                let Joined { count, seam } = join(repository, &self.cluster, rest).await?;
-                let (joined, left) = rest.split_at_checked(count.max(1)).unwrap_or((rest, &[]));
-                if joined.len() > 1 {
-                    written.push(Group::of(&group.history, joined.to_vec()));
-                }
-                seams.extend(seam);
-                rest = left;
-            }
-        }
-        Ok(report(&self.cluster, false, written, seams))
+        Run::new(context, repository, self)?.all().await
     }
 }
 
 impl Group {
-    fn of(history: &ReplId, entries: Vec<SegmentEntry>) -> Self {
+    fn of(history: &ReplId, entries: &[SegmentEntry]) -> Self {
         Self {
             history: history.clone(),
             start: entries.first().map_or(0, |entry| entry.start),
             end: entries.last().map_or(0, |entry| entry.end),
             segments: entries.len(),
             stored_bytes: entries.iter().fold(0, |sum, entry| sum.saturating_add(entry.object_bytes)),
-            entries,
         }
     }
 }
 
-fn report(cluster: &str, dry_run: bool, groups: Vec<Group>, seams: Vec<Seam>) -> CompactReport {
+/// The report of a run that read nothing again.
+fn report(cluster: &str, groups: Vec<Group>, seams: Vec<Seam>) -> CompactReport {
     CompactReport {
         cluster: cluster.to_owned(),
-        dry_run,
+        dry_run: false,
         segments: groups.iter().map(|group| group.segments).sum(),
         stored_bytes: groups.iter().fold(0, |sum, group| sum.saturating_add(group.stored_bytes)),
         groups,
         seams,
+        read_again: 0,
     }
 }

@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod chain;
 mod commands;
+pub(crate) mod cover;
 mod database;
 mod files;
 mod past;

@@ -11,6 +11,7 @@ use slotkeep_model::{ReplId, SlotSet};
 use slotkeep_repo::{Listing, Repository, SegmentEntry, UnreadableBackup};
 
 use super::chain::{BasePlace, Chain, Path, Piece, Place};
+use super::cover::{Overlaps, named};
 use super::files::{self, FileLines};
 use crate::backup::how_read;
 use crate::{Error, ErrorKind, Result};
@@ -109,8 +110,14 @@ impl Past {
             bases: Vec::new(),
             records: Mutex::default(),
         };
+        let mut overlaps = Overlaps::default();
+        for (_, _, segments) in &read {
+            overlaps.add(&segments.iter().map(named).collect::<Vec<_>>());
+        }
+        // Who can't read what verifications have left goes by the names alone.
+        let words = overlaps.ask(repository, cluster).await.unwrap_or_default();
         for (history, record, segments) in read {
-            past.add_history(history, record, segments);
+            past.add_history(history, record, words.without_doubtful(segments));
         }
         past.add_bases();
         Ok(past)

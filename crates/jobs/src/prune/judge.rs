@@ -1,7 +1,7 @@
 //! What is needed and what is not. Pure.
 //!
 //! Invariants: an object is not needed only if it is known what it is, and why nothing needs it; objects that nothing names are left alone
-//! as long as the backup that they may belong to may still run.
+//! as long as the backup that they may belong to may still run; a segment is given up for another only if that one is proved to be whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -193,7 +193,7 @@ impl Judging<'_> {
     }
 
     fn segments(&mut self, history: &HistoryStock, id: &ReplId) {
-        // The end of the needed segment that goes farthest, of those that begin before the next one.
+        // The end of the segment that goes farthest, of those that are needed, begin before the next one and are proved to be whole.
         let mut covered_to = 0;
         for (range, object) in &history.segments {
             let need = self.plan.log.as_ref().filter(|_| self.stock.lineage_known);
@@ -211,7 +211,9 @@ impl Judging<'_> {
             } else if range.end <= covered_to {
                 self.give_up(object, ObjectKind::Log, Unneeded::Covered);
             } else {
-                covered_to = range.end;
+                if self.stock.overlaps.is_proved(&object.path) {
+                    covered_to = range.end;
+                }
                 self.stay(object, ObjectKind::Log);
             }
         }

@@ -4,7 +4,6 @@
 //! and named by nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::ops::Range;
 
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -13,6 +12,7 @@ use slotkeep_model::ReplId;
 use slotkeep_repo::{Area, Problem, RepoError, Repository, SegmentEntry, StoredObject, layout};
 
 use crate::Result;
+use crate::log::cover::{Named, Overlaps, Words};
 
 /// How many histories are looked at at a time.
 const READS_IN_FLIGHT: usize = 8;
@@ -22,7 +22,7 @@ const READS_IN_FLIGHT: usize = 8;
 pub(super) struct HistoryStock {
     pub(super) file: Option<StoredObject>,
     /// In the order of their starts, of those that begin at the same offset the longest first.
-    pub(super) segments: Vec<(Range<u64>, StoredObject)>,
+    pub(super) segments: Vec<Named>,
     /// By their folders.
     pub(super) bases: BTreeMap<String, BaseStock>,
 }
@@ -55,6 +55,8 @@ pub(super) struct Stock {
     /// Oldest first.
     pub(super) topologies: Vec<TopologyStock>,
     pub(super) pinned: BTreeSet<String>,
+    /// What is known of segments that hold the bytes of others too.
+    pub(super) overlaps: Words,
     /// The RDBs of bases that agents tell each other of: a backup is to name them, however old they are.
     pub(super) told: BTreeSet<String>,
     /// When an agent said anything last, in ms since 1970.
@@ -97,6 +99,9 @@ impl Stock {
             stock.histories.insert(history, own);
         }
         drop(reads);
+        let mut overlaps = Overlaps::default();
+        stock.histories.values().for_each(|history| overlaps.add(&history.segments));
+        stock.overlaps = overlaps.ask(repository, cluster).await?;
         stock.told(repository, cluster).await?;
         stock.topologies(repository, cluster).await?;
         stock.backups(repository, cluster).await?;

@@ -62,8 +62,10 @@ impl Run<'_> {
             if stored.is_some_and(proved) {
                 self.totals.links_proved_before = self.totals.links_proved_before.saturating_add(1);
             } else if self.is_sound(&past, &link, before, after) {
-                let found = self.link(repository, &past, &link, (manifest, before, after)).await?;
-                if found.is_none() {
+                let mut found = self.link(repository, &past, &link, (manifest, before, after)).await?;
+                if found.is_some() && self.is_pruned(repository, &past, &link).await? {
+                    found = None;
+                } else if found.is_none() {
                     self.totals.links_proved = self.totals.links_proved.saturating_add(1);
                     if let Some(stored) = stored {
                         let now = self.context.clock.now();
@@ -89,6 +91,19 @@ impl Run<'_> {
             finding.severity == Severity::Problem && needed.contains(&finding.object)
         };
         !self.findings.iter().any(spoilt)
+    }
+
+    /// Whether the link is not there any more as it was: its bases, or segments of its log, have been pruned meanwhile.
+    async fn is_pruned(&self, repository: &Repository, past: &Past, link: &Link) -> Result<bool> {
+        let parts = |past: &Past, link: &Link| {
+            let base = |number| past.base(number).map(|(_, shard)| shard.base.rdb.path.clone());
+            let segments = link.log.iter().flat_map(|piece| past.segments_for(piece));
+            let segments: Vec<String> = segments.map(|(entry, _)| entry.path().to_owned()).collect();
+            (base(link.before.number), base(link.after.number), segments)
+        };
+        let was = parts(past, link);
+        let now = Past::load(repository, &self.options.cluster).await?;
+        Ok(!links(&now).iter().any(|link| parts(&now, link) == was))
     }
 
     async fn link(

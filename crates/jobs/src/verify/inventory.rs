@@ -149,6 +149,8 @@ impl Inventory {
             });
             let (bytes, manifest) = match parsed {
                 Ok(read) => read,
+                // It was deleted since it was listed.
+                Err(RepoError { problem: Problem::Missing, .. }) => continue,
                 Err(error) => {
                     self.findings.push(of_object(error, BYTES, &stored.path, BASE_ADVICE)?);
                     self.backups.push(Backup::unreadable(id, stored.path));
@@ -208,6 +210,7 @@ impl Inventory {
                     self.sealed(repository, &stored.path, &bytes, u32::MAX)?;
                     self.files.push(SmallFile::new(stored, &bytes));
                 }
+                Err(RepoError { problem: Problem::Missing, .. }) => {}
                 Err(error) => self.findings.push(of_object(error, BYTES, &stored.path, LOG_ADVICE)?),
             }
         }

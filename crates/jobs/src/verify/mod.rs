@@ -5,7 +5,7 @@
 //!                                                                              └► judge (what objects must agree on) ─► record
 //! ```
 //!
-//! Invariants: nothing of the cluster's data is changed; what is wrong is a finding, and only a store that does not answer is an
+//! Invariants: nothing of the cluster's data is changed; what a prune gives up meanwhile is no finding; what is wrong is a finding, and only a store that does not answer is an
 //! error; whatever ends a run, what it has proved is written down.
 
 mod base;
@@ -20,6 +20,7 @@ mod live;
 mod log;
 mod object;
 mod proofs;
+mod second_look;
 mod steps;
 mod work;
 
@@ -42,11 +43,12 @@ use crate::{Context, Error, ErrorKind, Result};
 use inventory::Inventory;
 use log::Summary;
 use object::{Looker, Outcome};
-use proofs::{Gone, Known, Ledger};
+use proofs::{Gone, Known};
 use work::{Job, Work};
 
 pub use drill::DrillOptions;
 pub use live::LiveOptions;
+pub(crate) use proofs::Ledger;
 
 /// What was proved is written down at least this often.
 const FLUSH_EVERY: Duration = Duration::from_secs(30);
@@ -144,6 +146,8 @@ pub async fn verify(
     };
     let what = What { repository, inventory: &inventory, known: &known, gone: &gone, progress };
     let outcome = run.all(&what, work.jobs).await;
+    let looked = run.look_again(repository, &inventory).await;
+    let outcome = outcome.and(looked);
     run.ledger.flush().await?;
     let Run { mut findings, mut totals, drill, live, .. } = run;
     totals.stored_bytes = progress.stored_bytes.load(Ordering::Relaxed);
@@ -204,6 +208,8 @@ impl Run<'_> {
             let progress = Arc::clone(what.progress);
             let looker = Looker { repository: repository.clone(), progress, depth: options.depth };
             self.look(&looker, jobs).await?;
+            // What is known to be lost keeps other things from being proved.
+            self.look_again(repository, what.inventory).await?;
             self.judge(repository, what.inventory, what.known, what.gone).await?;
         }
         if options.includes(Depth::Chain) {

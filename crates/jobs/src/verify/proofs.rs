@@ -114,7 +114,7 @@ fn start_of(blake3: &str) -> u64 {
 }
 
 /// Writes down what a run proves.
-pub(super) struct Ledger<'a> {
+pub(crate) struct Ledger<'a> {
     repository: &'a Repository,
     cluster: &'a str,
     id: &'a str,
@@ -123,12 +123,12 @@ pub(super) struct Ledger<'a> {
 }
 
 impl<'a> Ledger<'a> {
-    pub(super) const fn new(repository: &'a Repository, cluster: &'a str, id: &'a str) -> Self {
+    pub(crate) const fn new(repository: &'a Repository, cluster: &'a str, id: &'a str) -> Self {
         Self { repository, cluster, id, next_part: 1, pending: Vec::new() }
     }
 
     /// Adds a proof.
-    pub(super) async fn prove(
+    pub(crate) async fn prove(
         &mut self,
         object: &StoredObject,
         blake3: &str,
@@ -146,8 +146,13 @@ impl<'a> Ledger<'a> {
         if self.pending.len() >= PROOFS_PER_FILE { self.flush().await } else { Ok(()) }
     }
 
+    /// How many proofs are not written down yet.
+    pub(crate) const fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Writes down what was not written down yet.
-    pub(super) async fn flush(&mut self) -> Result<()> {
+    pub(crate) async fn flush(&mut self) -> Result<()> {
         if self.pending.is_empty() {
             return Ok(());
         }
