@@ -19,6 +19,7 @@ mod beside;
 mod clock;
 mod command;
 mod compact;
+mod forks;
 mod hooked;
 mod late;
 mod lived;
