@@ -13,7 +13,7 @@ use common::{Run, command, files, server, slotkeep};
 use serde_json::Value;
 use slotkeep_testkit::data::Writer;
 use slotkeep_testkit::deadline::{NotYet, Stopwatch, wait_for};
-use slotkeep_testkit::{Cluster, ClusterBuilder, Node};
+use slotkeep_testkit::{Cluster, ClusterBuilder, FailoverMode, Node};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -125,6 +125,44 @@ fn a_standalone_server_is_continued_too() {
     let next = fixture.backup(&["--type", "incremental"]).expect_code(0).json();
     assert_eq!(next["kind"], "incremental");
     fixture.prove(&next);
+}
+
+/// A replica is promoted and nothing is written since: the cut lies where its history begins, and no byte of the log tells of that one.
+#[test]
+fn a_cut_where_a_history_begins_leads_back_to_its_base() {
+    let cluster = ClusterBuilder::new(server("valkey-9.1"))
+        .primaries(1)
+        .replicas_per_primary(1)
+        .config("repl-backlog-size", "64mb")
+        .config("repl-ping-replica-period", "3600")
+        .start()
+        .unwrap();
+    let fixture = Fixture { cluster, folder: tempfile::tempdir().unwrap() };
+    fixture.write(1, 10);
+    fixture.backup(&[]).expect_code(0);
+    fixture.cluster.client().unwrap().command(&["SET", "key0", "written-behind-the-base"]).unwrap();
+    fixture.cluster.failover_by(0, FailoverMode::Graceful).unwrap();
+    let next = fixture.backup(&["--type", "incremental", "--no-fallback"]).expect_code(0).json();
+    let shard = &next["shards"][0];
+    let of_cut = shard["cut"]["history"].as_str().unwrap();
+    assert_ne!(of_cut, shard["history"].as_str().unwrap());
+    let stored = files(&fixture.repo());
+    let of_history = |name: &&String| name.contains(&format!("/history/{of_cut}/"));
+    let of_history: Vec<&String> = stored.iter().map(|(name, _)| name).filter(of_history).collect();
+    assert!(matches!(of_history[..], [file] if file.ends_with("/history.json")), "{of_history:?}");
+    let (repo, target) = (fixture.repo(), fixture.folder.path().join("new"));
+    let (repo, to) = (repo.to_str().unwrap(), target.to_str().unwrap());
+    slotkeep(&["verify", "--repo", repo]).expect_code(0);
+    let nodes = ["--quiet", "--no-replicas", "--nodes", "127.0.0.1:17001"];
+    slotkeep(&[&["restore", "--repo", repo, "--to-dir", to][..], &nodes].concat()).expect_code(0);
+    let restored = files(&target);
+    let word = b"written-behind-the-base";
+    assert!(restored.iter().any(|(_, bytes)| bytes.windows(word.len()).any(|bytes| bytes == word)));
+    // Whoever continues finds the way, too.
+    fixture.write(1, 20);
+    let more = fixture.backup(&["--type", "incremental", "--no-fallback"]).expect_code(0).json();
+    assert_eq!(more["shards"][0]["cut"]["history"], shard["cut"]["history"]);
+    assert_eq!(more["shards"][0]["base"], shard["base"]);
 }
 
 /// The backlog was overrun: the refusal names every figure, nothing is listed, and without `--no-fallback` a full backup is taken.

@@ -39,7 +39,7 @@ pub use lineage::KeptFence;
 pub use location::Location;
 pub use pack::SegmentPack;
 pub use probe::Probe;
-pub use prune::{Marks, Pruned};
+pub use prune::{Marks, Pruned, Way};
 pub use read::{FramedObject, ObjectStream};
 pub use repository::{OpenOptions, Repository};
 pub use segments::{SegmentEntry, SegmentMeta, SegmentReader, SegmentWriter};

@@ -41,6 +41,17 @@ pub struct Pruned {
     pub records: Vec<PrunedRecord>,
 }
 
+/// What leads from the base of a shard to its cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// The histories, the cut's first and the base's last, each with those of its bytes that are needed: none of one that ended before its first
+    /// byte, or at whose beginning the cut is. Where they come from is needed of each.
+    pub parts: Vec<(ReplId, Range<u64>)>,
+    /// Whether it comes to the base. It does not where it is not known what a history comes from, or where the line had left the base's history
+    /// before the base was made.
+    pub leads: bool,
+}
+
 impl Pruned {
     /// Whether that backup was given up, or is about to be.
     pub fn gave_up_backup(&self, cluster: &str, id: &str) -> bool {
@@ -86,6 +97,15 @@ impl Repository {
         match self.store.delete(&object_path(path)?).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(RepoError::new("delete", path, error)),
+        }
+    }
+
+    /// Whether an object is there.
+    pub async fn is_there(&self, path: &str) -> Result<bool, RepoError> {
+        match self.store.head(&object_path(path)?).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(RepoError::new("look at", path, error)),
         }
     }
 
@@ -199,10 +219,8 @@ impl Repository {
             if is_going(&object.path) {
                 return Ok(false);
             }
-            match self.store.head(&object_path(&object.path)?).await {
-                Ok(_) => {}
-                Err(object_store::Error::NotFound { .. }) => return Ok(false),
-                Err(error) => return Err(RepoError::new("look at", &object.path, error)),
+            if !self.is_there(&object.path).await? {
+                return Ok(false);
             }
         }
         Ok(true)
@@ -231,7 +249,11 @@ impl Repository {
             return refuse(object.path.clone());
         }
         for shard in &manifest.shards {
-            for (history, needed) in self.way(&manifest.cluster, shard).await? {
+            for (history, needed) in self.way(&manifest.cluster, shard).await?.parts {
+                let file = layout::history_file(&manifest.cluster, &history);
+                if is_going(&file) {
+                    return refuse(file);
+                }
                 if self.lacks_log(&manifest.cluster, &pruned, &history, &needed).await? {
                     return refuse(format!("the log of history {history} up to {}", needed.end));
                 }
@@ -270,29 +292,25 @@ impl Repository {
         Ok(gone.iter().any(|bytes| ends(bytes) < bytes.end))
     }
 
-    /// The bytes that lead from the base of a shard to its cut, as far as it is known where histories come from.
-    pub async fn way(
-        &self,
-        cluster: &str,
-        shard: &ShardRecord,
-    ) -> Result<Vec<(ReplId, Range<u64>)>, RepoError> {
+    /// What leads from the base of a shard to its cut, as far as it is known where histories come from.
+    pub async fn way(&self, cluster: &str, shard: &ShardRecord) -> Result<Way, RepoError> {
         let cut = shard.cut();
         let (mut history, mut end) = (cut.history, cut.offset.saturating_add(1));
-        let (mut way, mut seen) = (Vec::new(), BTreeSet::new());
-        while history != shard.history && seen.insert(history.clone()) {
-            let Some(parent) = self.history(cluster, &history).await?.and_then(|record| record.parent) else {
-                return Ok(way);
-            };
+        let (mut way, mut seen) = (Way::default(), BTreeSet::new());
+        // The last byte that the line has of the history.
+        let mut left_at = u64::MAX;
+        while history != shard.history {
+            let record = self.history(cluster, &history).await?;
+            let parent = record.and_then(|record| record.parent).filter(|_| seen.insert(history.clone()));
+            let Some(parent) = parent else { return Ok(way) };
             let start = parent.fork.saturating_add(1);
-            if start < end {
-                way.push((history, start..end));
-            }
+            way.parts.push((history, start..end.max(start)));
+            left_at = left_at.min(parent.fork);
             (history, end) = (parent.history, end.min(start));
         }
         let start = shard.offset.saturating_add(1);
-        if history == shard.history && start < end {
-            way.push((history, start..end));
-        }
+        way.leads = shard.offset <= left_at;
+        way.parts.push((history, start..end.max(start)));
         Ok(way)
     }
 

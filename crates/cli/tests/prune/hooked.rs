@@ -31,6 +31,10 @@ pub(crate) struct Hooked {
     inner: LocalFileSystem,
     /// Whether an object is not to be deleted.
     is_locked: Lock,
+    /// Whether the store fails though it deletes the object.
+    fails: Lock,
+    /// Whether the store can't tell of an object whether it is there.
+    hides: Lock,
     /// Called when an object has been written, before that is told.
     written: Written,
     around: Mutex<Option<Around>>,
@@ -39,11 +43,27 @@ pub(crate) struct Hooked {
 impl Hooked {
     pub(crate) fn of(bench: &Bench) -> Self {
         let inner = LocalFileSystem::new_with_prefix(bench.repo()).unwrap();
-        Self { inner, is_locked: Arc::new(|_| false), written: Arc::new(|_| {}), around: Mutex::default() }
+        let never: Lock = Arc::new(|_| false);
+        Self {
+            inner,
+            is_locked: Arc::clone(&never),
+            fails: Arc::clone(&never),
+            hides: never,
+            written: Arc::new(|_| {}),
+            around: Mutex::default(),
+        }
     }
 
     pub(crate) fn locking(self, is_locked: impl Fn(&Path) -> bool + Send + Sync + 'static) -> Self {
         Self { is_locked: Arc::new(is_locked), ..self }
+    }
+
+    pub(crate) fn failing(self, fails: impl Fn(&Path) -> bool + Send + Sync + 'static) -> Self {
+        Self { fails: Arc::new(fails), ..self }
+    }
+
+    pub(crate) fn hiding(self, hides: impl Fn(&Path) -> bool + Send + Sync + 'static) -> Self {
+        Self { hides: Arc::new(hides), ..self }
     }
 
     pub(crate) fn telling(self, written: impl Fn(&Path) + Send + Sync + 'static) -> Self {
@@ -59,6 +79,10 @@ impl Hooked {
         let options = OpenOptions::default();
         RUNTIME.block_on(Repository::open_in(Arc::new(self), &location, &options)).unwrap()
     }
+}
+
+fn broken() -> Error {
+    Error::Generic { store: "hooked", source: "the connection broke".into() }
 }
 
 impl fmt::Debug for Hooked {
@@ -90,6 +114,9 @@ impl ObjectStore for Hooked {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        if options.head && (self.hides)(location) {
+            return Err(broken());
+        }
         self.inner.get_opts(location, options).await
     }
 
@@ -103,7 +130,13 @@ impl ObjectStore for Hooked {
             }
             Ok(location)
         });
-        self.inner.delete_stream(allowed.boxed())
+        let fails = Arc::clone(&self.fails);
+        let deleted = self.inner.delete_stream(allowed.boxed());
+        let told = deleted.map(move |deleted| match deleted {
+            Ok(path) if fails(&path) => Err(broken()),
+            deleted => deleted,
+        });
+        told.boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

@@ -20,6 +20,7 @@ mod clock;
 mod command;
 mod compact;
 mod covered;
+mod forks;
 mod hooked;
 mod late;
 mod lived;

@@ -8,7 +8,7 @@ use slotkeep_jobs::prune::Step;
 use slotkeep_repo::Repository;
 
 use crate::clock::{last, prune};
-use crate::harness::Bench;
+use crate::harness::{Bench, RUNTIME};
 use crate::hooked::Hooked;
 use crate::lived::{paths, restored};
 
@@ -53,4 +53,38 @@ fn what_a_manifest_names_stays_as_long_as_the_manifest() {
     assert_eq!(refused.refused.len(), 1);
     assert_eq!(bench.backup_ids(), [ids[0].clone(), ids[2].clone()]);
     assert_eq!(restored(&bench.repo(), &ids[0], 3), first);
+}
+
+/// A topology that a prune gives up.
+const TOPOLOGY: &str = "20261125T000000.000Z-0001";
+
+fn gave_up(repository: &Repository) -> (bool, bool) {
+    let pruned = RUNTIME.block_on(repository.pruned("main")).unwrap();
+    let going = pruned.records.iter().any(|record| !record.going.is_empty());
+    (pruned.gave_up_topology("main", TOPOLOGY), going)
+}
+
+/// Its answer was lost, say.
+#[test]
+fn what_the_store_deletes_though_it_fails_is_written_down_as_gone() {
+    let bench = Bench::new();
+    let repository = Hooked::of(&bench).failing(|path| path.as_ref().contains(TOPOLOGY)).open(&bench);
+    prune(&repository, &last(1), 48);
+    let report = prune(&repository, &last(1), 80);
+    assert!(report.refused.is_empty(), "{:?}", report.refused);
+    assert!(!paths(&bench.repo()).iter().any(|path| path.contains(TOPOLOGY)));
+    assert_eq!(gave_up(&repository), (true, false));
+}
+
+#[test]
+fn what_may_have_been_deleted_stays_announced_until_that_is_seen() {
+    let bench = Bench::new();
+    let is_meant = |path: &object_store::path::Path| path.as_ref().contains(TOPOLOGY);
+    let repository = Hooked::of(&bench).failing(is_meant).hiding(is_meant).open(&bench);
+    prune(&repository, &last(1), 48);
+    let report = prune(&repository, &last(1), 80);
+    assert_eq!(report.refused.len(), 1, "{:?}", report.refused);
+    assert_eq!(gave_up(&repository), (true, true));
+    prune(&repository, &last(1), 82);
+    assert_eq!(gave_up(&repository), (true, false));
 }

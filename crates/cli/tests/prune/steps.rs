@@ -1,6 +1,8 @@
 //! Marked, and deleted a day later, unless something needs it then.
 
-use slotkeep_format::{Depth, KeptFor, RetentionPolicy, Severity};
+use std::sync::{Arc, Mutex};
+
+use slotkeep_format::{Depth, KeptFor, MarkRecord, RetentionPolicy, Severity};
 use slotkeep_jobs::prune::{PruneOptions, PrunePlan, PruneReport, Step};
 use slotkeep_jobs::{ErrorKind, ObjectKind};
 use slotkeep_repo::BackupSelector;
@@ -8,6 +10,7 @@ use slotkeep_repo::BackupSelector;
 use crate::clock::{context, last, options, plan, prune};
 use crate::common::files;
 use crate::harness::{Bench, RUNTIME};
+use crate::hooked::Hooked;
 use crate::lived::{paths, restored};
 
 fn steps(report: &PruneReport, kind: ObjectKind) -> Vec<Step> {
@@ -240,4 +243,30 @@ fn by_a_clock_that_is_off_no_unfinished_file_is_old() {
     assert_eq!(paths(&bench.repo()), before);
     ahead(None).unwrap();
     assert!(!file.exists());
+}
+
+/// A run may be killed between what it writes and what it finds out about the clock.
+#[test]
+fn a_clock_that_is_off_marks_nothing_for_a_moment_either() {
+    let bench = Bench::new();
+    let root = bench.repo();
+    let marked: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let seen = Arc::clone(&marked);
+    let written = move |path: &object_store::path::Path| {
+        if path.as_ref().contains("/mark") {
+            let record = MarkRecord::parse(&std::fs::read(root.join(path.as_ref())).unwrap()).unwrap();
+            seen.lock().unwrap().push(record.objects.len());
+        }
+    };
+    let repository = Hooked::of(&bench).telling(written).open(&bench);
+    let options =
+        PruneOptions { clock_tolerance: Some(jiff::SignedDuration::from_mins(5)), ..options(&last(1)) };
+    let refused = RUNTIME.block_on(async {
+        let plan = PrunePlan::make(&context(48), &repository, &options).await.unwrap();
+        plan.run(&context(48), &repository).await
+    });
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::ClockOff);
+    assert_eq!(std::mem::take(&mut *marked.lock().unwrap()), [0]);
+    prune(&repository, &last(1), 48);
+    assert!(marked.lock().unwrap().last().is_some_and(|objects| *objects > 0));
 }

@@ -67,8 +67,11 @@ impl LogNeed {
     pub(super) fn up_to_cut(&mut self, history: &ReplId, offset: u64, cut: &ShardCut) {
         let mut way = Vec::new();
         let (mut at, mut end) = (cut.history.clone(), cut.offset.saturating_add(1));
+        // The last byte that the line has of the history.
+        let mut left_at = u64::MAX;
         for _ in 0..=self.parents.len() {
-            if at == *history {
+            // A base behind where the line left its history leads nowhere.
+            if at == *history && offset <= left_at {
                 way.push((at, offset.saturating_add(1)..end));
                 for (history, range) in way {
                     self.add(&history, range);
@@ -78,6 +81,7 @@ impl LogNeed {
             let Some(parent) = self.parents.get(&at) else { break };
             way.push((at, parent.fork.saturating_add(1)..end));
             end = end.min(parent.fork.saturating_add(1));
+            left_at = left_at.min(parent.fork);
             at = parent.history.clone();
         }
         // The way is not known.

@@ -220,6 +220,28 @@ fn what_a_kept_backup_needs_stays() {
     assert_eq!(plan.remove.len(), 3);
 }
 
+/// No restore goes that way; so nobody knows which log would be of use.
+#[test]
+fn behind_a_base_that_its_cut_does_not_follow_all_log_stays() {
+    let mut pinned = backup("2026-01-01T00:00:00Z", "base-1", 40);
+    pinned.shards[0].cut = Some(ShardCut { history: history('b'), offset: 60 });
+    let newest = backup("2026-01-20T00:00:00Z", "base-20", 900);
+    let manifests = [pinned, newest];
+    let policy = RetentionPolicy {
+        window: Some(SignedDuration::from_hours(24)),
+        pinned: [manifests[0].id.clone()].into(),
+        ..RetentionPolicy::default()
+    };
+    let now: Timestamp = "2026-01-23T00:00:00Z".parse().unwrap();
+    let needed_with = |fork| {
+        let parents = [(history('b'), Parent { history: history('a'), fork })].into();
+        let plan = plan_retention(held(&manifests, &parents), &policy, now);
+        (needed(&plan, 'a'), needed(&plan, 'b'))
+    };
+    assert_eq!(needed_with(30), (vec![(41, u64::MAX)], vec![(0, u64::MAX)]));
+    assert_eq!(needed_with(40), (vec![(901, u64::MAX)], vec![(41, 61)]));
+}
+
 #[test]
 fn behind_a_window_only_the_way_to_kept_cuts_stays() {
     let at = |day: u32| format!("2026-01-{day:02}T00:00:00Z");

@@ -180,7 +180,12 @@ impl Supervisor<'_> {
             .members
             .into_iter()
             .zip(cuts)
-            .map(|(member, cut)| Part { shard: member.shard, base: member.base, cut: Some(cut) })
+            .map(|(member, cut)| {
+                // Of another agent's line they are written down: the cut counts as reached only then.
+                let line = self.fleet.line(&member.line);
+                let histories = line.map(|line| line.histories(&member.base, &cut)).unwrap_or_default();
+                Part { shard: member.shard, base: member.base, cut: Some(cut), histories }
+            })
             .collect();
         if !self.share.confirm_lead().await? {
             return Ok(());

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
+use slotkeep_format::Parent;
 use slotkeep_format::manifest::ShardCut;
-use slotkeep_model::{Node, Shard};
+use slotkeep_model::{Node, ReplId, Shard};
 
 use super::held::Held;
 use super::line::{Line, LineHandle, LineState, Shared};
@@ -54,6 +55,11 @@ impl LineHandle {
     /// Whether everything up to that cut is in the repository.
     pub(crate) fn reach(&self, cut: &ShardCut) -> Reach {
         reach(&self.state.borrow(), cut)
+    }
+
+    /// The histories that lead from the one of a base to the one of a cut, as far as the line has followed them, and where each comes from.
+    pub(crate) fn histories(&self, base: &TakenBase, cut: &ShardCut) -> Vec<(ReplId, Parent)> {
+        self.state.borrow().lineage.back_to(&cut.history, Some(&base.history))
     }
 
     /// How much has been begun.

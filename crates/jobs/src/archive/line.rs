@@ -182,15 +182,6 @@ impl Line {
     ) -> LineHandle {
         let stop = job.context.stop.child_token();
         let context = Context { stop: stop.clone(), ..job.context.clone() };
-        let sealer = super::sealer::Sealer {
-            context: context.clone(),
-            repository: job.repository.clone(),
-            folder: Arc::clone(&job.folder),
-            patience: job.patience,
-            lease: lease.clone(),
-            abandoned: job.abandoned.clone(),
-        }
-        .start();
         let (shard_sender, shard) = watch::channel(shard);
         let (seal_sender, seal_by) = watch::channel(None);
         let mut state = LineState::default();
@@ -202,6 +193,16 @@ impl Line {
             state.base = Some(Arc::clone(base));
         }
         let (state_sender, state) = watch::channel(state);
+        let sealer = super::sealer::Sealer {
+            context: context.clone(),
+            repository: job.repository.clone(),
+            folder: Arc::clone(&job.folder),
+            patience: job.patience,
+            line: Some(state.clone()),
+            lease: lease.clone(),
+            abandoned: job.abandoned.clone(),
+        }
+        .start();
         let (sample_sender, samples) = mpsc::channel(256);
         let primary_offset = Arc::new(AtomicU64::new(0));
         let asking = sample(context.clone(), shard.clone(), sample_sender, Arc::clone(&primary_offset));

@@ -31,6 +31,21 @@ impl Lineage {
         self.parents.get(history).cloned()
     }
 
+    /// The histories from `history` back to `ancestor`, which is not one of them, and where each comes from; the oldest first. As far as is known
+    /// here: all of them if `ancestor` is not one of its forebears.
+    pub(crate) fn back_to(&self, history: &ReplId, ancestor: Option<&ReplId>) -> Vec<(ReplId, Parent)> {
+        let mut passed = Vec::new();
+        let mut at = history;
+        // A chain longer than the table goes in a circle.
+        while Some(at) != ancestor && passed.len() < self.parents.len() {
+            let Some(parent) = self.parents.get(at) else { break };
+            passed.push((at.clone(), parent.clone()));
+            at = &parent.history;
+        }
+        passed.reverse();
+        passed
+    }
+
     /// Where the line of `history` left `ancestor`: nothing if it does not descend from it.
     fn left(&self, history: &ReplId, ancestor: &ReplId) -> Option<u64> {
         let mut at = history;
@@ -98,6 +113,22 @@ mod tests {
         assert_eq!(reach("b", 100, "a", 100), Reach::Reached, "nothing came behind the fork yet");
         assert_eq!(reach("b", 101, "a", 100), Reach::NotYet);
         assert_eq!(reach("x", 1, "a", 100), Reach::NotYet);
+    }
+
+    #[test]
+    fn the_way_back_goes_through_every_history_that_is_known() {
+        let back = |history: &str, ancestor: Option<&str>| {
+            let passed = lineage().back_to(&id(history), ancestor.map(id).as_ref());
+            passed.into_iter().map(|(history, parent)| (history, parent.fork)).collect::<Vec<_>>()
+        };
+        assert_eq!(back("c", Some("a")), [(id("b"), 100), (id("c"), 200)]);
+        assert_eq!(back("c", Some("b")), [(id("c"), 200)]);
+        assert_eq!(back("c", None), back("c", Some("x")));
+        assert_eq!(back("c", Some("x")), back("c", Some("a")));
+        assert!(back("a", Some("a")).is_empty() && back("x", Some("a")).is_empty());
+        let mut circle = lineage();
+        circle.add(&id("a"), &Parent { history: id("c"), fork: 300 });
+        assert_eq!(circle.back_to(&id("c"), None).len(), 3);
     }
 
     #[test]

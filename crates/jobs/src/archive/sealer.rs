@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use slotkeep_format::lineage::HISTORY_VERSION;
-use slotkeep_format::{Effort, HistoryRecord, SpoolHeader, SpoolReader, SpoolRecord, Timeline};
+use slotkeep_format::{Effort, HistoryRecord, Parent, SpoolHeader, SpoolReader, SpoolRecord, Timeline};
 use slotkeep_model::{ReplId, ReplOffset};
 use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry, SegmentMeta};
 use slotkeep_wire::stream::{Splitter, StreamStart};
@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::held::contiguous;
+use super::line::LineState;
 use super::pack::Packed;
 use super::share::TakenLease;
 use super::spool::{ClosedFile, SpoolFolder};
@@ -144,6 +145,8 @@ pub(crate) struct Sealer {
     pub(crate) repository: Repository,
     pub(crate) folder: Arc<SpoolFolder>,
     pub(crate) patience: Patience,
+    /// How the line stands, which knows of histories that it passed before they had a byte: no file is theirs.
+    pub(crate) line: Option<watch::Receiver<LineState>>,
     /// The line's lease, where there are leases.
     pub(crate) lease: Option<Arc<TakenLease>>,
     /// Where files go that this line does not seal: they are settled by themselves.
@@ -200,7 +203,7 @@ impl Sealer {
         publish: &watch::Sender<SealState>,
         waiting: &AtomicU64,
     ) -> Result<()> {
-        let mut known = HashSet::new();
+        let mut known = Histories { line: self.line.clone(), written: HashSet::new() };
         let mut outcome = Ok(true);
         while let Some(mut file) = queue.recv().await {
             waiting.store(1_u64.saturating_add(queue.len() as u64), Ordering::Relaxed);
@@ -222,7 +225,7 @@ impl Sealer {
     async fn seal_in_time(
         &self,
         file: &mut ClosedFile,
-        known: &mut HashSet<ReplId>,
+        known: &mut Histories,
         publish: &watch::Sender<SealState>,
     ) -> Result<bool> {
         let mut pause = FIRST_PAUSE;
@@ -255,7 +258,7 @@ impl Sealer {
 
 impl Sealer {
     /// Its pack is used once: while the repository takes nothing, packs are not kept in memory.
-    async fn seal(&self, file: &mut ClosedFile, known: &mut HashSet<ReplId>) -> Result<Outcome> {
+    async fn seal(&self, file: &mut ClosedFile, known: &mut Histories) -> Result<Outcome> {
         if let Some(lease) = &self.lease
             && !lease.may_write().await?
         {
@@ -289,7 +292,7 @@ pub(crate) async fn settle_file(
         if !wanted {
             return Ok(false);
         }
-        Box::pin(store_file((repository, folder), path, &mut HashSet::new(), Effort::Usual)).await?;
+        Box::pin(store_file((repository, folder), path, &mut Histories::default(), Effort::Usual)).await?;
     }
     folder.remove(path);
     Ok(true)
@@ -365,26 +368,39 @@ async fn scan_file(path: &Path) -> Result<Option<(Scanned, u64)>> {
     Ok(scanned.and_then(|scanned| Some((scanned.clone(), scanned.end?))))
 }
 
-async fn store_history(
-    repository: &Repository,
-    header: &SpoolHeader,
-    known: &mut HashSet<ReplId>,
-) -> Result<()> {
-    if !known.contains(&header.history) {
-        repository.put_history(&header.cluster, &history_record(header)).await?;
-        known.insert(header.history.clone());
+/// Which histories are written down already, and what else is known of where they come from.
+#[derive(Default)]
+struct Histories {
+    line: Option<watch::Receiver<LineState>>,
+    written: HashSet<ReplId>,
+}
+
+impl Histories {
+    /// Writes down where a file's history comes from, and those before it, which may have ended before their first byte.
+    async fn store(&mut self, repository: &Repository, header: &SpoolHeader) -> Result<()> {
+        let before = header.parent.iter().zip(&self.line);
+        let passed = before.flat_map(|(parent, line)| line.borrow().lineage.back_to(&parent.history, None));
+        let mut records: Vec<HistoryRecord> =
+            passed.map(|(history, parent)| history_record(header, &history, Some(parent))).collect();
+        records.push(history_record(header, &header.history, header.parent.clone()));
+        for record in records {
+            if !self.written.contains(&record.history) {
+                repository.put_history(&header.cluster, &record).await?;
+                self.written.insert(record.history);
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Stores a segment that was packed while its file was written; gives its end.
 async fn store_packed(
     repository: &Repository,
     packed: Packed,
-    known: &mut HashSet<ReplId>,
+    known: &mut Histories,
 ) -> Result<(ReplId, u64)> {
     let header = &packed.header;
-    store_history(repository, header, known).await?;
+    known.store(repository, header).await?;
     let meta = SegmentMeta {
         database: header.database,
         commands: packed.commands,
@@ -406,7 +422,7 @@ async fn store_packed(
 async fn store_file(
     (repository, folder): (&Repository, &SpoolFolder),
     path: &Path,
-    known: &mut HashSet<ReplId>,
+    known: &mut Histories,
     effort: Effort,
 ) -> Result<Option<(ReplId, u64)>> {
     let unreadable = |error: std::io::Error| unreadable(path, &error);
@@ -414,7 +430,7 @@ async fn store_file(
     let _turn = folder.reading.acquire().await;
     let Some((scanned, end)) = scan_file(path).await? else { return Ok(None) };
     let header = &scanned.header;
-    store_history(repository, header, known).await?;
+    known.store(repository, header).await?;
     let range = header.start..end.saturating_add(1);
     let behind = range.end;
     let created = repository.create_segment_with(&header.cluster, &header.history, range, effort).await;
@@ -460,11 +476,11 @@ async fn store_file(
     Ok(Some((header.history.clone(), end)))
 }
 
-fn history_record(header: &SpoolHeader) -> HistoryRecord {
+fn history_record(header: &SpoolHeader, history: &ReplId, parent: Option<Parent>) -> HistoryRecord {
     HistoryRecord {
         format_version: HISTORY_VERSION,
-        history: header.history.clone(),
-        parent: header.parent.clone(),
+        history: history.clone(),
+        parent,
         slots: header.slots.clone(),
         source: header.source.clone(),
         first_seen_at: header.begun_at,

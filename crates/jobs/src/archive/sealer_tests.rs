@@ -95,6 +95,7 @@ async fn a_seal_counts_only_if_the_lease_is_confirmed_behind_it() {
             repository: bench.repository.clone(),
             folder: Arc::clone(&bench.spool),
             patience: Patience::Persistent,
+            line: None,
             lease: Some(Arc::clone(&lease)),
             abandoned: Some(abandoned_sender.clone()),
         }
@@ -159,6 +160,7 @@ async fn sealed(bench: &Bench, file: ClosedFile, start: u64) -> (SegmentRecord, 
         repository: bench.repository.clone(),
         folder: Arc::clone(&bench.spool),
         patience: Patience::None,
+        line: None,
         lease: None,
         abandoned: None,
     }
@@ -220,4 +222,41 @@ async fn a_file_is_sealed_alike_with_its_pack_and_without() {
     assert!(file.packed.is_none());
     let (record, raw) = sealed(&packed_bench, file, start).await;
     assert_eq!((record.commands, raw.as_slice()), (1, COMMAND));
+}
+
+/// Two failovers without a byte between them: no file is the second history's, and without its record the third one leads nowhere.
+#[tokio::test]
+async fn a_history_that_ended_before_its_first_byte_is_written_down_with_the_next_one() {
+    let bench = Bench::new().await;
+    let [second, third] = ["b", "c"].map(|letter| letter.repeat(40).parse::<ReplId>().unwrap());
+    let fork = COMMAND.len() as u64;
+    let parent_of_second = Parent { history: history(), fork };
+    let parent_of_third = Parent { history: second.clone(), fork };
+    let mut state = LineState::default();
+    state.lineage.add(&second, &parent_of_second);
+    state.lineage.add(&third, &parent_of_third);
+    let (_state, line) = watch::channel(state);
+    let mut bytes = Vec::new();
+    let header =
+        SpoolHeader { history: third.clone(), parent: Some(parent_of_third.clone()), ..header(fork + 1) };
+    encode_header(&header, &mut bytes).unwrap();
+    encode_bytes(COMMAND, &mut bytes);
+    let path = bench.folder.path().join("third.spool");
+    std::fs::write(&path, bytes).unwrap();
+    let sealer = Sealer {
+        context: bench.context.clone(),
+        repository: bench.repository.clone(),
+        folder: Arc::clone(&bench.spool),
+        patience: Patience::None,
+        line: Some(line),
+        lease: None,
+        abandoned: None,
+    }
+    .start();
+    sealer.files().send(ClosedFile { path, packed: None, effort: Effort::Usual }).unwrap();
+    sealer.finish().await.unwrap();
+    for (history, parent) in [(second, parent_of_second), (third, parent_of_third)] {
+        let record = bench.repository.history("main", &history).await.unwrap();
+        assert_eq!(record.and_then(|record| record.parent), Some(parent), "{history}");
+    }
 }

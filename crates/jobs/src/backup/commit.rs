@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use slotkeep_format::Manifest;
+use slotkeep_format::lineage::HISTORY_VERSION;
 use slotkeep_format::manifest::{
     BackupKind, ClusterCut, FORMAT_VERSION, SettingsRecord, ShardCut, ShardRecord,
 };
-use slotkeep_model::{Shard, SlotDigest, SlotSet, Topology};
+use slotkeep_format::{HistoryRecord, Manifest, Parent};
+use slotkeep_model::{ReplId, Shard, SlotDigest, SlotSet, Topology};
 use slotkeep_repo::{Problem, RepoError, Repository};
 
 use super::base::TakenBase;
@@ -19,6 +20,8 @@ pub(crate) struct Part {
     pub(crate) base: Arc<TakenBase>,
     /// Where it ends; at the base if nowhere else.
     pub(crate) cut: Option<ShardCut>,
+    /// Histories that lead from the base to the cut, and where each comes from: those of which it may not be written down yet.
+    pub(crate) histories: Vec<(ReplId, Parent)>,
 }
 
 /// Everything that a manifest says and that is not found in the parts.
@@ -39,6 +42,7 @@ pub(crate) async fn commit(
     heading: Heading,
     parts: &[Part],
 ) -> Result<Manifest> {
+    put_histories(context, repository, &heading.cluster, parts).await?;
     let mut shards: Vec<ShardRecord> =
         parts.iter().map(|part| part.base.record(&part.shard, part.cut.clone())).collect();
     shards.sort_by_key(|shard| shard.slots.ranges().first().map(|range| range.first()));
@@ -69,6 +73,30 @@ pub(crate) async fn commit(
         Ok(()) => Ok(manifest),
         Err(error) => Err(partly_stored(repository, &manifest.id, error)),
     }
+}
+
+/// Writes down where the histories up to the cuts come from. The log does so with the first byte of each, and a cut may lie before it: just where a
+/// replica was promoted.
+async fn put_histories(
+    context: &Context,
+    repository: &Repository,
+    cluster: &str,
+    parts: &[Part],
+) -> Result<()> {
+    for part in parts {
+        for (history, parent) in &part.histories {
+            let record = HistoryRecord {
+                format_version: HISTORY_VERSION,
+                history: history.clone(),
+                parent: Some(parent.clone()),
+                slots: part.shard.slots.clone(),
+                source: part.shard.primary.addr.clone(),
+                first_seen_at: context.clock.now(),
+            };
+            repository.put_history(cluster, &record).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Keys and digest over all bases; nothing if those of one are not known.

@@ -312,7 +312,8 @@ impl<'a> Run<'a> {
                     format!("the shard with slots {} has no base", line.shard().slots),
                 )
             })?;
-            Ok(Part { shard: line.shard(), base, cut })
+            let histories = cut.as_ref().map(|cut| line.histories(&base, cut)).unwrap_or_default();
+            Ok(Part { shard: line.shard(), base, cut, histories })
         };
         let parts: Vec<Part> = fleet.lines.iter().zip(cuts).map(part).collect::<Result<_>>()?;
         if heading.cut.is_some() {

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use slotkeep_format::Manifest;
 use slotkeep_repo::layout::manifest_file;
 use slotkeep_repo::{
-    BackupSelector, CopyError, Location, OpenOptions, Problem, Pruned, RepoError, Repository,
+    BackupSelector, CopyError, Location, OpenOptions, Problem, Pruned, RepoError, Repository, Way,
 };
 
 use crate::ports::random_hex;
@@ -241,7 +241,9 @@ async fn cluster_plan(
     let mut wanted = Vec::new();
     for manifest in manifests {
         match ways(source, cluster, &manifest).await {
-            Ok(ways) => wanted.push(Wanted { manifest, ways }),
+            Ok(way) => {
+                wanted.push(Wanted { manifest, ways: way.parts, leads: way.leads });
+            }
             Err(error) if is_of_object(&error.problem) => {
                 refused.push(refusal(&manifest_file(cluster, &manifest.id), error));
             }
@@ -266,14 +268,12 @@ async fn cluster_plan(
     Ok(plan)
 }
 
-async fn ways(
-    source: &Repository,
-    cluster: &str,
-    manifest: &Manifest,
-) -> Result<Vec<(slotkeep_model::ReplId, std::ops::Range<u64>)>, RepoError> {
-    let mut ways = Vec::new();
+async fn ways(source: &Repository, cluster: &str, manifest: &Manifest) -> Result<Way, RepoError> {
+    let mut ways = Way { parts: vec![], leads: true };
     for shard in &manifest.shards {
-        ways.extend(source.way(cluster, shard).await?);
+        let way = source.way(cluster, shard).await?;
+        ways.parts.extend(way.parts);
+        ways.leads &= way.leads;
     }
     Ok(ways)
 }

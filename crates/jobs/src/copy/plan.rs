@@ -10,16 +10,18 @@ use std::ops::Range;
 use slotkeep_format::Manifest;
 use slotkeep_format::manifest::ObjectRecord;
 use slotkeep_model::ReplId;
-use slotkeep_repo::layout::manifest_file;
+use slotkeep_repo::layout::{history_file, manifest_file};
 use slotkeep_repo::{Part, Pruned, SegmentEntry, StoredObject};
 
 use super::report::{Refused, State};
 use crate::{ErrorKind, ObjectKind};
 
-/// A backup of the source, and the bytes of the log from its bases to its cuts.
+/// A backup of the source, and the histories from its bases to its cuts, each with its bytes, as [`slotkeep_repo::Way`] has them.
 pub(super) struct Wanted {
     pub(super) manifest: Manifest,
     pub(super) ways: Vec<(ReplId, Range<u64>)>,
+    /// Whether each cut follows its base, as far as the source knows.
+    pub(super) leads: bool,
 }
 
 /// What is known of one cluster on both sides.
@@ -54,6 +56,7 @@ pub(super) struct Work {
 pub(super) struct BackupPlan {
     pub(super) id: String,
     pub(super) state: State,
+    /// Bases, and where histories come from.
     pub(super) objects: BTreeSet<String>,
     pub(super) ways: Vec<(ReplId, Range<u64>)>,
     pub(super) manifest_bytes: u64,
@@ -64,12 +67,17 @@ impl BackupPlan {
     /// Whether it needs the object at that path.
     pub(super) fn needs(&self, path: &str) -> bool {
         let crosses = |history: &ReplId, range: &Range<u64>| {
-            self.ways.iter().any(|(of, way)| of == history && way.start < range.end && range.start < way.end)
+            self.ways.iter().any(|(of, way)| of == history && meet(way, range))
         };
         self.objects.contains(path)
             || slotkeep_repo::layout::segment_of(path)
                 .is_some_and(|(history, range)| crosses(&history, &range))
     }
+}
+
+/// Whether they have a byte in common.
+fn meet(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start.max(other.start) < one.end.min(other.end)
 }
 
 /// How many objects, and their length as stored.
@@ -251,14 +259,22 @@ pub(super) fn plan(sight: Sight<'_>) -> ClusterPlan {
             !way.is_empty() && !here_and_there.get(history).is_some_and(|held| held.leads_through(way))
         });
         let path = manifest_file(cluster, &id);
-        if let Some((history, way)) = lacking
-            && !planner.there.contains_key(path.as_str())
-        {
-            let why = format!(
+        let broken = match lacking {
+            Some((history, way)) => Some(format!(
                 "its log is not whole in the source: some of the bytes {} to {} of history {history} are missing",
                 way.start,
                 way.end.saturating_sub(1)
-            );
+            )),
+            None if !wanted.leads => Some(
+                "a cut of it does not follow its base, as far as the source knows where histories come from: it can't be restored (`slotkeep verify` \
+                 says more)"
+                    .to_owned(),
+            ),
+            None => None,
+        };
+        if let Some(why) = broken
+            && !planner.there.contains_key(path.as_str())
+        {
             planner.refuse(&path, why, ErrorKind::Corrupt);
             planner.plan.backups.push(BackupPlan::new(wanted, State::Refused, 0));
             continue;
@@ -367,7 +383,7 @@ impl<'a> Log<'a> {
     fn wants(&mut self, cluster: &str, history: &ReplId, range: &Range<u64>) -> bool {
         let crosses = |ways: &BTreeMap<ReplId, Vec<Range<u64>>>| {
             let ways = ways.get(history).map(Vec::as_slice).unwrap_or_default();
-            ways.iter().any(|way| way.start < range.end && range.start < way.end)
+            ways.iter().any(|way| meet(way, range))
         };
         if !self.only.as_ref().is_none_or(crosses) {
             return false;
@@ -419,8 +435,11 @@ fn others(planner: &mut Planner<'_>, here: &[StoredObject], log: &mut Log<'_>) {
 
 impl BackupPlan {
     fn new(wanted: Wanted, state: State, manifest_bytes: u64) -> Self {
-        let Wanted { manifest, ways } = wanted;
-        let objects = manifest.objects().map(|object| object.path.clone()).collect();
+        let Wanted { manifest, ways, leads: _ } = wanted;
+        let of_base = |history: &ReplId| manifest.shards.iter().any(|shard| shard.history == *history);
+        let passed = ways.iter().filter(|(history, _)| !of_base(history));
+        let histories = passed.map(|(history, _)| history_file(&manifest.cluster, history));
+        let objects = manifest.objects().map(|object| object.path.clone()).chain(histories).collect();
         Self { id: manifest.id, state, objects, ways, manifest_bytes, pins: vec![] }
     }
 }

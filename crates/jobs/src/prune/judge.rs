@@ -219,13 +219,20 @@ impl Judging<'_> {
         }
     }
 
-    /// The file of a history goes when nothing is left of it, nor of those that descend from it.
+    /// The file of a history goes when nothing is left of it, nor of those that descend from it, and no backup that stays begins or ends in one of
+    /// them: a cut may lie where its history begins, before the first byte.
     fn history_files(&mut self) {
+        let goes: BTreeSet<&String> = self.plan.remove.iter().collect();
+        let standing = self.stock.manifests.iter().filter(|manifest| !goes.contains(&manifest.id));
+        let shards = standing.flat_map(|manifest| &manifest.shards);
+        let named: BTreeSet<ReplId> =
+            shards.flat_map(|shard| [shard.history.clone(), shard.cut().history]).collect();
         let mut needed: BTreeSet<&ReplId> = BTreeSet::new();
         for (id, history) in &self.stock.histories {
             let stays = history.contents().any(|object| !self.out.unneeded.contains_key(&object.path));
             let young = history.file.as_ref().is_some_and(|file| self.rules.is_young(file));
-            if !stays && !young && self.all_readable && self.stock.lineage_known {
+            let nothing = !stays && !young && !named.contains(id);
+            if nothing && self.all_readable && self.stock.lineage_known {
                 continue;
             }
             let mut at = id;

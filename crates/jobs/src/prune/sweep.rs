@@ -59,6 +59,15 @@ type Announced = BTreeMap<String, Candidate>;
 /// What became of it, and what the store said if it refused.
 type Done = BTreeMap<String, (Step, Option<String>)>;
 
+/// What became of an object that is to be deleted.
+enum Outcome {
+    Deleted,
+    /// It is there still.
+    Refused(String),
+    /// The store failed, and nobody can tell whether it is there.
+    Unknown(String),
+}
+
 impl PrunePlan {
     /// Marks what is not needed, and deletes what was marked for as long as the grace.
     pub async fn run(&self, context: &Context, repository: &Repository) -> Result<PruneReport> {
@@ -75,9 +84,10 @@ impl PrunePlan {
         }
         records.announce(&announced, self.options.clock_tolerance).await?;
         let stock = Stock::take(repository, &self.options.cluster).await?;
-        let swept = self.sweep(context, repository, (&stock, &announced), &mut done).await;
+        let mut unknown = BTreeSet::new();
+        let swept = self.sweep(context, repository, (&stock, &announced), (&mut done, &mut unknown)).await;
         let deleted = |path: &str| matches!(done.get(path), Some((Step::Deleted, _)));
-        records.settle(&stock, &deleted).await?;
+        records.settle(&stock, &deleted, &unknown).await?;
         let left: Vec<MarkedObject> =
             marked.objects.iter().filter(|object| !deleted(&object.path)).cloned().collect();
         self.replace_marks(context, repository, left).await?;
@@ -101,8 +111,39 @@ impl PrunePlan {
             {
                 Ok(newest.clone())
             }
-            _ => self.replace_marks(context, repository, objects).await,
+            _ => {
+                // How old unfinished files are is told by the same clocks.
+                if !objects.is_empty() || !self.unfinished.is_empty() {
+                    self.check_clock(context, repository).await?;
+                }
+                self.replace_marks(context, repository, objects).await
+            }
         }
+    }
+
+    /// Compares this machine's clock with the store's, by a record of what was marked before: a run that is killed meanwhile must not leave a mark
+    /// that was set by a clock that is wrong, as the next one would take it for older than it is.
+    async fn check_clock(&self, context: &Context, repository: &Repository) -> Result<()> {
+        let before = self.marks.newest.iter().flat_map(|record| &record.objects);
+        let still = before.filter(|object| self.marked.contains_key(&object.path)).cloned().collect();
+        let probe = self.fresh_marks(context, self.marks.ids.last(), still)?;
+        repository.put_marks(&probe).await?;
+        let told = repository.marked_at(&probe).await?;
+        let compared = compare_clocks(context, told, self.options.clock_tolerance, NOTHING_DELETED);
+        if compared.is_err() {
+            repository.delete_marks(&probe.cluster, &probe.id).await?;
+        }
+        compared
+    }
+
+    fn fresh_marks(
+        &self,
+        context: &Context,
+        newest: Option<&String>,
+        objects: Vec<MarkedObject>,
+    ) -> Result<MarkRecord> {
+        let (id, cluster) = (newer_id(context, newest)?, self.options.cluster.clone());
+        Ok(MarkRecord { format_version: PRUNE_VERSION, id, cluster, objects })
     }
 
     /// Writes a record of marks that takes the place of all others.
@@ -114,17 +155,9 @@ impl PrunePlan {
     ) -> Result<MarkRecord> {
         let cluster = &self.options.cluster;
         let others = repository.marks(cluster).await?.ids;
-        let id = newer_id(context, others.last())?;
-        let record = MarkRecord { format_version: PRUNE_VERSION, id, cluster: cluster.clone(), objects };
-        // How old unfinished files are is told by the same clocks.
-        if !record.objects.is_empty() || !self.unfinished.is_empty() {
+        let record = self.fresh_marks(context, others.last(), objects)?;
+        if !record.objects.is_empty() {
             repository.put_marks(&record).await?;
-            let told = repository.marked_at(&record).await?;
-            let compared = compare_clocks(context, told, self.options.clock_tolerance, NOTHING_DELETED);
-            if compared.is_err() || record.objects.is_empty() {
-                repository.delete_marks(cluster, &record.id).await?;
-            }
-            compared?;
         }
         // The oldest first: as long as one is there, the newest of them must not be an old one that names what is needed now.
         for id in others {
@@ -151,7 +184,7 @@ impl PrunePlan {
         context: &Context,
         repository: &Repository,
         (stock, announced): (&Stock, &Announced),
-        done: &mut Done,
+        (done, unknown): (&mut Done, &mut BTreeSet<String>),
     ) -> Result<()> {
         let mut standing: BTreeSet<String> = BTreeSet::new();
         let there = stock.paths();
@@ -176,7 +209,7 @@ impl PrunePlan {
                     now.push(path.clone());
                 }
             }
-            delete(context, repository, now, done).await?;
+            delete(context, repository, now, (done, unknown)).await?;
             if kinds.contains(&ObjectKind::Backup) {
                 let left =
                     stock.manifest_objects.iter().filter(|(_, object)| !is_deleted(done, &object.path));
@@ -204,23 +237,39 @@ async fn delete(
     context: &Context,
     repository: &Repository,
     paths: Vec<String>,
-    done: &mut Done,
+    (done, unknown): (&mut Done, &mut BTreeSet<String>),
 ) -> Result<()> {
     let mut deletes = futures::stream::iter(paths)
         .take_while(|_| std::future::ready(!context.stop.is_cancelled()))
         .map(async |path| {
-            let outcome = repository.delete(&path).await;
+            let outcome = delete_one(repository, &path).await;
             (path, outcome)
         })
         .buffer_unordered(DELETES_IN_FLIGHT);
     while let Some((path, outcome)) = deletes.next().await {
         let became = match outcome {
-            Ok(()) => (Step::Deleted, None),
-            Err(error) => (Step::Refused, Some(error.problem.to_string())),
+            Outcome::Deleted => (Step::Deleted, None),
+            Outcome::Refused(why) => (Step::Refused, Some(why)),
+            Outcome::Unknown(why) => {
+                unknown.insert(path.clone());
+                (Step::Refused, Some(why))
+            }
         };
         done.insert(path, became);
     }
     if context.stop.is_cancelled() { Err(Error::interrupted()) } else { Ok(()) }
+}
+
+/// Deletes an object. A store that reports a failure may have deleted it all the same: what is gone and was not written down as given up would be
+/// missed.
+async fn delete_one(repository: &Repository, path: &str) -> Outcome {
+    let Err(error) = repository.delete(path).await else { return Outcome::Deleted };
+    let why = error.problem.to_string();
+    match repository.is_there(path).await {
+        Ok(true) => Outcome::Refused(why),
+        Ok(false) => Outcome::Deleted,
+        Err(_) => Outcome::Unknown(why),
+    }
 }
 
 /// The records of what was given up: those of runs that are over, and the one of this run.
@@ -263,10 +312,19 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// Writes down what is gone of what was announced: by this run, and by those that were killed.
-    async fn settle(&mut self, stock: &Stock, deleted: &dyn Fn(&str) -> bool) -> Result<()> {
+    /// Writes down what is gone of what was announced: by this run, and by those that were killed. What nobody can tell of stays announced, until
+    /// a later run sees whether it is there.
+    async fn settle(
+        &mut self,
+        stock: &Stock,
+        deleted: &dyn Fn(&str) -> bool,
+        unknown: &BTreeSet<String>,
+    ) -> Result<()> {
         let mut record = self.fresh()?;
         let there = stock.paths();
+        let announced = self.own.iter().flat_map(|record| &record.going);
+        let undecided = announced.filter(|(path, _)| unknown.contains(*path));
+        record.going = undecided.map(|(path, why)| (path.clone(), *why)).collect();
         let going = self.own.iter().chain(&self.over).flat_map(|record| &record.going);
         for (path, why) in going.filter(|(path, _)| deleted(path) || !there.contains(path.as_str())) {
             give_up(&mut record, path, *why);
@@ -281,7 +339,7 @@ impl<'a> Records<'a> {
     /// Settles what runs that were killed have announced.
     async fn settle_dead_runs(&mut self, stock: &Stock) -> Result<()> {
         if self.over.iter().any(|record| !record.going.is_empty()) {
-            self.settle(stock, &|_| false).await?;
+            self.settle(stock, &|_| false, &BTreeSet::new()).await?;
         }
         Ok(())
     }

@@ -55,6 +55,8 @@ pub(super) enum Broken {
     Bytes { history: ReplId, range: Range<u64> },
     /// The cut's history does not descend from the base's.
     Unrelated { history: ReplId },
+    /// The line left the base's history at that offset, before the base was made.
+    Left { at: u64 },
 }
 
 /// Which bytes of which histories lead from a base to a cut, the last history first; or that none do.
@@ -65,10 +67,15 @@ pub(super) fn line(
 ) -> Result<Vec<(ReplId, Range<u64>)>, Broken> {
     let mut line = Vec::new();
     let (mut history, mut end) = (cut.history.clone(), cut.offset.saturating_add(1));
+    // The last byte that the line has of the history.
+    let mut left_at = u64::MAX;
     // A line visits each history once: files that name each other as parents lead nowhere.
     for _ in 0..=histories.len() {
         if history == *base.0 {
             let start = base.1.saturating_add(1);
+            if base.1 > left_at {
+                return Err(Broken::Left { at: left_at });
+            }
             if start < end {
                 line.push((history, start..end));
             }
@@ -82,6 +89,7 @@ pub(super) fn line(
             line.push((history, start..end));
         }
         end = end.min(start);
+        left_at = left_at.min(parent.fork);
         history = parent.history;
     }
     Err(Broken::Unrelated { history })
@@ -147,6 +155,23 @@ mod tests {
         assert_eq!(breaks(&histories, (&old, 8), &cut(60)), [early]);
         assert_eq!(breaks(&histories, (&id("c"), 8), &cut(60)), [Broken::Unrelated { history: old }]);
         assert_eq!(breaks(&histories, (&new, 60), &cut(60)), []);
+    }
+
+    #[test]
+    fn a_base_behind_where_the_line_left_its_history_leads_nowhere() {
+        let (old, new) = (id("a"), id("b"));
+        let parent = Some(Parent { history: old.clone(), fork: 30 });
+        let histories = BTreeMap::from([
+            (old.clone(), Held { parent: None, runs: one(1..50) }),
+            (new.clone(), Held { parent, runs: one(31..90) }),
+        ]);
+        let cut = |history: &ReplId, offset| ShardCut { history: history.clone(), offset };
+        assert_eq!(breaks(&histories, (&old, 40), &cut(&new, 60)), [Broken::Left { at: 30 }]);
+        for offset in [30, 20] {
+            assert_eq!(breaks(&histories, (&old, offset), &cut(&new, 60)), []);
+        }
+        assert_eq!(breaks(&histories, (&old, 30), &cut(&new, 30)), [], "where the history begins");
+        assert_eq!(breaks(&histories, (&old, 40), &cut(&old, 40)), []);
     }
 
     #[test]

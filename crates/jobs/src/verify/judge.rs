@@ -146,6 +146,12 @@ impl Run<'_> {
                                 cut.history, base.history, base.slots
                             )
                         }
+                        Broken::Left { at } => {
+                            format!(
+                                "its cut is in history {}, whose line left history {} at offset {at}, before its base at offset {} (slots {})",
+                                cut.history, base.history, base.offset, base.slots
+                            )
+                        }
                     };
                     let advice = "it can be restored up to the bytes before; take a new backup";
                     let found = VerifyFinding {

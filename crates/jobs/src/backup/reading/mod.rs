@@ -136,7 +136,8 @@ async fn read_as(
         let discovery = context.unless_stopped(look_again(context, plan)).await?;
         let parts = plan.shards.iter().enumerate().filter_map(|(number, shard)| {
             let (base, cut) = taken.get(&number)?;
-            Some(Part { shard: shard.shard.clone(), base: Arc::clone(base), cut: cut.clone() })
+            let (shard, base) = (shard.shard.clone(), Arc::clone(base));
+            Some(Part { shard, base, cut: cut.clone(), histories: vec![] })
         });
         let parts: Vec<Part> = parts.collect();
         let cluster = options.cluster.clone();
