@@ -42,7 +42,11 @@ EVERYTHING = LEAST | {
     "verify": {"depth": "chain", "arguments": ["--sample", "10", "--again"]},
     "drill": {"enabled": True, "arguments": ["--at", "latest"]},
     "prune": {"enabled": True, "window": "14d", "arguments": ["--keep-daily", "7", "--compact"]},
-    "networkPolicy": {"enabled": True, "storePeers": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]},
+    "networkPolicy": {
+        "enabled": True,
+        "storePeers": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+        "identityEndpoints": [{"cidr": "169.254.170.23/32", "port": 80}],
+    },
     "podLabels": {"team": "data"},
     "podAnnotations": {"note": "x"},
     "nodeSelector": {"disk": "ssd"},
@@ -58,6 +62,7 @@ REFUSED = {
     "a secret among plain variables": LEAST | {"storeEnvironment": {"AWS_SECRET_ACCESS_KEY": "x"}},
     "an unknown value": LEAST | {"archiv": {}},
     "a prune that promises nothing": LEAST | {"prune": {"enabled": True}},
+    "an endpoint without a port": LEAST | {"networkPolicy": {"identityEndpoints": [{"cidr": "169.254.170.23/32"}]}},
     "no replica": LEAST | {"archive": {"replicas": 0}},
 }
 
