@@ -42,7 +42,11 @@ EVERYTHING = LEAST | {
     "verify": {"depth": "chain", "arguments": ["--sample", "10", "--again"]},
     "drill": {"enabled": True, "arguments": ["--at", "latest"]},
     "prune": {"enabled": True, "window": "14d", "arguments": ["--keep-daily", "7"], "compact": True},
-    "networkPolicy": {"enabled": True, "storePeers": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]},
+    "networkPolicy": {
+        "enabled": True,
+        "storePeers": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+        "identityEndpoints": [{"cidr": "169.254.170.23/32", "port": 80}],
+    },
     "podLabels": {"team": "data"},
     "podAnnotations": {"note": "x"},
     "nodeSelector": {"disk": "ssd"},
@@ -61,6 +65,7 @@ REFUSED = {
     "a compaction without what reads the log": LEAST
     | {"secrets": {"signingKey": {"name": "key"}}, "prune": {"enabled": True, "window": "14d", "compact": True}},
     "a compaction that the pod knows nothing of": LEAST | {"prune": {"enabled": True, "window": "14d", "arguments": ["--compact"]}},
+    "an endpoint without a port": LEAST | {"networkPolicy": {"identityEndpoints": [{"cidr": "169.254.170.23/32"}]}},
     "no replica": LEAST | {"archive": {"replicas": 0}},
 }
 

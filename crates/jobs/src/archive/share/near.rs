@@ -2,16 +2,21 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 use std::time::Duration;
 
 use slotkeep_model::Shard;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::Context;
 
 /// How long a name may take to be resolved.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Any port does to ask for a way.
+const DISCARD: u16 = 9;
 
 /// What makes a node near.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,7 +146,23 @@ async fn resolve(context: &Context, host: &str) -> Vec<IpAddr> {
 
 /// Whether this machine has that address: only one's own can be listened on.
 fn is_ours(addr: IpAddr) -> bool {
-    UdpSocket::bind(SocketAddr::new(addr, 0)).is_ok()
+    match UdpSocket::bind(SocketAddr::new(addr, 0)) {
+        Ok(_) => true,
+        // Where a service manager lets nothing be listened on at all (systemd's SocketBindDeny=), as in the units that come with Slotkeep.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => is_its_own_source(addr),
+        Err(_) => false,
+    }
+}
+
+/// Whether packets to that address would have it for their sender too, as the way to oneself has. Sends nothing.
+fn is_its_own_source(addr: IpAddr) -> bool {
+    let target = SocketAddr::new(addr, DISCARD);
+    let source = || {
+        let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
+        socket.connect(&target.into())?;
+        socket.local_addr()
+    };
+    source().is_ok_and(|source: SockAddr| source.as_socket().is_some_and(|source| source.ip() == addr))
 }
 
 #[cfg(test)]
@@ -172,7 +193,10 @@ mod tests {
 
     #[test]
     fn an_address_of_this_machine_is_known() {
-        assert!(is_ours("127.0.0.1".parse().unwrap()));
-        assert!(!is_ours("192.0.2.1".parse().unwrap()), "an address that is kept for documentation");
+        // By either way.
+        for knows in [is_ours, is_its_own_source] {
+            assert!(knows("127.0.0.1".parse().unwrap()));
+            assert!(!knows("192.0.2.1".parse().unwrap()), "an address that is kept for documentation");
+        }
     }
 }
