@@ -320,7 +320,13 @@ fn render_node(node: &HistoryNode, all: &[HistoryNode]) -> String {
     let mut rows: Vec<(u64, String)> = node
         .bases
         .iter()
-        .map(|base| (base.offset, format!("{pad}base at {} (backup {})", base.offset, base.backup)))
+        .map(|base| {
+            let of = base
+                .backup
+                .as_ref()
+                .map_or_else(|| "in no backup yet".to_owned(), |id| format!("backup {id}"));
+            (base.offset, format!("{pad}base at {} ({of})", base.offset))
+        })
         .collect();
     let mut last: Option<u64> = None;
     for log in &node.log {

@@ -1,10 +1,12 @@
 //! A failover in the middle of the log, and what the log and its histories look like.
 
 use serde_json::Value;
-use slotkeep_testkit::{ClusterBuilder, servers};
+use slotkeep_testkit::{ClusterBuilder, Node, servers};
 
+use crate::common::agent::Agent;
+use crate::common::command;
 use crate::harness::{Bench, client, endpoint, free_addrs, seed};
-use crate::recorder::{Recorder, manifest_of, now};
+use crate::recorder::{Recorder, manifest_of, now, pause};
 
 #[test]
 fn a_log_goes_on_through_a_failover() {
@@ -96,4 +98,56 @@ fn looks_right(bench: &Bench, first: &str) {
         })
         .collect();
     assert_eq!(keys, (590..600).map(|number| format!("{{k}}:{number}")).collect::<Vec<_>>());
+}
+
+/// A replica took over and was archived for a while. It went, and the old primary serves on: the log goes on with what that wrote since.
+#[test]
+fn the_log_goes_on_with_an_old_primary_that_serves_on() {
+    let server = servers::require("redis-7.2").unwrap();
+    let pair = ClusterBuilder::new(server.clone())
+        .cluster_mode(false)
+        .primaries(1)
+        .replicas_per_primary(1)
+        .config("repl-backlog-size", "16mb")
+        .start()
+        .unwrap();
+    let bench = Bench::new();
+    let archive = |node: &Node, name: &str| {
+        let mut archive = command();
+        archive.args(["archive", "--json", "--status-every", "200ms", "--seal-after", "500ms", "--cluster"]);
+        archive.arg(node.addr().to_string()).arg("--repo").arg(bench.repo());
+        archive.arg("--spool").arg(bench.path("spool"));
+        let agent = Agent::spawn(archive);
+        agent.wait_following();
+        let mut writer = node.client().unwrap();
+        for number in 0..10 {
+            writer.command(&["SET", &format!("{name}:{number}"), "x"]).unwrap();
+        }
+        // The time of a byte is known once more have come: an idle server is asked for it once a second.
+        for number in 0..4 {
+            pause(600);
+            writer.command(&["SET", &format!("later:{number}"), "x"]).unwrap();
+        }
+        agent.stop();
+    };
+    let (old, taker) = (&pair.nodes()[0], &pair.nodes()[1]);
+    archive(old, "before");
+    taker.client().unwrap().command(&["REPLICAOF", "NO", "ONE"]).unwrap();
+    archive(taker, "taker");
+    taker.kill().unwrap();
+    archive(old, "since");
+    let list = bench.slotkeep(&["list", "--history"]).json();
+    let graph = list["restorable"][0]["history"].as_array().unwrap();
+    assert_eq!(graph.len(), 2, "{list}");
+    assert_eq!(graph[1]["parent"]["history"], graph[0]["history"]);
+    assert!(graph[0]["divergent"].is_null(), "{list}");
+    drop(pair);
+
+    let nodes = free_addrs(1);
+    let options = ["--at", "latest", "--no-replicas"];
+    bench.restore_and_start("new", &nodes, &server, &options);
+    let keys = client(nodes[0], None, None).command(&["KEYS", "*"]).unwrap();
+    let keys: Vec<String> = keys.array().unwrap().iter().map(|key| key.text().unwrap()).collect();
+    let of = |name: &str| keys.iter().filter(|key| key.starts_with(name)).count();
+    assert_eq!([of("before"), of("taker"), of("since")], [10, 0, 10], "{list}");
 }

@@ -12,8 +12,8 @@ use slotkeep_testkit::ledger::{Ledger, LedgerOptions};
 use slotkeep_testkit::{Client, Cluster, ClusterBuilder, Node, servers};
 
 use crate::common::agent::Agent;
-use crate::harness::Bench;
-use crate::moments::{known, next_restorable, plan};
+use crate::harness::{Bench, client, free_addrs, stop_nodes};
+use crate::moments::{is_listed, known, next_restorable, plan};
 use crate::moves::check_moved;
 use crate::recorder::{now, pause};
 
@@ -158,6 +158,76 @@ fn first_slot_is_named(source: &Node, (target, newcomer): (&Node, &str), bench: 
     at_source.command(&["MIGRATE", "127.0.0.1", &port, "{t}:3", "0", "30000"]).unwrap();
     let named = wait_for(LIMIT, "the agent to look", || unfollowed().ok_or(NotYet::because("not seen yet")));
     assert_eq!(named.unwrap(), slot);
+}
+
+/// While slots move, no backup is written. The base of a shard that was given its first slot meanwhile counts all the same.
+#[test]
+fn moments_behind_the_first_slot_are_restored_while_others_still_move() {
+    let server = servers::require("valkey-9.1").unwrap();
+    let cluster =
+        ClusterBuilder::new(server.clone()).primaries(1).config("repl-backlog-size", "64mb").start().unwrap();
+    let (alone, newcomer) = newcomer(server.clone());
+    let (source, target) = (&cluster.nodes()[0], &alone.nodes()[0]);
+    let bench = Bench::new();
+    let agent = Agent::start(&cluster, bench.repo().parent().unwrap(), &[]);
+    agent.wait_ready();
+    let mut both = [source.client().unwrap(), target.client().unwrap()];
+    let [given, moving] = ["given", "moving"].map(|tag| key_slot(tag.as_bytes()).number());
+    for key in (0..10).flat_map(|number| [format!("{{given}}:{number}"), format!("{{moving}}:{number}")]) {
+        both[0].command(&["SET", &key, "x"]).unwrap();
+    }
+    let port = target.port().to_string();
+    both[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port]).unwrap();
+    await_nodes(&mut both, 2);
+    let slot = moving.to_string();
+    both[1].command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", source.id()]).unwrap();
+    both[0].command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &newcomer]).unwrap();
+    both[0].command(&["MIGRATE", "127.0.0.1", &port, "{moving}:3", "0", "30000"]).unwrap();
+    move_key_by_key((source, source.id()), (target, &newcomer), given, &mut both);
+    await_owner(&mut both, &newcomer, (given, given));
+
+    let ended = AtomicBool::new(false);
+    let moment = std::thread::scope(|scope| {
+        // A log without writes is sealed only now and then.
+        let until = &ended;
+        let [mut at_source, mut at_target] = [source, target].map(|node| node.client().unwrap());
+        scope.spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                at_source.command(&["INCR", "elsewhere"]).unwrap();
+                at_target.command(&["INCR", "{given}:count"]).unwrap();
+                pause(20);
+            }
+        });
+        let moment = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| next_restorable(&bench, 2)));
+        ended.store(true, Ordering::Relaxed);
+        moment.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    assert!(is_listed(&bench, moment));
+    // It goes with a base that an agent tells of.
+    assert_eq!(agent.notices("backup").len(), 1);
+    agent.stop();
+    drop((cluster, alone));
+
+    let options = ["--no-replicas", "--dry-run"];
+    let latest = bench.restore("plan", &free_addrs(2), &[&["--at", "latest"][..], &options].concat()).json();
+    let at: jiff::Timestamp = latest["recovery"]["at"].as_str().unwrap().parse().unwrap();
+    assert!(at.as_millisecond() >= moment, "{latest}");
+    assert!(latest["recovery"]["passed_over"].is_null(), "{latest}");
+    let at = jiff::Timestamp::from_millisecond(moment).unwrap().to_string();
+    let nodes = free_addrs(2);
+    let program = server.program().to_str().unwrap();
+    bench.restore("new", &nodes, &["--at", &at, "--no-replicas", "--start", "--server", program]).json();
+    let held = |slot: u16| {
+        let held = nodes.iter().map(|node| {
+            let count = ["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()];
+            client(*node, None, None).command(&count).unwrap().int().unwrap()
+        });
+        let mut held: Vec<i64> = held.collect();
+        held.sort_unstable();
+        held
+    };
+    assert_eq!((held(given), held(moving)), (vec![0, 11], vec![1, 9]));
+    stop_nodes(&nodes);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! Offsets go on where a history descends from another, so on the way from a first history to one of its last descendants (a
 //! [`Path`]) an offset alone says which byte is meant. What a history holds behind the fork to the next one on the path is a
-//! divergent tail of it: a path of its own, off the main line.
+//! divergent tail of it: a path of its own, off the main line. The main line goes on with the history that was seen to live last, and ends with
+//! one that the cluster was seen to follow after all that descend from it: a server that took over may be gone, and the old one serve on.
 //!
 //! Invariants: no piece of a route holds a byte that no segment covers; a place is reached from the nearest base before it from which
 //! every byte is there; a history that names itself among its forebears ends its path there.
@@ -11,6 +12,7 @@ mod behind;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use serde::Serialize;
 use slotkeep_format::Parent;
@@ -53,15 +55,23 @@ pub struct BasePlace {
 }
 
 /// One history: where it comes from and which bytes of it there are.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Strand {
     parent: Option<Parent>,
     /// Of the segments, in the order of their starts, the longest first.
     ranges: Vec<Range<u64>>,
     /// What they cover together, without touching.
     runs: Vec<Range<u64>>,
-    /// When it was first followed, to tell siblings apart.
+    /// When it was first followed.
     rank: i64,
+    /// When the cluster was last seen to follow it; `i64::MIN` if it never was.
+    seen: i64,
+}
+
+impl Strand {
+    /// One of which nothing was written down.
+    const UNKNOWN: Self =
+        Self { parent: None, ranges: Vec::new(), runs: Vec::new(), rank: i64::MIN, seen: i64::MIN };
 }
 
 /// Everything that a repository holds of a cluster's histories.
@@ -69,6 +79,8 @@ struct Strand {
 pub struct Chain {
     strands: BTreeMap<ReplId, Strand>,
     bases: Vec<BasePlace>,
+    /// When each history, or one that descends from it, lived last.
+    lived: OnceLock<BTreeMap<ReplId, i64>>,
 }
 
 /// The part of a path that lies in one history.
@@ -108,10 +120,23 @@ pub struct Unreachable {
     pub after: Option<Place>,
 }
 
+impl Window {
+    /// Whether that place of the path lies in it.
+    pub const fn holds(&self, offset: u64) -> bool {
+        self.from <= offset && offset <= self.to
+    }
+}
+
 impl Path {
     /// Its parts, the oldest first.
     pub fn stretches(&self) -> &[Stretch] {
         &self.stretches
+    }
+
+    /// Whether both begin with the same history.
+    pub fn begins_as(&self, other: &Self) -> bool {
+        let first = |path: &Self| path.stretches.first().map(|stretch| stretch.history.clone());
+        first(self) == first(other)
     }
 
     /// The place of that offset; `None` for 0, and past the end of a path that ends at a place.
@@ -140,7 +165,7 @@ impl Path {
 }
 
 impl Chain {
-    /// Adds a history with its segments' ranges; `rank` orders siblings, the later the greater.
+    /// Adds a history with its segments' ranges; `rank`: when it was first followed, in ms since 1970.
     pub fn add_history(
         &mut self,
         history: ReplId,
@@ -157,12 +182,22 @@ impl Chain {
                 _ => runs.push(range.clone()),
             }
         }
-        self.strands.insert(history, Strand { parent, ranges, runs, rank });
+        self.strands.insert(history, Strand { parent, ranges, runs, rank, seen: i64::MIN });
+        self.lived.take();
+    }
+
+    /// Adds that the cluster was seen to follow a history, in ms since 1970. One of which nothing is known otherwise stays unknown.
+    pub fn add_look(&mut self, history: &ReplId, seen_ms: i64) {
+        if let Some(strand) = self.strands.get_mut(history) {
+            strand.seen = strand.seen.max(seen_ms);
+            self.lived.take();
+        }
     }
 
     /// Adds a base. A history that was not added is taken to have no segments and to come from nowhere.
     pub fn add_base(&mut self, base: BasePlace) {
-        self.strands.entry(base.place.history.clone()).or_default();
+        self.strands.entry(base.place.history.clone()).or_insert(Strand::UNKNOWN);
+        self.lived.take();
         self.bases.push(base);
         self.bases.sort_by_key(|base| (base.place.offset, base.number));
     }
@@ -192,26 +227,53 @@ impl Chain {
         &self.bases
     }
 
-    /// The histories that descend from one directly, the main line's first: the one followed last.
+    /// The histories that descend from one directly, the one that lived last first.
     pub fn children(&self, history: &ReplId) -> Vec<&ReplId> {
         let comes_from =
             |strand: &Strand| strand.parent.as_ref().is_some_and(|parent| parent.history == *history);
-        let mut children: Vec<(&ReplId, i64)> = self
+        let mut children: Vec<&ReplId> = self
             .strands
             .iter()
             .filter(|(child, strand)| comes_from(strand) && *child != history)
-            .map(|(child, strand)| (child, strand.rank))
+            .map(|(child, _)| child)
             .collect();
-        children.sort_by_key(|(_, rank)| std::cmp::Reverse(*rank));
-        children.into_iter().map(|(child, _)| child).collect()
+        children.sort_by_key(|child| std::cmp::Reverse(self.lived(child)));
+        children
+    }
+
+    /// When a history or one that descends from it was last seen to live: it was followed for the first time, or the cluster was seen to
+    /// follow it.
+    fn lived(&self, history: &ReplId) -> i64 {
+        let lived = self.lived.get_or_init(|| {
+            let mut lived: BTreeMap<ReplId, i64> = BTreeMap::new();
+            for (history, strand) in &self.strands {
+                let own = strand.rank.max(strand.seen);
+                let (mut at, mut passed) = (history, BTreeSet::new());
+                while passed.insert(at) {
+                    let newest = lived.entry(at.clone()).or_insert(own);
+                    *newest = own.max(*newest);
+                    let Some(parent) = self.parent(at) else { break };
+                    at = &parent.history;
+                }
+            }
+            lived
+        });
+        lived.get(history).copied().unwrap_or(i64::MIN)
+    }
+
+    /// The history that the main line goes on with behind that one; `None` if it ends there.
+    fn main_child(&self, history: &ReplId) -> Option<&ReplId> {
+        let child = self.children(history).into_iter().next()?;
+        let seen = self.strands.get(history).map_or(i64::MIN, |strand| strand.seen);
+        (seen <= self.lived(child)).then_some(child)
     }
 
     /// The history at which the main line through `history` ends.
     pub fn main_tip(&self, history: &ReplId) -> ReplId {
-        let mut seen = BTreeSet::new();
+        let mut passed = BTreeSet::new();
         let mut tip = history;
-        while seen.insert(tip) {
-            match self.children(tip).first() {
+        while passed.insert(tip) {
+            match self.main_child(tip) {
                 Some(child) => tip = child,
                 None => break,
             }
@@ -219,9 +281,31 @@ impl Chain {
         tip.clone()
     }
 
-    /// The histories that no other descends from.
+    /// The histories at which lines end, so that every byte and every base is on the path to one of them: first those that no main line goes on
+    /// behind, the one that lived last first, then those that hold something behind the fork at which it does.
     pub fn tips(&self) -> Vec<&ReplId> {
-        self.strands.keys().filter(|history| self.children(history).is_empty()).collect()
+        let (mut last, mut passed) = (Vec::new(), Vec::new());
+        for history in self.strands.keys() {
+            match self.main_fork(history) {
+                None => last.push(history),
+                Some(fork) => {
+                    let bytes = self.runs(history).last().is_some_and(|run| run.end > fork.saturating_add(1));
+                    let is_behind =
+                        |base: &BasePlace| base.place.history == *history && base.place.offset > fork;
+                    if bytes || self.bases.iter().any(is_behind) {
+                        passed.push(history);
+                    }
+                }
+            }
+        }
+        last.sort_by_key(|history| std::cmp::Reverse(self.lived(history)));
+        last.append(&mut passed);
+        last
+    }
+
+    /// The last byte of a history that is on its main line; `None` if that ends with it.
+    pub fn main_fork(&self, history: &ReplId) -> Option<u64> {
+        self.parent(self.main_child(history)?).map(|parent| parent.fork)
     }
 
     /// The path that ends with that history.
@@ -243,8 +327,7 @@ impl Chain {
 
     /// What a history holds behind the fork of the main line: writes that what followed does not have.
     pub fn divergent_tail(&self, history: &ReplId) -> Option<Piece> {
-        let child = self.children(history).into_iter().next()?;
-        let fork = self.parent(child)?.fork;
+        let fork = self.main_fork(history)?;
         let end = self.runs(history).last()?.end;
         let start = fork.saturating_add(1);
         (end > start).then(|| Piece { history: history.clone(), range: start..end })

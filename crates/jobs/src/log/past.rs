@@ -1,14 +1,16 @@
 //! What a repository holds of a cluster's past, and what its segments say about time.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
-use slotkeep_format::manifest::ShardRecord;
+use slotkeep_format::lease::PRESENCE_PREFIX;
+use slotkeep_format::manifest::{BackupKind, FORMAT_VERSION, ShardRecord};
 use slotkeep_format::{HistoryRecord, Manifest, SegmentRecord, TopologyRecord};
 use slotkeep_model::{ReplId, SlotSet};
-use slotkeep_repo::{Listing, Repository, SegmentEntry, UnreadableBackup};
+use slotkeep_repo::{Listing, Problem, Repository, SegmentEntry, UnreadableBackup, layout};
 
 use super::chain::{BasePlace, Chain, Path, Piece, Place};
 use super::cover::{Overlaps, named};
@@ -45,9 +47,28 @@ pub struct Past {
     /// Whether nothing but they shows how the cluster looked.
     files_alone: bool,
     segments: BTreeMap<ReplId, Vec<SegmentEntry>>,
-    /// Of each base of the chain, by number: which backup names it, and as which shard.
-    bases: Vec<(usize, usize)>,
+    /// Of each base of the chain, by number, who names it.
+    bases: Vec<Named>,
+    /// Of each base that agents tell each other of and that is in no backup yet, what a backup of it alone would say.
+    told: Vec<Manifest>,
     records: Mutex<Remembered>,
+}
+
+/// Who names a base.
+#[derive(Clone, Copy)]
+enum Named {
+    /// A backup, as a shard of it.
+    Backup { backup: usize, shard: usize },
+    /// An agent.
+    Told(usize),
+}
+
+/// The log that leads to a tip, as far as none that was named before it has it.
+pub(super) struct OwnLog {
+    pub(super) path: Path,
+    /// The slots of the tip's shard when they were seen last.
+    pub(super) slots: SlotSet,
+    pub(super) segments: Vec<(SegmentEntry, Range<u64>)>,
 }
 
 /// Records that were read.
@@ -108,6 +129,7 @@ impl Past {
             chain: Chain::default(),
             segments: BTreeMap::new(),
             bases: Vec::new(),
+            told: Vec::new(),
             records: Mutex::default(),
         };
         let mut overlaps = Overlaps::default();
@@ -120,6 +142,8 @@ impl Past {
             past.add_history(history, record, words.without_doubtful(segments));
         }
         past.add_bases();
+        past.add_told().await?;
+        past.add_looks();
         Ok(past)
     }
 
@@ -142,17 +166,83 @@ impl Past {
                 if seen.insert(&record.base.rdb.path) {
                     let place = Place { history: record.history.clone(), offset: record.offset };
                     self.chain.add_base(BasePlace { place, number: self.bases.len() });
-                    self.bases.push((backup, shard));
+                    self.bases.push(Named::Backup { backup, shard });
                 }
             }
         }
     }
 
-    /// The backup that names a base of the chain, and the shard as that backup has it.
+    /// Bases that agents tell each other of and that no backup names yet, as while slots move: then an archive writes none.
+    async fn add_told(&mut self) -> Result<()> {
+        let named = self.backups.iter().flat_map(|backup| &backup.shards);
+        let mut seen: BTreeSet<String> = named.map(|shard| shard.base.rdb.path.clone()).collect();
+        for record in told(&self.repository, &self.cluster).await? {
+            let rdb = &record.base.rdb.path;
+            // What was told long ago may have been pruned since.
+            if record.is_anchored()
+                && seen.insert(rdb.clone())
+                && self.repository.stored_bytes(rdb).await?.is_some()
+            {
+                let place = Place { history: record.history.clone(), offset: record.offset };
+                self.chain.add_base(BasePlace { place, number: self.bases.len() });
+                self.bases.push(Named::Told(self.told.len()));
+                self.told.push(self.alone(record));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a backup of that base alone would say, under the id that it was taken under.
+    fn alone(&self, record: ShardRecord) -> Manifest {
+        let id = layout::base_of(&record.base.rdb.path).map(|(_, _, id)| id.to_owned()).unwrap_or_default();
+        let seen = self.topologies.last();
+        let taken_at = record.server_time.or(seen.map(|seen| seen.seen_at)).unwrap_or(Timestamp::UNIX_EPOCH);
+        Manifest {
+            format_version: FORMAT_VERSION,
+            id,
+            cluster: self.cluster.clone(),
+            kind: BackupKind::Full,
+            partial: true,
+            missing_slots: record.slots.complement(),
+            started_at: taken_at,
+            finished_at: taken_at,
+            slotkeep_version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster_mode: seen.is_none_or(|seen| seen.cluster_mode),
+            current_epoch: seen.map_or(record.config_epoch, |seen| seen.current_epoch),
+            shards: vec![record],
+            settings: vec![],
+            cut: None,
+            digest: None,
+        }
+    }
+
+    /// When each history was followed, as far as it was seen.
+    fn add_looks(&mut self) {
+        for topology in &self.topologies {
+            for history in topology.shards.iter().filter_map(|shard| shard.history.as_ref()) {
+                self.chain.add_look(history, topology.seen_at.as_millisecond());
+            }
+        }
+    }
+
+    /// The backup that names a base of the chain, and the shard as that backup has it. For a base that is in no backup yet, what one of it
+    /// alone would say.
     pub fn base(&self, number: usize) -> Option<(&Manifest, &ShardRecord)> {
-        let (backup, shard) = *self.bases.get(number)?;
-        let manifest = self.backups.get(backup)?;
-        Some((manifest, manifest.shards.get(shard)?))
+        match *self.bases.get(number)? {
+            Named::Backup { backup, shard } => {
+                let manifest = self.backups.get(backup)?;
+                Some((manifest, manifest.shards.get(shard)?))
+            }
+            Named::Told(number) => {
+                let manifest = self.told.get(number)?;
+                Some((manifest, manifest.shards.first()?))
+            }
+        }
+    }
+
+    /// Whether a backup names that base.
+    pub fn is_listed(&self, number: usize) -> bool {
+        matches!(self.bases.get(number), Some(Named::Backup { .. }))
     }
 
     /// The repository.
@@ -193,9 +283,9 @@ impl Past {
     }
 
     /// Which segments to read for those bytes, and which of their bytes.
-    pub(crate) fn segments_for(&self, piece: &Piece) -> Vec<(SegmentEntry, std::ops::Range<u64>)> {
+    pub(crate) fn segments_for(&self, piece: &Piece) -> Vec<(SegmentEntry, Range<u64>)> {
         let entries = self.segments.get(&piece.history).map(Vec::as_slice).unwrap_or_default();
-        let entry = |range: &std::ops::Range<u64>| {
+        let entry = |range: &Range<u64>| {
             let order = (range.start, std::cmp::Reverse(range.end));
             let at =
                 entries.binary_search_by_key(&order, |entry| (entry.start, std::cmp::Reverse(entry.end)));
@@ -206,8 +296,30 @@ impl Past {
     }
 
     /// The segments of a whole path in order, each with the bytes of it that lie on the path.
-    pub(super) fn segments_on(&self, path: &Path) -> Vec<(SegmentEntry, std::ops::Range<u64>)> {
+    pub(super) fn segments_on(&self, path: &Path) -> Vec<(SegmentEntry, Range<u64>)> {
         path.pieces(0, u64::MAX - 1).iter().flat_map(|piece| self.segments_for(piece)).collect()
+    }
+
+    /// The whole log, each byte once: line by line for those whose slots are wanted, first what main lines lead through.
+    pub(super) fn logs(&self, wanted: impl Fn(&SlotSet) -> bool) -> Vec<OwnLog> {
+        let mut known: BTreeMap<ReplId, u64> = BTreeMap::new();
+        let mut logs = Vec::new();
+        for tip in self.chain.tips() {
+            let slots = self.slots_of(tip).cloned().unwrap_or_default();
+            if !wanted(&slots) {
+                continue;
+            }
+            let path = self.chain.path(tip);
+            let mut segments = Vec::new();
+            for mut piece in path.pieces(0, u64::MAX - 1) {
+                let known = known.entry(piece.history.clone()).or_default();
+                piece.range.start = piece.range.start.max(*known);
+                *known = piece.range.end.max(*known);
+                segments.extend(self.segments_for(&piece));
+            }
+            logs.push(OwnLog { path, slots, segments });
+        }
+        logs
     }
 
     /// A segment's record, read once.
@@ -237,4 +349,29 @@ impl Past {
         let count = self.topologies.partition_point(|topology| topology.seen_at <= moment);
         self.topologies.get(count.saturating_sub(1))
     }
+}
+
+/// The bases that agents tell each other of. What a lease says that can't be read is not told.
+async fn told(repository: &Repository, cluster: &str) -> Result<Vec<ShardRecord>> {
+    let mut told = Vec::new();
+    for (name, number) in repository.leases(cluster).await? {
+        if name.starts_with(PRESENCE_PREFIX) {
+            continue;
+        }
+        let record = match repository.lease_record(cluster, &name, number).await {
+            Ok(record) => record,
+            Err(error) if is_unusable(&error.problem) => {
+                tracing::warn!(%error, "what an agent has said can't be read");
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let base = record.and_then(|record| record.note.shard).and_then(|shard| shard.base);
+        told.extend(base.map(|base| base.record));
+    }
+    Ok(told)
+}
+
+const fn is_unusable(problem: &Problem) -> bool {
+    matches!(problem, Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Newer(_) | Problem::Missing)
 }

@@ -6,6 +6,7 @@
 mod cluster;
 mod doubt;
 mod idle;
+mod latest;
 mod moment;
 mod offsets;
 pub mod shards;
@@ -24,10 +25,12 @@ use super::read::bytes_of;
 use super::times::{Times, Written};
 use crate::{Error, ErrorKind, Result};
 pub(super) use cluster::View;
+use doubt::check_settled;
 pub(super) use doubt::settled_within;
-use doubt::{check_settled, settled_by};
 use idle::is_idle;
-use moment::{Cut, End, Planned, cut_by, latest, order_moves};
+pub use latest::PassedOver;
+use latest::at_latest;
+use moment::{Cut, End, Planned, cut_by, order_moves};
 
 /// Slots that changed hands may have done so this long before it was seen, in ms, where it is not recorded until when they had not.
 const SEEN_LATE_MS: i64 = 15_000;
@@ -57,13 +60,16 @@ pub enum Aim {
 /// One place for each shard.
 #[derive(Debug, Serialize)]
 pub struct Point {
-    /// The cluster as it was at that point. Its backup is the newest one that a base is from.
+    /// The cluster as it was at that point. Its backup is the newest one that a base is from; if all bases are in none yet, it has the newest id that
+    /// one was taken under.
     #[serde(skip)]
     pub manifest: Manifest,
     /// The moment, by the servers' clocks, if there is one.
     pub at: Option<Timestamp>,
     /// The shards, in the order of the manifest's.
     pub shards: Vec<ShardPoint>,
+    /// What is kept of shards behind that moment, where it is the last one that all can be brought back to together.
+    pub passed_over: Vec<PassedOver>,
 }
 
 /// Where one shard is to be brought back to.
@@ -81,7 +87,7 @@ pub struct ShardPoint {
     /// Those of them of which keys may be missing: they were being moved to a node that nobody followed, as it served no slot yet.
     #[serde(serialize_with = "as_text", skip_serializing_if = "SlotSet::is_empty")]
     pub unfollowed: SlotSet,
-    /// The backup that its base is from.
+    /// The backup that its base is from; of a base that is in no backup yet, the id that it was taken under.
     pub backup: String,
     /// What the base holds.
     pub base: Place,
@@ -141,7 +147,8 @@ impl Point {
                 server: record.server.version(),
             })
         });
-        Some(Self { manifest: manifest.clone(), at: None, shards: shards.collect::<Option<_>>()? })
+        let shards = shards.collect::<Option<_>>()?;
+        Some(Self { manifest: manifest.clone(), at: None, shards, passed_over: vec![] })
     }
 
     /// Whether the log is one of servers that pass on for how long keys shall live, not until when.
@@ -239,21 +246,8 @@ async fn of_backup(past: &Past, manifest: &Manifest) -> Result<Point> {
             may_lack_ms: None,
         });
     }
-    Ok(Point { manifest: manifest.clone(), at: manifest.cut.as_ref().map(|cut| cut.at), shards })
-}
-
-/// The last moment that every shard's log reaches and at which it is known who served which slots.
-async fn at_latest(past: &Past) -> Result<Point> {
-    let last_ms = latest(past).await?;
-    let settled_ms = settled_by(&past.topologies, last_ms);
-    if settled_ms < last_ms {
-        match at_moment(past, settled_ms, &[], End::Known).await {
-            // The log may begin in the doubt: then that is what is to be said.
-            Err(error) if error.kind() == ErrorKind::Gap => {}
-            settled => return settled,
-        }
-    }
-    at_moment(past, last_ms, &[], End::Known).await
+    let at = manifest.cut.as_ref().map(|cut| cut.at);
+    Ok(Point { manifest: manifest.clone(), at, shards, passed_over: vec![] })
 }
 
 /// The cluster at a moment; shards that one of `places` belongs to, at that place.
@@ -295,7 +289,8 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
             .hint("`slotkeep list --history` shows the histories; name each shard at most once"));
     }
     let manifest = view.manifest(past, at, &shards)?;
-    Ok(Point { manifest, at: Some(at), shards: shards.into_iter().map(|(point, _)| point).collect() })
+    let shards = shards.into_iter().map(|(point, _)| point).collect();
+    Ok(Point { manifest, at: Some(at), shards, passed_over: vec![] })
 }
 
 /// Whether a place belongs to the shard that follows that history: on its main line or on a tail of it.
@@ -377,3 +372,6 @@ async fn newest_server(past: &Past, log: &[Piece]) -> Result<Option<ServerVersio
     }
     Ok(newest)
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use slotkeep_repo::SegmentEntry;
 
 use super::chain::{Path, Place, as_text};
 use super::commands::{Seen, scan};
-use super::past::Past;
+use super::past::{OwnLog, Past};
 use super::pattern::Pattern;
 use super::point::Span;
 use super::times::Written;
@@ -87,10 +87,7 @@ pub async fn find(
     past.expect_log()?;
     let direction = after.map_or(Direction::Back, |after| Direction::Forth(after.as_millisecond()));
     let mut lines = Vec::new();
-    for tip in past.chain.tips() {
-        let path = past.chain.path(tip);
-        let segments = past.segments_on(&path);
-        let slots = past.slots_of(tip).cloned().unwrap_or_default();
+    for OwnLog { path, slots, segments } in past.logs(|_| true) {
         let mut line = Line { path, slots, segments, done: 0, next_ms: 0, found: vec![], past };
         line.start(direction).await?;
         lines.push(line);
@@ -144,15 +141,18 @@ fn accident(lines: Vec<Line<'_>>, direction: Direction) -> Option<Accident> {
             (first, first.saturating_add(ACCIDENT_MS))
         }
     };
+    // A shard may have lines that were left: the first one that was hit, which is the one that went on, says where to.
+    let mut hit: Vec<(Path, SlotSet)> = Vec::new();
     let mut matches: Vec<Match> = Vec::new();
     for line in lines {
         let of_it = line.found.into_iter().filter(|found| (first..=last).contains(&found.time_ms));
-        let first = of_it.min_by_key(|found| found.offset);
-        // Lines that share a history share what was found in it.
-        let known = |found: &Match| {
-            matches.iter().any(|other| (&other.history, other.offset) == (&found.history, found.offset))
-        };
-        matches.extend(first.filter(|found| !known(found)));
+        let is_known = hit
+            .iter()
+            .any(|(path, slots)| path.begins_as(&line.path) && !slots.intersection(&line.slots).is_empty());
+        if let Some(first) = of_it.min_by_key(|found| found.offset).filter(|_| !is_known) {
+            matches.push(first);
+            hit.push((line.path, line.slots));
+        }
     }
     matches.sort_by_key(|found| (found.time_ms, found.offset));
     let moment_ms = matches.first()?.time_ms;

@@ -13,7 +13,7 @@ use slotkeep_wire::stream::{KEPT_BYTES, StreamCommand};
 
 use super::chain::as_text;
 use super::commands::{Seen, scan};
-use super::past::Past;
+use super::past::{OwnLog, Past};
 use super::pattern::Pattern;
 use super::point::Span;
 use super::search::text_of;
@@ -138,12 +138,8 @@ pub async fn survey(
     past.expect_log()?;
     let mut tally = Tally::default();
     let mut shards = Vec::new();
-    for tip in past.chain.tips() {
-        let slots = past.slots_of(tip).cloned().unwrap_or_default();
-        if options.slot.is_some_and(|slot| !slots.contains(slot)) {
-            continue;
-        }
-        let segments = past.segments_on(&past.chain.path(tip));
+    let wanted = |slots: &SlotSet| options.slot.is_none_or(|slot| slots.contains(slot));
+    for OwnLog { slots, segments, .. } in past.logs(wanted) {
         if segments.is_empty() {
             continue;
         }

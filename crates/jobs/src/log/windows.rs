@@ -1,6 +1,6 @@
 //! Which moments can be restored, and the graph of histories behind that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -29,6 +29,13 @@ pub struct Moments {
     pub from: Timestamp,
     /// The last one.
     pub to: Timestamp,
+}
+
+impl Moments {
+    /// Whether a later span begins within this one or just behind it: times are in whole milliseconds.
+    fn touches(&self, later: &Self) -> bool {
+        later.from.as_millisecond() <= self.to.as_millisecond().saturating_add(1)
+    }
 }
 
 /// A part of one shard's log that a base leads into.
@@ -61,7 +68,11 @@ pub async fn restorable(past: &Past) -> Result<Restorable> {
         }
     }
     let moments = common(past, &lines);
-    let mut shards: Vec<ShardWindow> = lines.into_values().flatten().collect();
+    // A line that was left shares with the one that went on what lies before.
+    let mut known = BTreeSet::new();
+    let in_order = past.chain.tips().into_iter().filter_map(|tip| lines.remove(tip)).flatten();
+    let mut shards: Vec<ShardWindow> =
+        in_order.filter(|window| known.insert((window.from.clone(), window.to.clone()))).collect();
     shards.sort_by_key(|window| (window.slots.ranges().first().copied(), window.from.offset));
     Ok(Restorable { moments, shards })
 }
@@ -111,7 +122,8 @@ async fn step_before(past: &Past, path: &Path, offset: u64) -> Result<Option<u64
 fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Vec<Moments> {
     let mut all: Vec<Moments> = Vec::new();
     for (view, valid) in View::all(past) {
-        let mut spans = vec![valid];
+        // Before slots are assigned there is nothing to restore.
+        let mut spans = if view.shards.is_empty() { vec![] } else { vec![valid] };
         for state in &view.shards {
             let mut tips: Vec<ReplId> = Vec::new();
             if let Ok(history) = View::history_of(past, state) {
@@ -124,7 +136,7 @@ fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Vec<Moment
         }
         for span in spans {
             match all.last_mut() {
-                Some(last) if last.to >= span.from => last.to = last.to.max(span.to),
+                Some(last) if last.touches(&span) => last.to = last.to.max(span.to),
                 _ => all.push(span),
             }
         }
@@ -151,7 +163,7 @@ pub struct HistoryNode {
     pub slots: SlotSet,
     /// Where it comes from: the last byte that it has in common with its parent.
     pub parent: Option<Place>,
-    /// Its bases: the last byte each holds, and the backup that it belongs to.
+    /// Its bases.
     pub bases: Vec<NodeBase>,
     /// What there is of its log, without the tail.
     pub log: Vec<NodeLog>,
@@ -164,8 +176,8 @@ pub struct HistoryNode {
 pub struct NodeBase {
     /// The last byte that it holds.
     pub offset: u64,
-    /// The backup that it belongs to.
-    pub backup: String,
+    /// The backup that it belongs to; absent if it is in none yet.
+    pub backup: Option<String>,
 }
 
 /// Bytes of a history's log, without a gap.
@@ -218,7 +230,8 @@ async fn node(past: &Past, history: &ReplId) -> Result<HistoryNode> {
     let own = past.chain.bases().iter().filter(|base| base.place.history == *history);
     let bases = own.filter_map(|base| {
         let (manifest, _) = past.base(base.number)?;
-        Some(NodeBase { offset: base.place.offset, backup: manifest.id.clone() })
+        let backup = past.is_listed(base.number).then(|| manifest.id.clone());
+        Some(NodeBase { offset: base.place.offset, backup })
     });
     Ok(HistoryNode {
         history: history.clone(),

@@ -207,7 +207,7 @@ fn point(manifest: &Manifest, before: &ShardRecord, after: &ShardRecord, link: &
         may_lack_ms: None,
         server: before.server.version().max(after.server.version()),
     };
-    Point { manifest: alone(manifest, before), at: None, shards: vec![shard] }
+    Point { manifest: alone(manifest, before), at: None, shards: vec![shard], passed_over: vec![] }
 }
 
 pub(super) fn temporary(spool: &Path) -> Result<tempfile::TempDir> {

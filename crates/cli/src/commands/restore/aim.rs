@@ -9,7 +9,7 @@ use slotkeep_format::Manifest;
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::log::chain::Place;
 use slotkeep_jobs::log::pattern::Pattern;
-use slotkeep_jobs::log::point::{Aim, Point, ShardPoint, Span, resolve};
+use slotkeep_jobs::log::point::{Aim, PassedOver, Point, ShardPoint, Span, resolve};
 use slotkeep_jobs::log::search::{Accident, find};
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
@@ -59,6 +59,9 @@ pub(crate) struct Recovery<'a> {
     undone: Option<&'a Accident>,
     /// The shards.
     shards: &'a [ShardPoint],
+    /// What is kept of shards behind that moment.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    passed_over: &'a [PassedOver],
 }
 
 impl AimArgs {
@@ -109,7 +112,7 @@ impl AimArgs {
             },
         };
         let point = resolve(&past, &aim).await?;
-        warn_of_unfollowed(output, &point);
+        warn(output, &point);
         Ok(Wanted { point, past: Some(past), accident })
     }
 
@@ -125,7 +128,7 @@ impl AimArgs {
             let past = Past::load(repository, cluster).await?;
             if past.has_log() {
                 let point = resolve(&past, &Aim::Latest).await?;
-                warn_of_unfollowed(output, &point);
+                warn(output, &point);
                 return Ok(Wanted { point, past: Some(Arc::new(past)), accident: None });
             }
         }
@@ -170,6 +173,7 @@ impl Wanted {
             at: self.point.at,
             undone: self.accident.as_ref(),
             shards: &self.point.shards,
+            passed_over: &self.point.passed_over,
         })
     }
 }
@@ -181,8 +185,12 @@ impl Recovery<'_> {
     }
 }
 
-/// Says of which slots keys may be missing at that point.
-fn warn_of_unfollowed(output: &Output, point: &Point) {
+/// Says what is not at that point and could have been.
+fn warn(output: &Output, point: &Point) {
+    for passed in &point.passed_over {
+        output.warn(&words_of(passed, point.at));
+    }
+    // Keys of these may be missing.
     let slots = point.unfollowed();
     if !slots.is_empty() {
         output.warn(&format!(
@@ -190,6 +198,28 @@ fn warn_of_unfollowed(output: &Output, point: &Point) {
              are missing"
         ));
     }
+}
+
+/// What is kept of a shard behind the last moment for all.
+fn words_of(passed: &PassedOver, at: Option<Timestamp>) -> String {
+    let slots = &passed.slots;
+    let why = match (&passed.from, passed.since) {
+        (Some(from), Some(since)) => {
+            format!(
+                "there is a gap before {since}, where the log goes on behind a base at {}:{}",
+                from.history, from.offset
+            )
+        }
+        (Some(from), None) => {
+            format!(
+                "there is a base at {}:{} and no log of it by which moments could be told",
+                from.history, from.offset
+            )
+        }
+        (None, _) => "there is no base of them as they were seen last".to_owned(),
+    };
+    let at = at.map(|at| at.to_string()).unwrap_or_default();
+    format!("{at} is the last moment that all shards can be restored to together: of slots {slots}, {why}")
 }
 
 /// A moment as the user typed it.

@@ -111,7 +111,35 @@ fn a_loop_of_histories_ends() {
     chain.add_history(id(1), Some(parent(2, 5)), 1, one(6..10));
     chain.add_history(id(2), Some(parent(1, 9)), 2, one(10..12));
     assert!(chain.path(&id(1)).stretches().len() <= 2);
+    chain.add_look(&id(1), 7);
     chain.main_tip(&id(1));
+    chain.tips();
+}
+
+#[test]
+fn the_main_line_is_the_one_that_was_seen_to_live_last() {
+    let mut chain = failovers();
+    let tips = |chain: &Chain| chain.tips().into_iter().cloned().collect::<Vec<_>>();
+    // What the first one holds behind the fork is on a line of its own.
+    assert_eq!(tips(&chain), [id(3), id(1)]);
+    chain.add_look(&id(2), 2);
+    assert_eq!(chain.main_tip(&id(1)), id(3), "the third one was followed since");
+    chain.add_look(&id(1), 4);
+    assert_eq!(chain.main_tip(&id(1)), id(1));
+    assert_eq!(tips(&chain), [id(1), id(3)]);
+    assert_eq!(chain.divergent_tail(&id(1)), None);
+    chain.add_look(&id(2), 5);
+    assert_eq!(chain.main_tip(&id(1)), id(2), "it was left by the third one before");
+    // It holds nothing behind that fork, but ends a line now.
+    assert_eq!(tips(&chain), [id(2), id(3), id(1)]);
+    assert_eq!(chain.divergent_tail(&id(1)), Some(Piece { history: id(1), range: 31..41 }));
+    // Of two that took over, the one that lived last goes on.
+    chain.add_history(id(4), Some(parent(2, 45)), 6, one(46..50));
+    assert_eq!(chain.main_tip(&id(1)), id(4));
+    chain.add_look(&id(3), 7);
+    assert_eq!(chain.main_tip(&id(1)), id(3));
+    chain.add_look(&id(9), 8);
+    assert!(!chain.histories().any(|known| *known == id(9)));
 }
 
 #[test]
@@ -207,6 +235,31 @@ impl Graph {
 }
 
 proptest! {
+    #[test]
+    fn every_byte_and_every_base_is_on_the_way_to_a_tip(
+        graph in graphs(), looks in prop::collection::vec((0_usize..5, 0_i64..6), 0..4)
+    ) {
+        let mut chain = graph.chain();
+        for (history, seen) in looks {
+            chain.add_look(&id(history), seen);
+        }
+        let paths: Vec<Path> = chain.tips().into_iter().map(|tip| chain.path(tip)).collect();
+        let is_held = |place: &Place| paths.iter().any(|path| path.holds(place));
+        for (number, (from, ranges)) in graph.histories.iter().enumerate() {
+            // What a history has before its own fork is its parent's.
+            let after = from.map_or(0, |(_, fork)| fork);
+            for offset in ranges.iter().flat_map(Clone::clone).filter(|offset| *offset > after) {
+                prop_assert!(is_held(&Place { history: id(number), offset }), "{} of {}", offset, number);
+            }
+            let main = Place { history: chain.main_tip(&id(number)), offset: u64::MAX };
+            prop_assert!(is_held(&main), "{:?}", main);
+        }
+        for base in chain.bases() {
+            let from = chain.parent(&base.place.history).map_or(0, |parent| parent.fork);
+            prop_assert!(base.place.offset < from || is_held(&base.place));
+        }
+    }
+
     #[test]
     fn places_are_reached_exactly_if_a_base_and_every_byte_are_there(graph in graphs()) {
         let chain = graph.chain();

@@ -45,7 +45,7 @@ impl View {
         Ok(Self { shards, ..Self::newest(past)? })
     }
 
-    /// Every look that the cluster had, with the moments from when it was seen until the next one was; without any, the newest.
+    /// Every look that the cluster had, with the moments from when it was seen until just before the next one was; without any, the newest.
     pub(in crate::log) fn all(past: &Past) -> Vec<(Self, Moments)> {
         let always = Moments { from: Timestamp::MIN, to: Timestamp::MAX };
         if past.topologies.is_empty() {
@@ -53,9 +53,9 @@ impl View {
             let last = anchored(past).next_back();
             return last.map(|backup| (Self::of_backup(backup), always)).into_iter().collect();
         }
-        let from =
-            std::iter::once(always.from).chain(past.topologies.iter().skip(1).map(|seen| seen.seen_at));
-        let to = past.topologies.iter().skip(1).map(|seen| seen.seen_at).chain(std::iter::once(always.to));
+        let later = past.topologies.iter().skip(1).map(|seen| first_moment(seen.seen_at));
+        let from = std::iter::once(always.from).chain(later.clone().map(|(_, first)| first));
+        let to = later.map(|(last, _)| last).chain(std::iter::once(always.to));
         let spans = from.zip(to).map(|(from, to)| Moments { from, to });
         past.topologies.iter().map(Self::of_topology).zip(spans).collect()
     }
@@ -121,13 +121,15 @@ impl View {
         shards: &[(ShardPoint, usize)],
     ) -> Result<Manifest> {
         let mut records = Vec::new();
-        let mut newest: Option<&Manifest> = None;
+        let mut newest: Option<(bool, &Manifest)> = None;
         for (state, (_, number)) in self.shards.iter().zip(shards) {
             let (manifest, base) = past.base(*number).ok_or_else(nothing_seen)?;
-            newest = newest.filter(|newest| newest.id >= manifest.id).or(Some(manifest));
+            let own = (past.is_listed(*number), manifest);
+            let is_newest = newest.is_none_or(|(listed, newest)| (listed, &newest.id) < (own.0, &own.1.id));
+            newest = if is_newest { Some(own) } else { newest };
             records.push(record(state, base));
         }
-        let newest = newest.ok_or_else(nothing_seen)?;
+        let (_, newest) = newest.ok_or_else(nothing_seen)?;
         // Settings are recorded with backups only: those of the last one before the moment hold.
         let settings = past.backups.iter().rev().find(|backup| backup.finished_at <= at).unwrap_or(newest);
         let covered: SlotSet =
@@ -151,6 +153,14 @@ impl View {
             digest: None,
         })
     }
+}
+
+/// The first moment at which a look counts, and the last one before it. Moments are in whole milliseconds.
+fn first_moment(seen_at: Timestamp) -> (Timestamp, Timestamp) {
+    let last_ms = seen_at.as_nanosecond().saturating_sub(1).div_euclid(1_000_000);
+    let moment = |ms: i128| i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    let first = moment(last_ms.saturating_add(1)).unwrap_or(seen_at);
+    (moment(last_ms).unwrap_or(seen_at), first)
 }
 
 /// The backups that name histories of the cluster's replication: a name that was made up leads nowhere.

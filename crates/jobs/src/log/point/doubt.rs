@@ -52,11 +52,8 @@ impl<'a> Doubt<'a> {
 
 /// Refuses a moment at which it is not known who served some slots: when they changed hands was seen only afterwards.
 pub(super) fn check_settled(topologies: &[TopologyRecord], moment_ms: i64) -> Result<()> {
-    let Some(Doubt { before, after, early_ms, late_ms }) =
-        Doubt::at(topologies, moment_ms).find(Doubt::is_of_owners)
-    else {
-        return Ok(());
-    };
+    let Some(doubt) = Doubt::at(topologies, moment_ms).find(Doubt::is_of_owners) else { return Ok(()) };
+    let Doubt { before, after, early_ms, late_ms } = doubt;
     let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
     let moved = moved(before, after);
     let what = format!(
@@ -70,15 +67,6 @@ pub(super) fn check_settled(topologies: &[TopologyRecord], moment_ms: i64) -> Re
         text(early_ms),
         text(late_ms)
     )))
-}
-
-/// The last moment, up to this one, that [`check_settled`] does not refuse.
-pub(super) fn settled_by(topologies: &[TopologyRecord], moment_ms: i64) -> i64 {
-    let mut settled_ms = moment_ms;
-    while let Some(doubt) = Doubt::at(topologies, settled_ms).find(Doubt::is_of_owners) {
-        settled_ms = doubt.early_ms;
-    }
-    settled_ms
 }
 
 /// What is left of spans without the moments that [`check_settled`] refuses.
@@ -229,8 +217,6 @@ mod tests {
         assert_eq!(offered(-10, 40), [span(-10, -1), span(27, 40)]);
         assert_eq!((offered(2, 20), offered(2, 30)), (vec![], vec![span(27, 30)]));
         assert_eq!(offered(30, 40), [span(30, 40)]);
-        let settled = |second: i64| settled_by(&topologies, second * 1000) / 1000;
-        assert_eq!([-2, -1, 0, 26, 27].map(settled), [-2, -1, -1, -1, 27]);
     }
 
     #[test]
@@ -241,6 +227,8 @@ mod tests {
             seen(10, Some(8), &moved("0-98", "99-16383")),
             seen(12, Some(9), &moved("0-97", "98-16383")),
         ];
-        assert_eq!(settled_by(&topologies, 13_500), 6_000);
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let span = Moments { from: at(-5), to: at(13) };
+        assert_eq!(settled_within(&topologies, vec![span]), [Moments { to: at(6), ..span }]);
     }
 }

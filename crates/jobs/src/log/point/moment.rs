@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use slotkeep_format::{ShardState, TimeSample};
 use slotkeep_model::SlotSet;
 
-use super::{Past, Path, Times, View};
+use super::{Past, Path, Times};
+use crate::log::chain::Window;
+use crate::log::times::Around;
 use crate::{Error, ErrorKind, Result};
 
 /// Whether a shard's log must go on up to the moment.
@@ -33,23 +35,43 @@ pub(super) async fn cut_by(
     slots: &SlotSet,
 ) -> Result<Cut> {
     let times = Times::on(past, path);
-    let around = times.around(moment_ms).await?;
+    let Around { before, after } = times.around(moment_ms).await?;
     let windows = past.chain.windows(path);
-    let within =
-        |sample: &TimeSample| windows.iter().find(|w| w.from <= sample.offset && sample.offset <= w.to);
-    // The moment lies in a window if nothing is missing up to the first place that was certainly later.
-    let reached = around.before.filter(|before| {
-        let next = around.after.map_or(before.offset, |after| after.offset);
-        let ended = around.after.is_none() && before.until_ms < moment_ms && end == End::Known;
-        !ended && within(before).is_some_and(|window| next <= window.to)
-    });
-    let Some(before) = reached else {
-        return Err(not_reached(past, path, &times, moment_ms, slots).await);
+    let window = before.and_then(|before| windows.iter().find(|window| window.holds(before.offset)));
+    let Some((before, window)) = before.zip(window) else {
+        return match ends_at(&windows, &times, moment_ms).await? {
+            Some(end) => Ok(Cut::at(end, moment_ms, false)),
+            None => Err(not_reached(&windows, &times, moment_ms, slots).await),
+        };
     };
-    let idle = around.after.is_some_and(|after| after.offset == before.offset);
-    let lack = moment_ms.saturating_sub(before.from_ms);
-    let may_lack_ms = if idle { 0 } else { u64::try_from(lack).unwrap_or(0) };
-    Ok(Cut { offset: before.offset, may_lack_ms: Some(may_lack_ms), from_ms: Some(before.from_ms) })
+    // What was certainly later, and that nothing is missing up to it.
+    let next = after.filter(|after| window.holds(after.offset));
+    // A log that stops may stop earlier; one that goes on behind a gap lacks writes of which it is known that there were some.
+    let may_be_earlier = end == End::MayBeEarlier && after.is_none();
+    if next.is_none() && before.until_ms < moment_ms && !may_be_earlier {
+        return Err(not_reached(&windows, &times, moment_ms, slots).await);
+    }
+    Ok(Cut::at(before, moment_ms, next.is_some_and(|next| next.offset == before.offset)))
+}
+
+/// The last sample of a window that ends exactly at the moment: what goes on behind the gap may have been written in the same millisecond.
+async fn ends_at(windows: &[Window], times: &Times<'_>, moment_ms: i64) -> Result<Option<TimeSample>> {
+    for window in windows {
+        let last = times.last_within(window.to).await?.filter(|last| window.holds(last.offset));
+        if let Some(last) = last.filter(|last| last.until_ms == moment_ms) {
+            return Ok(Some(last));
+        }
+    }
+    Ok(None)
+}
+
+impl Cut {
+    /// At that sample, which was taken by the moment; `idle` if nothing was written until after it.
+    fn at(sample: TimeSample, moment_ms: i64, idle: bool) -> Self {
+        let lack = moment_ms.saturating_sub(sample.from_ms);
+        let may_lack_ms = if idle { 0 } else { u64::try_from(lack).unwrap_or(0) };
+        Self { offset: sample.offset, may_lack_ms: Some(may_lack_ms), from_ms: Some(sample.from_ms) }
+    }
 }
 
 /// A shard whose cut is chosen.
@@ -96,9 +118,9 @@ pub(super) async fn order_moves(past: &Past, planned: &mut [Planned<'_>], moment
 }
 
 /// Why a moment can't be reached, and which ones can.
-async fn not_reached(past: &Past, path: &Path, times: &Times<'_>, moment_ms: i64, slots: &SlotSet) -> Error {
+async fn not_reached(windows: &[Window], times: &Times<'_>, moment_ms: i64, slots: &SlotSet) -> Error {
     let (mut before, mut after) = (None, None);
-    for window in past.chain.windows(path) {
+    for window in windows {
         let span = async {
             Ok::<_, Error>((times.first_with(window.from).await?, times.last_within(window.to).await?))
         };
@@ -107,9 +129,9 @@ async fn not_reached(past: &Past, path: &Path, times: &Times<'_>, moment_ms: i64
             Err(error) => return error,
         };
         // A window without a sample of its own can't be reached by time.
-        let inside = |sample: &TimeSample| window.from <= sample.offset && sample.offset <= window.to;
+        let inside = |sample: &TimeSample| window.holds(sample.offset);
         let (Some(first), Some(last)) = (first.filter(inside), last.filter(inside)) else { continue };
-        if last.until_ms < moment_ms {
+        if last.until_ms <= moment_ms {
             before = Some(last.until_ms);
         } else if after.is_none() && first.until_ms > moment_ms {
             after = Some(first.until_ms);
@@ -143,28 +165,4 @@ async fn not_reached(past: &Past, path: &Path, times: &Times<'_>, moment_ms: i64
         ),
     };
     Error::new(ErrorKind::Gap, what).hint(hint)
-}
-
-/// The last moment at which every shard of the newest topology can be reached, in ms since 1970.
-pub(super) async fn latest(past: &Past) -> Result<i64> {
-    let view = View::newest(past)?;
-    let mut latest: Option<i64> = None;
-    for state in &view.shards {
-        let history = View::history_of(past, state)?;
-        let path = past.chain.path(&past.chain.main_tip(&history));
-        let window = past.chain.windows(&path).pop();
-        let last = match window {
-            Some(window) => {
-                let last = Times::on(past, &path).last_within(window.to).await?;
-                last.filter(|sample| sample.offset >= window.from)
-            }
-            None => None,
-        };
-        let last = last.ok_or_else(|| {
-            Error::new(ErrorKind::Gap, format!("there is no log behind a base for slots {}", state.slots))
-                .hint("restore a backup (--backup, `slotkeep list`)")
-        })?;
-        latest = Some(latest.map_or(last.until_ms, |latest| latest.min(last.until_ms)));
-    }
-    latest.ok_or_else(|| Error::new(ErrorKind::NotFound, "the cluster has no shard"))
 }

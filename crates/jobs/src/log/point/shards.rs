@@ -129,7 +129,8 @@ pub async fn resolve_shards(past: &Past, wanted: &[ShardState], at: Option<Times
         shards.push(shard_point(past, &shard.state.slots, &shard.path, &shard.cut).await?);
     }
     let manifest = view.manifest(past, at.unwrap_or(Timestamp::MAX), &shards)?;
-    Ok(Point { manifest, at, shards: shards.into_iter().map(|(point, _)| point).collect() })
+    let shards = shards.into_iter().map(|(point, _)| point).collect();
+    Ok(Point { manifest, at, shards, passed_over: vec![] })
 }
 
 fn path_of(past: &Past, state: &ShardState) -> Result<Path> {

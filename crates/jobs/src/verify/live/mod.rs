@@ -192,7 +192,12 @@ impl Run<'_> {
         let id = random_hex(&*context.rng, 32)?;
         let target = Repository::init(&location, id, context.clock.now()).await?;
         let target = MergeTarget { repository: &target, cluster: &self.options.cluster, shares_bases: false };
-        let point = Point { manifest: alone(of, base), at: side.at, shards: vec![point.clone()] };
+        let point = Point {
+            manifest: alone(of, base),
+            at: side.at,
+            shards: vec![point.clone()],
+            passed_over: vec![],
+        };
         let progress = [Arc::new(FoldProgress::new(format!("slots {}", shard.slots)))];
         let source = (side.repository, Some(side.past));
         let merged =
