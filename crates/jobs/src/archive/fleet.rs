@@ -9,7 +9,7 @@ use futures::future::{join_all, try_join_all};
 use slotkeep_format::manifest::ShardCut;
 use slotkeep_model::{Node, Shard};
 
-use super::held::Held;
+use super::beginning::Beginning;
 use super::line::{Line, LineHandle, LineState, Shared};
 use super::lineage::Reach;
 use super::share::{TakenLease, Ties};
@@ -118,11 +118,11 @@ impl Fleet {
     pub(crate) fn add(
         &mut self,
         shard: Shard,
-        held: Option<Held>,
+        beginning: impl Into<Beginning>,
         progress: Arc<ShardProgress>,
         of: (String, Option<Arc<TakenLease>>),
     ) {
-        self.lines.push(Line::start(&self.shared, shard, held, progress, of));
+        self.lines.push(Line::start(&self.shared, shard, beginning.into(), progress, of));
     }
 
     /// The line of that name.
