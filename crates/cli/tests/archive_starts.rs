@@ -179,9 +179,9 @@ fn a_cluster_that_starts_later_is_waited_for() {
     assert_eq!(run.stderr.matches("it is asked for again").count(), 1, "{}", run.stderr);
 
     let mut agent = Agent::start(&cluster, folder.path(), &["--wait-for-cluster", "10m"]);
-    wait_for(LIMIT, "the agent to wait", || match agent.said().contains("it is asked for again") {
-        true => Ok(()),
-        false => Err(NotYet::because(agent.said())),
+    wait_for(LIMIT, "the agent to wait", || {
+        let said = agent.said();
+        if said.contains("it is asked for again") { Ok(()) } else { Err(NotYet::because(said)) }
     })
     .unwrap();
     let code = agent.finish().code();
