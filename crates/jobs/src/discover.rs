@@ -1,5 +1,7 @@
 //! The cluster behind an address.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use slotkeep_model::{Node, NodeAddr, Role, ServerVersion, Shard, SlotSet, Topology};
 use slotkeep_wire::info::{Info, InfoError, Replication};
@@ -37,6 +39,8 @@ impl Discovery {
     }
 }
 
+/// How often a cluster is asked for that is not there yet.
+const ASKED_EVERY: Duration = Duration::from_secs(1);
 /// How many nodes are asked at a time.
 const QUESTIONS_IN_FLIGHT: usize = 16;
 
@@ -57,6 +61,37 @@ pub struct NodeReport {
     pub keys: u64,
     /// Where it stands in its replication history.
     pub replication: Replication,
+}
+
+/// Finds the cluster as [`discover`] does, and asks again for as long as `patience` while no node answers or what answers is no whole cluster yet.
+/// `wait` is told why before the first pause.
+pub async fn await_cluster(
+    context: &Context,
+    seeds: &[NodeAddr],
+    patience: Duration,
+    wait: impl FnOnce(&Error),
+) -> Result<Discovery> {
+    let began_at = context.clock.elapsed();
+    let mut wait = Some(wait);
+    loop {
+        let error = match discover(context, seeds).await {
+            Ok(discovery) => return Ok(discovery),
+            Err(error) => error,
+        };
+        let may_come = matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::NotACluster);
+        let left = patience.saturating_sub(context.clock.elapsed().saturating_sub(began_at));
+        if !may_come || left.is_zero() {
+            return Err(error);
+        }
+        if let Some(wait) = wait.take() {
+            wait(&error);
+        }
+        let pause = left.min(ASKED_EVERY);
+        tokio::select! {
+            () = context.clock.sleep(pause) => {}
+            () = context.stop.cancelled() => return Err(Error::interrupted()),
+        }
+    }
 }
 
 /// Finds the cluster behind the first address that answers.

@@ -9,7 +9,7 @@ use slotkeep_jobs::archive::{
     ShareOptions, Watch, archive,
 };
 use slotkeep_jobs::backup::Prefer;
-use slotkeep_jobs::discover::discover;
+use slotkeep_jobs::discover::await_cluster;
 use slotkeep_jobs::ports::Clock;
 use slotkeep_jobs::{Context, Result};
 
@@ -34,6 +34,9 @@ const LEAST_LEASE_TIME: Duration = Duration::from_secs(1);
 pub(crate) struct ArchiveArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
+    /// How long to ask for the cluster at the start while no node answers, or what answers is no whole cluster yet, as where both start together
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = span, help_heading = "Cluster")]
+    wait_for_cluster: Duration,
     #[command(flatten)]
     repo: RepoArgs,
     /// Seal at the latest so long after a write was received; heartbeats alone are sealed within a minute
@@ -95,7 +98,10 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     let (context, seeds) = session.cluster(&arguments.cluster)?;
     let (location, name) = session.location(&arguments.repo)?;
     // A cluster that can't be found must leave no new repository behind.
-    discover(&context, &seeds).await?;
+    await_cluster(&context, &seeds, arguments.wait_for_cluster, |error| {
+        output.warn(&format!("{error}; it is asked for again"));
+    })
+    .await?;
     let repository = session.open_or_create(&location, &arguments.repo).await?;
     repository.check_signs()?;
     if let Some(spoiled) = repository.check_newest(&name).await? {
@@ -184,6 +190,9 @@ fn render(status: &ArchiveStatus) -> String {
             "{} agents{leads}; {} shards with others{trouble}",
             status.agents, status.elsewhere
         ));
+    }
+    if status.unfollowed > 0 {
+        lines.push(format!("{} shards are followed by nobody", status.unfollowed));
     }
     lines.join("\n")
 }

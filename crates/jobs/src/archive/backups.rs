@@ -10,7 +10,7 @@ use slotkeep_format::LineCut;
 use slotkeep_format::manifest::BackupKind;
 use slotkeep_model::{NodeAddr, Shard};
 
-use super::held::Holdings;
+use super::held::{Holdings, Lead};
 use super::lineage::Reach;
 use super::status::NoticeKind;
 use super::supervise::Supervisor;
@@ -214,8 +214,11 @@ impl Supervisor<'_> {
         let seen = self.seen.iter().find(|seen| seen.shard.primary.addr == *primary);
         let held = match seen.and_then(|seen| seen.replication.as_ref()) {
             Some(replication) => holdings.leading_to(replication).await?,
-            None => None,
+            None => Lead::Nowhere,
         };
-        Ok(held.map_or_else(|| Arc::clone(&member.base), |(_, newer)| newer))
+        Ok(match held {
+            Lead::Here((_, newer)) => newer,
+            Lead::Nowhere | Lead::Broken(_) => Arc::clone(&member.base),
+        })
     }
 }

@@ -10,7 +10,7 @@ use slotkeep_format::Parent;
 use slotkeep_format::manifest::ShardCut;
 use slotkeep_model::{Node, ReplId, Shard};
 
-use super::held::Held;
+use super::beginning::Beginning;
 use super::line::{Line, LineHandle, LineState, Shared};
 use super::lineage::Reach;
 use super::share::{TakenLease, Ties};
@@ -124,11 +124,11 @@ impl Fleet {
     pub(crate) fn add(
         &mut self,
         shard: Shard,
-        held: Option<Held>,
+        beginning: impl Into<Beginning>,
         progress: Arc<ShardProgress>,
         of: (String, Option<Arc<TakenLease>>),
     ) {
-        self.lines.push(Line::start(&self.shared, shard, held, progress, of));
+        self.lines.push(Line::start(&self.shared, shard, beginning.into(), progress, of));
     }
 
     /// The line of that name.

@@ -1,13 +1,15 @@
 //! What the repository holds already: bases, and how far the log behind each goes without a gap.
+//!
+//! Invariant: what can't be read costs what needs it and nothing else: a log that ends in it is taken for broken, so that it begins anew with a base.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use slotkeep_format::manifest::{BaseRecord, ShardRecord};
 use slotkeep_format::{Manifest, Parent};
 use slotkeep_model::{ReplId, ReplOffset, SlotSet};
-use slotkeep_repo::{Repository, SegmentEntry};
+use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry};
 use slotkeep_wire::info::Replication;
 use slotkeep_wire::stream::{Splitter, StreamStart};
 
@@ -19,6 +21,23 @@ use crate::rdb_head::RdbHead;
 /// A base and the end of the log behind it.
 pub(crate) type Held = (Position, Arc<TakenBase>);
 
+/// Where the log leads.
+#[derive(Debug)]
+pub(crate) enum Lead {
+    /// From a base to what the server follows.
+    Here(Held),
+    /// No base leads there.
+    Nowhere,
+    /// It would lead there, but for what can't be read: why.
+    Broken(String),
+}
+
+impl From<Option<Held>> for Lead {
+    fn from(held: Option<Held>) -> Self {
+        held.map_or(Self::Nowhere, Self::Here)
+    }
+}
+
 /// What a repository holds of one cluster.
 pub(crate) struct Holdings {
     repository: Repository,
@@ -28,7 +47,11 @@ pub(crate) struct Holdings {
     /// Bases that are in no backup yet, the newest first.
     unlisted: Vec<Arc<TakenBase>>,
     parents: HashMap<ReplId, Parent>,
+    /// Histories of which it can't be read where they come from, and why.
+    unreadable: HashMap<ReplId, String>,
     segments: HashMap<ReplId, Vec<SegmentEntry>>,
+    /// Segments at the ends of logs that can't be read, and why.
+    spoiled: HashMap<String, String>,
 }
 
 impl Holdings {
@@ -36,11 +59,18 @@ impl Holdings {
     pub(crate) async fn read(repository: &Repository, cluster: &str) -> Result<Self> {
         let mut manifests = repository.backups(cluster).await?.backups;
         manifests.sort_by_cached_key(|manifest| Reverse((manifest.order_at(), manifest.id.clone())));
-        let mut parents = HashMap::new();
+        let (mut parents, mut unreadable) = (HashMap::new(), HashMap::new());
         for history in repository.histories(cluster).await? {
-            let record = repository.history(cluster, &history).await?;
-            if let Some(parent) = record.and_then(|record| record.parent) {
-                parents.insert(history, parent);
+            match repository.history(cluster, &history).await {
+                Ok(record) => {
+                    if let Some(parent) = record.and_then(|record| record.parent) {
+                        parents.insert(history, parent);
+                    }
+                }
+                Err(error) if is_spoiled(&error) => {
+                    unreadable.insert(history, error.to_string());
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(Self {
@@ -49,7 +79,9 @@ impl Holdings {
             manifests,
             unlisted: Vec::new(),
             parents,
+            unreadable,
             segments: HashMap::new(),
+            spoiled: HashMap::new(),
         })
     }
 
@@ -77,11 +109,16 @@ impl Holdings {
         shards.map(|shard| &shard.base.rdb.path)
     }
 
-    /// The newest base from which the log leads to the history that the server follows now, or to the one before.
-    pub(crate) async fn leading_to(&mut self, server: &Replication) -> Result<Option<Held>> {
+    /// The newest base from which the log leads to the history that the server follows now, or to the one before. A segment at its end that can't be
+    /// read is as good as none: whoever went on behind it would keep a log that nobody can replay.
+    pub(crate) async fn leading_to(&mut self, server: &Replication) -> Result<Lead> {
+        let followed = std::iter::once(&server.replid).chain(&server.previous_replid);
+        let mut broken = followed.into_iter().find_map(|history| self.unreadable_above(history));
         for base in self.unlisted.clone() {
-            if let Some(held) = self.behind_base(&base, server).await? {
-                return Ok(Some(held));
+            match self.behind_base(&base, server).await? {
+                Lead::Here(held) => return Ok(Lead::Here(held)),
+                Lead::Broken(why) => broken = Some(why),
+                Lead::Nowhere => {}
             }
         }
         for number in 0..self.manifests.len() {
@@ -90,12 +127,27 @@ impl Holdings {
             let bases: Vec<Arc<TakenBase>> =
                 shards.map(|shard| Arc::new(TakenBase::of(shard, &manifest.id))).collect();
             for base in bases {
-                if let Some(held) = self.behind_base(&base, server).await? {
-                    return Ok(Some(held));
+                match self.behind_base(&base, server).await? {
+                    Lead::Here(held) => return Ok(Lead::Here(held)),
+                    Lead::Broken(why) => broken = Some(why),
+                    Lead::Nowhere => {}
                 }
             }
         }
-        Ok(None)
+        Ok(broken.map_or(Lead::Nowhere, Lead::Broken))
+    }
+
+    /// Why it can't be read where that history comes from, or one that it descends from.
+    fn unreadable_above(&self, history: &ReplId) -> Option<String> {
+        let mut passed = HashSet::new();
+        let mut at = history;
+        while passed.insert(at) {
+            if let Some(why) = self.unreadable.get(at) {
+                return Some(why.clone());
+            }
+            at = &self.parents.get(at)?.history;
+        }
+        None
     }
 
     /// The newest backup with a base of those slots that no log of replication can go on behind, and that shard of it.
@@ -110,7 +162,7 @@ impl Holdings {
     }
 
     /// The base, and where the log behind it ends in what the server follows, if it leads there.
-    async fn behind_base(&mut self, base: &Arc<TakenBase>, server: &Replication) -> Result<Option<Held>> {
+    async fn behind_base(&mut self, base: &Arc<TakenBase>, server: &Replication) -> Result<Lead> {
         let ends = self.ends(&base.history, base.offset).await?;
         let rank = |history: &ReplId| match history {
             history if *history == server.replid => Some(0),
@@ -121,15 +173,18 @@ impl Holdings {
             .into_iter()
             .filter_map(|end| Some((rank(&end.0)?, end)))
             .min_by_key(|(rank, (_, offset))| (*rank, Reverse(*offset)));
-        let Some((_, (history, offset))) = best else { return Ok(None) };
-        let database = self.database_at(&history, offset).await?;
+        let Some((_, (history, offset))) = best else { return Ok(Lead::Nowhere) };
+        let database = match self.database_at(&history, offset).await? {
+            Ok(database) => database,
+            Err(why) => return Ok(Lead::Broken(why)),
+        };
         // A server does not say again what it had selected when the base was made.
         let at_base = history == base.history && offset == base.offset;
         let database = match database {
             None if at_base => self.database_of(base).await,
             known => known,
         };
-        Ok(Some((Position { history, offset, database }, Arc::clone(base))))
+        Ok(Lead::Here((Position { history, offset, database }, Arc::clone(base))))
     }
 
     /// The database that was selected when a base was made, if that can be read: whoever reads the log can look there as well.
@@ -168,28 +223,53 @@ impl Holdings {
         Ok(self.segments.get(history).map(Vec::as_slice).unwrap_or_default())
     }
 
-    /// The database that is selected behind `offset`, from the segment that ends there. Not known where segments are encrypted and this machine
-    /// only writes; whoever reads them knows it from the segments before.
-    async fn database_at(&mut self, history: &ReplId, offset: u64) -> Result<Option<u32>> {
+    /// The database that is selected behind `offset`, from the segment that ends there, or why that can't be read. Not known where segments are encrypted
+    /// and this machine only writes; whoever reads them knows it from the segments before.
+    async fn database_at(
+        &mut self,
+        history: &ReplId,
+        offset: u64,
+    ) -> Result<std::result::Result<Option<u32>, String>> {
         if !self.repository.is_readable() {
-            return Ok(None);
+            return Ok(Ok(None));
         }
         let behind = offset.saturating_add(1);
         let last = self.segments_of(history).await?.iter().find(|segment| segment.end == behind).cloned();
-        let Some(last) = last else { return Ok(None) };
-        let mut reader = self.repository.read_segment(&last).await?;
-        let start = StreamStart {
-            offset: ReplOffset(last.start.saturating_sub(1)),
-            db: reader.record().database,
-            in_transaction: false,
-        };
-        let mut splitter = Splitter::new(start);
-        while let Some(bytes) = reader.next().await? {
-            let mut rest = bytes.as_slice();
-            while let Ok(Some(_)) = splitter.next(&mut rest) {}
+        let Some(last) = last else { return Ok(Ok(None)) };
+        if let Some(why) = self.spoiled.get(last.path()) {
+            return Ok(Err(why.clone()));
         }
-        Ok(splitter.db())
+        match selected_behind(&self.repository, &last).await {
+            Ok(database) => Ok(Ok(database)),
+            Err(error) if is_spoiled(&error) => {
+                let why = error.to_string();
+                self.spoiled.insert(last.path().to_owned(), why.clone());
+                Ok(Err(why))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
+}
+
+/// Whether an object is there and says nothing that can be gone by.
+const fn is_spoiled(error: &RepoError) -> bool {
+    matches!(error.problem, Problem::Damaged(_) | Problem::Untrusted(_))
+}
+
+/// The database that is selected behind a segment, if it is known.
+async fn selected_behind(repository: &Repository, segment: &SegmentEntry) -> Result<Option<u32>, RepoError> {
+    let mut reader = repository.read_segment(segment).await?;
+    let start = StreamStart {
+        offset: ReplOffset(segment.start.saturating_sub(1)),
+        db: reader.record().database,
+        in_transaction: false,
+    };
+    let mut splitter = Splitter::new(start);
+    while let Some(bytes) = reader.next().await? {
+        let mut rest = bytes.as_slice();
+        while let Ok(Some(_)) = splitter.next(&mut rest) {}
+    }
+    Ok(splitter.db())
 }
 
 /// The last byte up to which ranges, in the order of their starts, hold everything behind `from` without a gap. Ranges end before
@@ -202,7 +282,60 @@ pub(crate) fn contiguous(ranges: impl Iterator<Item = (u64, u64)>, from: u64) ->
 
 #[cfg(test)]
 mod tests {
-    use super::contiguous;
+    use slotkeep_format::HistoryRecord;
+    use slotkeep_format::lineage::HISTORY_VERSION;
+    use slotkeep_model::Role;
+    use slotkeep_repo::Location;
+
+    use super::*;
+
+    fn id(letter: &str) -> ReplId {
+        letter.repeat(40).parse().unwrap()
+    }
+
+    fn following(history: &str) -> Replication {
+        Replication {
+            role: Role::Primary,
+            replid: id(history),
+            previous_replid: None,
+            previous_valid_to: None,
+            offset: ReplOffset(100),
+            backlog: None,
+            link: None,
+            replicas: vec![],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_history_that_cannot_be_read_breaks_the_logs_that_come_from_it_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let location = Location::Folder(folder.path().join("repo"));
+        let repository = Repository::init(&location, "0".repeat(32), at).await.unwrap();
+        for (history, parent) in [("b", Some("a")), ("c", Some("b")), ("d", None)] {
+            let record = HistoryRecord {
+                format_version: HISTORY_VERSION,
+                history: id(history),
+                parent: parent.map(|parent| Parent { history: id(parent), fork: 10 }),
+                slots: "0-16383".parse().unwrap(),
+                source: "127.0.0.1:1".parse().unwrap(),
+                first_seen_at: at,
+            };
+            repository.put_history("main", &record).await.unwrap();
+        }
+        let damaged = folder.path().join(format!("repo/main/history/{}/history.json", id("b")));
+        assert!(damaged.exists());
+        std::fs::write(&damaged, b"{").unwrap();
+        let mut holdings = Holdings::read(&repository, "main").await.unwrap();
+        for history in ["b", "c"] {
+            let lead = holdings.leading_to(&following(history)).await.unwrap();
+            assert!(matches!(&lead, Lead::Broken(why) if why.contains(id("b").as_str())), "{lead:?}");
+        }
+        for history in ["a", "d"] {
+            let lead = holdings.leading_to(&following(history)).await.unwrap();
+            assert!(matches!(lead, Lead::Nowhere), "{lead:?}");
+        }
+    }
 
     #[test]
     fn a_log_is_held_up_to_its_first_gap() {

@@ -1,95 +1,272 @@
-//! Pieces in the spool that no line will seal: of an earlier run, and of lines that are another agent's now.
+//! Pieces in the spool that no line has written in this run: of an earlier run, and of lines that are another agent's now.
 //!
 //! Whoever took a line over has asked the server for the same bytes, if the server had them still. So what the repository holds by now is deleted; what
 //! it does not is sealed, whoever has the line: these bytes may be the only ones there are, and segments may overlap.
+//!
+//! Invariants: no shard waits for a repository that is slow; a file is one task's at a time; files that go on where a line's log ends are sealed by that line,
+//! before what it receives, and it asks the server for what comes behind them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use slotkeep_format::Parent;
+use slotkeep_model::ReplId;
 use slotkeep_repo::Repository;
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::sealer::{settle_file, wait};
+use super::decide::Position;
+use super::sealer::{scan_file, settle_file, wait};
 use super::spool::SpoolFolder;
 use super::status::{Board, NoticeKind};
 use super::supervise::Supervisor;
-use crate::{Context, Result};
+use crate::{Context, Error, Result};
 
 /// How many files of an earlier run are sealed at a time.
 const SEALS_IN_FLIGHT: usize = 4;
+/// How long sealing them may take before shards are followed beside it.
+const FIRST_LIMIT: Duration = Duration::from_secs(5);
 /// How often files that no line will seal are looked at, and for how long their successor is given time to hold the same.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
 const SETTLE_AFTER: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Seals what an earlier run left, however long the repository takes.
+/// A file of an earlier run, and what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Leftover {
+    pub(crate) path: PathBuf,
+    pub(crate) history: ReplId,
+    /// Where that history comes from, if its writer knew.
+    pub(crate) parent: Option<Parent>,
+    /// Its first byte.
+    start: u64,
+    /// Its last safe cut.
+    end: u64,
+    /// The database selected there, if it is known.
+    database: Option<u32>,
+}
+
+impl Leftover {
+    /// Nothing if it can't be read, or holds no whole command.
+    async fn of(path: PathBuf) -> Option<Self> {
+        let (scanned, end) = scan_file(&path).await.ok()??;
+        let (header, database) = (scanned.header, scanned.database);
+        Some(Self {
+            path,
+            history: header.history,
+            parent: header.parent,
+            start: header.start,
+            end,
+            database,
+        })
+    }
+
+    /// Where a line goes on behind it.
+    pub(crate) fn reached(&self) -> Position {
+        Position { history: self.history.clone(), offset: self.end, database: self.database }
+    }
+
+    /// Whether what it holds goes on from there.
+    fn goes_on_from(&self, at: &Position) -> bool {
+        let joins = self.start <= at.next_offset() && self.end > at.offset;
+        let forks = self.parent.as_ref().is_some_and(|parent| {
+            parent.history == at.history && parent.fork == at.offset && self.start == at.next_offset()
+        });
+        forks || (joins && self.history == at.history)
+    }
+}
+
+/// Takes out the files that go on from that place, one behind the other. Where a history forks, the line went on in the new one.
+fn take_next(files: &mut Vec<Leftover>, from: &Position) -> Vec<Leftover> {
+    let (mut at, mut taken) = (from.clone(), Vec::new());
+    loop {
+        let fitting = files.iter().enumerate().filter(|(_, file)| file.goes_on_from(&at));
+        let next = fitting.min_by_key(|(_, file)| (file.history == at.history, file.start));
+        let Some(number) = next.map(|(number, _)| number) else { return taken };
+        let file = files.remove(number);
+        at = file.reached();
+        taken.push(file);
+    }
+}
+
+/// Seals what an earlier run left, as far as the repository takes it soon; gives what is still there then.
 pub(super) async fn seal_leftovers(
     context: &Context,
     repository: &Repository,
     folder: &SpoolFolder,
     board: &Board,
-) -> Result<()> {
-    let files = futures::stream::iter(folder.leftovers()?).map(|file| async move {
+    lease_time: Duration,
+) -> Result<Vec<Leftover>> {
+    let seals = futures::stream::iter(folder.leftovers()?).map(|file| async move {
         let mut pause = FIRST_PAUSE;
-        loop {
-            match settle_file(repository, folder, &file, true).await {
-                Ok(_) => return Ok(()),
-                Err(error) if context.stop.is_cancelled() => return Err(error),
-                Err(error) => {
-                    let words = format!("what an earlier run left can't be sealed yet: {error}");
-                    board.pin(NoticeKind::Trouble, None, words);
-                }
+        while let Err(error) = settle_file(repository, folder, &file, true).await {
+            board.pin(NoticeKind::Trouble, None, cannot_seal("what an earlier run left", &error));
+            if context.stop.is_cancelled() {
+                return;
             }
             wait(context, &context.stop, pause).await;
             pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
         }
     });
-    let outcomes: Vec<Result<()>> = files.buffer_unordered(SEALS_IN_FLIGHT).collect().await;
-    outcomes.into_iter().collect()
+    let all = seals.buffer_unordered(SEALS_IN_FLIGHT).collect::<Vec<()>>();
+    // Others leave shards for an agent that they see, for a lease time.
+    let limit = FIRST_LIMIT.min(lease_time / 2);
+    let sealed = context.within(limit, context.unless_stopped(async { Ok(all.await) })).await;
+    if matches!(sealed, Some(Ok(_))) || context.stop.is_cancelled() {
+        return Ok(Vec::new());
+    }
+    let left = futures::stream::iter(folder.leftovers()?).map(Leftover::of);
+    Ok(left.buffered(SEALS_IN_FLIGHT).filter_map(async |left| left).collect().await)
+}
+
+fn cannot_seal(what: &str, error: &Error) -> String {
+    format!("{what} can't be sealed yet: {error}")
 }
 
 /// Files that no line will seal.
 pub(super) struct Abandoned {
     files: Vec<(PathBuf, Duration)>,
+    /// Those among them that a line may still go on from.
+    leftovers: Vec<Leftover>,
     queue: mpsc::UnboundedReceiver<PathBuf>,
     looked_at: Duration,
+    /// What deals with them just now.
+    task: Option<AbortOnDropHandle<Option<Error>>>,
 }
 
 impl Abandoned {
-    pub(super) const fn new(queue: mpsc::UnboundedReceiver<PathBuf>) -> Self {
-        Self { files: Vec::new(), queue, looked_at: Duration::ZERO }
+    pub(super) fn new(
+        queue: mpsc::UnboundedReceiver<PathBuf>,
+        leftovers: Vec<Leftover>,
+        now: Duration,
+    ) -> Self {
+        let files = leftovers.iter().map(|left| (left.path.clone(), now)).collect();
+        Self { files, leftovers, queue, looked_at: now, task: None }
+    }
+
+    fn take_in(&mut self, now: Duration) {
+        while let Ok(file) = self.queue.try_recv() {
+            self.files.push((file, now));
+        }
+    }
+
+    /// Stops what deals with the files, so that each is nobody's.
+    async fn interrupt(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+            // What it had done is seen by what is there.
+            let _ = task.await;
+        }
+        self.forget_the_gone();
+    }
+
+    fn forget_the_gone(&mut self) {
+        self.files.retain(|(path, _)| path.exists());
+        self.leftovers.retain(|left| left.path.exists());
+    }
+
+    /// Takes out what a line seals that goes on from there.
+    pub(super) async fn take_next(&mut self, from: &Position) -> Vec<Leftover> {
+        if self.leftovers.is_empty() {
+            return Vec::new();
+        }
+        self.interrupt().await;
+        let taken = take_next(&mut self.leftovers, from);
+        self.files.retain(|(path, _)| taken.iter().all(|left| left.path != *path));
+        taken
     }
 }
 
 impl Supervisor<'_> {
-    /// Deals with what lines left that are not this agent's any more.
+    /// Deals with what no line of this run will seal, beside everything else.
     pub(super) async fn settle_abandoned(&mut self) {
         let now = self.context.clock.elapsed();
-        while let Ok(file) = self.abandoned.queue.try_recv() {
-            self.abandoned.files.push((file, now));
+        self.abandoned.take_in(now);
+        if let Some(task) = self.abandoned.task.take_if(|task| task.is_finished()) {
+            if let Ok(Some(error)) = task.await {
+                self.cannot_settle(&error);
+            }
+            self.abandoned.forget_the_gone();
         }
-        if now.saturating_sub(self.abandoned.looked_at) < SETTLE_EVERY {
+        let due = now.saturating_sub(self.abandoned.looked_at) >= SETTLE_EVERY;
+        if !due || self.abandoned.task.is_some() || self.abandoned.files.is_empty() {
             return;
         }
         self.abandoned.looked_at = now;
-        self.settle(|since| now.saturating_sub(since) >= SETTLE_AFTER).await;
+        let is_wanted = |since: Duration| now.saturating_sub(since) >= SETTLE_AFTER;
+        let files: Vec<(PathBuf, bool)> =
+            self.abandoned.files.iter().map(|(path, since)| (path.clone(), is_wanted(*since))).collect();
+        let (repository, folder) = (self.shared.repository.clone(), Arc::clone(&self.shared.folder));
+        let settling = async move {
+            let mut failed = None;
+            for (file, wanted) in &files {
+                failed = settle_file(&repository, &folder, file, *wanted).await.err().or(failed);
+            }
+            failed
+        };
+        self.abandoned.task = Some(AbortOnDropHandle::new(tokio::spawn(settling)));
     }
 
-    /// Deletes what others hold by now; seals what they don't if that is wanted of a file of that age.
-    pub(super) async fn settle(&mut self, wanted: impl Fn(Duration) -> bool) {
-        for (file, since) in std::mem::take(&mut self.abandoned.files) {
-            let settled =
-                settle_file(&self.shared.repository, &self.shared.folder, &file, wanted(since)).await;
-            match settled {
-                Ok(true) => {}
-                Ok(false) => self.abandoned.files.push((file, since)),
-                Err(error) => {
-                    self.trouble("what a former line left can't be sealed yet", &error);
-                    self.abandoned.files.push((file, since));
-                }
+    /// Seals at the end what nobody has sealed, as far as the repository takes it at once.
+    pub(super) async fn settle_at_the_end(&mut self) {
+        let now = self.context.clock.elapsed();
+        self.abandoned.take_in(now);
+        self.abandoned.interrupt().await;
+        for (file, _) in std::mem::take(&mut self.abandoned.files) {
+            if let Err(error) = settle_file(&self.shared.repository, &self.shared.folder, &file, true).await {
+                self.cannot_settle(&error);
             }
         }
+    }
+
+    fn cannot_settle(&mut self, error: &Error) {
+        self.trouble_in_words(cannot_seal("what a former line left", error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(letter: &str) -> ReplId {
+        letter.repeat(40).parse().unwrap()
+    }
+
+    fn file(history: &str, start: u64, end: u64) -> Leftover {
+        let path = format!("{history}-{start}").into();
+        Leftover { path, history: id(history), parent: None, start, end, database: Some(3) }
+    }
+
+    fn at(history: &str, offset: u64) -> Position {
+        Position { history: id(history), offset, database: None }
+    }
+
+    #[test]
+    fn a_line_takes_what_goes_on_from_where_its_log_ends() {
+        let fork = Some(Parent { history: id("a"), fork: 40 });
+        let forked = Leftover { parent: fork, ..file("b", 41, 50) };
+        let all = [
+            file("c", 21, 30),
+            // Ends before the log does, like what is held already.
+            file("a", 1, 15),
+            file("a", 11, 25),
+            file("a", 26, 40),
+            // What this agent received of a primary that was given up.
+            file("a", 41, 45),
+            forked.clone(),
+            file("b", 51, 60),
+            // Behind a gap.
+            file("b", 70, 80),
+        ];
+        let mut files = all.to_vec();
+        let taken = take_next(&mut files, &at("a", 20));
+        assert_eq!(taken, [all[2].clone(), all[3].clone(), forked, all[6].clone()]);
+        assert_eq!(files, [all[0].clone(), all[1].clone(), all[4].clone(), all[7].clone()]);
+        assert_eq!(taken.last().unwrap().reached(), Position { database: Some(3), ..at("b", 60) });
+        assert_eq!(take_next(&mut files, &at("b", 60)), []);
+        assert_eq!(take_next(&mut files, &at("d", 20)), []);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use slotkeep_format::Parent;
+use slotkeep_format::{Effort, Parent};
 use slotkeep_model::{NodeAddr, ReplId, ReplOffset, Shard};
 use slotkeep_repo::Repository;
 use slotkeep_wire::info::Replication;
@@ -17,6 +17,7 @@ use slotkeep_wire::replica::Request;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::beginning::Beginning;
 use super::decide::{Decision, Position, Refusal, decide};
 use super::gates::Gates;
 use super::intake::SealPolicy;
@@ -26,7 +27,7 @@ use super::sampler::{Sampled, sample};
 use super::sealer::{Patience, SealerHandle, wait};
 use super::session::{Fork, Session, note_sealed};
 use super::share::TakenLease;
-use super::spool::SpoolFolder;
+use super::spool::{ClosedFile, SpoolFolder};
 use super::status::{Board, LinePhase, NoticeKind};
 use crate::backup::base::TakenBase;
 use crate::backup::{Candidate, Prefer, plan_shard};
@@ -172,26 +173,19 @@ impl LineHandle {
 }
 
 impl Line {
-    /// Starts a line for that shard, from a position and its base if there are any.
+    /// Starts a line for that shard: behind what the repository's log and the waiting files hold, if it leads anywhere.
     pub(crate) fn start(
         job: &Arc<Shared>,
         shard: Shard,
-        held: Option<(Position, Arc<TakenBase>)>,
+        beginning: Beginning,
         progress: Arc<ShardProgress>,
         (name, lease): (String, Option<Arc<TakenLease>>),
     ) -> LineHandle {
         let stop = job.context.stop.child_token();
         let context = Context { stop: stop.clone(), ..job.context.clone() };
+        let (state, position) = beginning.stand(job, &shard);
         let (shard_sender, shard) = watch::channel(shard);
         let (seal_sender, seal_by) = watch::channel(None);
-        let mut state = LineState::default();
-        if let Some((position, base)) = &held {
-            state.complete = Some((position.history.clone(), position.offset));
-            state.durable = position.offset;
-            state.received = position.offset;
-            state.history = Some(position.history.clone());
-            state.base = Some(Arc::clone(base));
-        }
         let (state_sender, state) = watch::channel(state);
         let sealer = super::sealer::Sealer {
             context: context.clone(),
@@ -203,6 +197,10 @@ impl Line {
             abandoned: job.abandoned.clone(),
         }
         .start();
+        for file in beginning.waiting {
+            let closed = ClosedFile { path: file.path, packed: None, effort: Effort::Usual };
+            let _ = sealer.files().send(closed);
+        }
         let (sample_sender, samples) = mpsc::channel(256);
         let primary_offset = Arc::new(AtomicU64::new(0));
         let asking = sample(context.clone(), shard.clone(), sample_sender, Arc::clone(&primary_offset));
@@ -217,7 +215,7 @@ impl Line {
             sealer,
             samples,
             primary_offset: Arc::clone(&primary_offset),
-            position: held.map(|(position, _)| position),
+            position,
             progress,
             failed: Vec::new(),
             lost_at: None,

@@ -1,7 +1,8 @@
 //! How the cluster looked over time, as this agent saw it, and what of that is still to be written down.
 //!
 //! Invariants: every agent keeps its own looks, so that whoever takes the lead over can say what happened while nobody had it; with each change goes
-//! until when the cluster was seen as before; changes that can't be written down now are written down later.
+//! until when the cluster was seen as before; changes that can't be written down now are written down later; a look says how the cluster is when it ends only if it
+//! began just before: what an agent saw that was frozen meanwhile may have changed since.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,6 +15,9 @@ const KEPT_CHANGES: usize = 32;
 /// A cluster that does not change is written down anew so often: so long a span of moments is in doubt at the most if slots change hands
 /// while no agent runs.
 const CONFIRMED_EVERY: Duration = Duration::from_hours(1);
+
+/// A look takes no longer, unless the agent did not run meanwhile.
+pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// The cluster as it looked from one look until another.
 #[derive(Debug)]
@@ -32,14 +36,17 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    /// Takes note of a look that began at that moment.
-    pub(super) fn see(&mut self, mut record: TopologyRecord, began_at: Timestamp) {
+    /// Takes note of a look that began at that moment; whether it says anything.
+    pub(super) fn see(&mut self, mut record: TopologyRecord, began_at: Timestamp) -> bool {
+        if record.seen_at.duration_since(began_at).unsigned_abs() > LOOK_LIMIT {
+            return false;
+        }
         if let Some(last) = self.looks.back_mut() {
             let age = record.seen_at.duration_since(last.record.seen_at).unsigned_abs();
             let is_confirmed = self.written.is_none() || age < CONFIRMED_EVERY;
             if is_confirmed && last.record.shows_the_same(&record) {
                 last.as_known_at = began_at;
-                return;
+                return true;
             }
             record.as_before_until = Some(last.as_known_at);
         }
@@ -47,6 +54,7 @@ impl Looks {
         if self.looks.len() > KEPT_CHANGES {
             self.drop_one();
         }
+        true
     }
 
     /// Drops the oldest change that is not written down: the one behind it came at some time since the one before it.
@@ -87,6 +95,16 @@ impl Looks {
         first.record.as_before_until = Some(newest.seen_at);
         if first.record.seen_at < newest.seen_at {
             first.record.seen_at = first.as_known_at;
+        }
+    }
+
+    /// Takes notice of the newest record of the repository before more is written: an agent that led before may have written it late. One that is ahead of
+    /// this agent's own looks is by a clock that is off, and says nothing of what came before them.
+    pub(super) fn heed(&mut self, newest: &TopologyRecord) {
+        let known = self.looks.front().filter(|_| self.written == Some(1));
+        let is_past = self.looks.back().is_some_and(|last| last.as_known_at >= newest.seen_at);
+        if is_past && known.is_none_or(|known| known.record.id != newest.id) {
+            self.join(Some(newest));
         }
     }
 
@@ -196,6 +214,35 @@ mod tests {
         looks.see(seen(31, 6), at(31));
         looks.join(Some(&seen(30, 7)));
         assert_eq!(write(&mut looks), [(31, Some(30), 6)]);
+    }
+
+    /// As of an agent that is stopped within a look, or whose machine sleeps.
+    #[test]
+    fn a_look_that_took_long_says_nothing() {
+        let mut looks = looks_from(&[(0, 6)]);
+        looks.join(None);
+        write(&mut looks);
+        assert!(!looks.see(seen(60, 7), at(1)));
+        assert!(!looks.see(seen(60, 7), at(90)), "the clock was set back");
+        assert_eq!(write(&mut looks), []);
+        assert!(looks.see(seen(62, 8), at(61)));
+        assert_eq!(write(&mut looks), [(62, Some(0), 8)]);
+    }
+
+    #[test]
+    fn a_record_that_came_late_is_corrected() {
+        let mut looks = looks_from(&[(0, 6)]);
+        looks.join(None);
+        assert_eq!(write(&mut looks), [(0, None, 6)]);
+        looks.see(seen(30, 6), at(30));
+        // Its own newest record is no news.
+        looks.heed(&seen(0, 6));
+        assert_eq!(write(&mut looks), []);
+        looks.heed(&seen(20, 7));
+        assert_eq!(write(&mut looks), [(30, Some(20), 6)]);
+        looks.see(seen(40, 8), at(40));
+        looks.heed(&seen(3000, 8));
+        assert_eq!(write(&mut looks), [(40, Some(30), 8)]);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! cluster changes; a backup on demand keeps one for as long as it needs.
 
 mod backups;
+mod beginning;
 mod coverage;
 mod decide;
 pub(crate) mod fleet;

@@ -10,7 +10,8 @@ use slotkeep_format::{LeaseNote, LineShard};
 use slotkeep_model::Shard;
 use slotkeep_wire::info::Replication;
 
-use super::held::Holdings;
+use super::beginning::Beginning;
+use super::held::{Holdings, Lead};
 use super::line::{ANSWER_LIMIT, LineHandle};
 use super::share::{Giver, OwnLine, TakenLease};
 use super::status::{LinePhase, NoticeKind};
@@ -205,9 +206,13 @@ impl Supervisor<'_> {
         of: (String, Option<Arc<TakenLease>>),
         holdings: &mut Holdings,
     ) -> Result<()> {
-        let held = holdings.leading_to(&replication).await?;
+        let lead = holdings.leading_to(&replication).await?;
+        let waiting = match &lead {
+            Lead::Here((position, _)) => self.abandoned.take_next(position).await,
+            Lead::Nowhere | Lead::Broken(_) => Vec::new(),
+        };
         let progress = ShardProgress::new(format!("slots {}", shard.slots));
-        self.fleet.add(shard, held, progress, of);
+        self.fleet.add(shard, Beginning { lead, waiting }, progress, of);
         Ok(())
     }
 

@@ -298,21 +298,26 @@ pub(crate) async fn settle_file(
     Ok(true)
 }
 
+/// Whether whole segments hold everything from the header's start up to `end`. One that is damaged holds nothing.
 async fn is_held(repository: &Repository, header: &SpoolHeader, end: u64) -> Result<bool> {
     let mut segments = repository.segments(&header.cluster, &header.history).await?;
     segments.retain(|segment| segment.end > header.start && segment.start <= end);
-    let ranges = segments.iter().map(|segment| (segment.start, segment.end));
-    if contiguous(ranges, header.start.saturating_sub(1)) < end {
+    let covered = |segments: &[SegmentEntry]| {
+        let ranges = segments.iter().map(|segment| (segment.start, segment.end));
+        contiguous(ranges, header.start.saturating_sub(1)) >= end
+    };
+    if !covered(&segments) {
         return Ok(false);
     }
-    for segment in &segments {
-        match read_whole(repository, segment).await {
-            Ok(()) => {}
-            Err(RepoError { problem: Problem::Damaged(_) | Problem::Missing, .. }) => return Ok(false),
+    let mut whole = Vec::new();
+    for segment in segments {
+        match read_whole(repository, &segment).await {
+            Ok(()) => whole.push(segment),
+            Err(RepoError { problem: Problem::Damaged(_) | Problem::Missing, .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(true)
+    Ok(covered(&whole))
 }
 
 /// Reads a segment that is there already, as what is in the spool may be the only copy else: some stores keep half of a write that broke. A machine
@@ -334,10 +339,13 @@ async fn must_be_whole(repository: &Repository, header: &SpoolHeader, range: Ran
     let missing = || Error::new(ErrorKind::Repository, "a segment that exists is not listed yet");
     let there = there.ok_or_else(missing)?;
     read_whole(repository, there).await.map_err(|error| match &error.problem {
-        Problem::Damaged(_) => {
-            Error::new(ErrorKind::Corrupt, format!("{error}; what it is to hold stays in the spool"))
-                .hint("delete that object by hand: it is written anew then, as nothing is ever overwritten")
-        }
+        // In the words themselves: a running archive tells no hints.
+        Problem::Damaged(_) => Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "{error}; what it is to hold stays in the spool: delete that object by hand, and it is written anew, as nothing is ever overwritten"
+            ),
+        ),
         _ => error.into(),
     })
 }
@@ -360,7 +368,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
 }
 
 /// What a file holds, and the end of its last whole command; nothing if there is none.
-async fn scan_file(path: &Path) -> Result<Option<(Scanned, u64)>> {
+pub(crate) async fn scan_file(path: &Path) -> Result<Option<(Scanned, u64)>> {
     let file: PathBuf = path.to_owned();
     let scanned = tokio::task::spawn_blocking(move || scan(&file)).await;
     let scanned = scanned.map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;

@@ -49,10 +49,15 @@ impl Bench {
 
     /// A file that holds one command behind the bytes before `start`.
     fn file(&self, start: u64) -> PathBuf {
+        self.file_of(start, 1)
+    }
+
+    /// The same, with so many commands.
+    fn file_of(&self, start: u64, commands: usize) -> PathBuf {
         let mut bytes = Vec::new();
         encode_header(&header(start), &mut bytes).unwrap();
-        encode_bytes(COMMAND, &mut bytes);
-        let path = self.folder.path().join(format!("{start}.spool"));
+        encode_bytes(&COMMAND.repeat(commands), &mut bytes);
+        let path = self.folder.path().join(format!("{start}-{commands}.spool"));
         std::fs::write(&path, bytes).unwrap();
         path
     }
@@ -136,6 +141,27 @@ async fn a_seal_counts_only_if_the_lease_is_confirmed_behind_it() {
     assert!(settle_file(&bench.repository, &bench.spool, &third, true).await.unwrap());
     assert!(!third.exists());
     assert_eq!(bench.segments().await, [1, 1 + length, 1 + 2 * length]);
+}
+
+/// As after a store that kept half of a write, where another agent has asked the server for the same bytes since.
+#[tokio::test]
+async fn what_whole_segments_hold_is_held_whatever_lies_damaged_beside_them() {
+    let bench = Bench::new().await;
+    let settle = async |start: u64, commands: usize, wanted: bool| {
+        settle_file(&bench.repository, &bench.spool, &bench.file_of(start, commands), wanted).await
+    };
+    assert!(settle(1, 1, true).await.unwrap());
+    let segments = bench.repository.segments("main", &history()).await.unwrap();
+    let damaged = bench.folder.path().join("repo").join(segments[0].path());
+    let half = std::fs::read(&damaged).unwrap().len() / 2;
+    std::fs::OpenOptions::new().write(true).open(&damaged).unwrap().set_len(half as u64).unwrap();
+    assert!(!settle(1, 1, false).await.unwrap());
+    let error = settle(1, 1, true).await.unwrap_err();
+    assert!(error.to_string().contains("delete that object by hand"), "{error}");
+    // Its name is another: it holds more.
+    assert!(settle(1, 2, true).await.unwrap());
+    assert!(settle(1, 1, false).await.unwrap());
+    assert!(settle(1, 2, false).await.unwrap());
 }
 
 /// Who has slept longer than its lease asks before it writes.

@@ -77,6 +77,8 @@ pub struct ArchiveStatus {
     pub leads: bool,
     /// How many shards other agents follow.
     pub elsewhere: usize,
+    /// How many shards nobody follows, as far as this agent can see.
+    pub unfollowed: usize,
     /// Why this agent can't see what the others do, if it can't.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,

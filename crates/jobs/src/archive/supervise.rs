@@ -19,7 +19,7 @@ use super::gates::Gates;
 use super::intake::SealPolicy;
 use super::leftovers::{Abandoned, seal_leftovers};
 use super::line::{ANSWER_LIMIT, Ack, LineHandle, Shared};
-use super::looks::Looks;
+use super::looks::{LOOK_LIMIT, Looks};
 use super::sealer::Patience;
 use super::share::{Near, Share, ShareOptions, TakenLease, Unreachable};
 use super::spool::SpoolFolder;
@@ -102,10 +102,13 @@ pub async fn archive(
     let lease_time = options.share.lease_time;
     let share = Share::start(context, repository, &options.cluster, &folder, lease_time, &changed);
     let share = context.unless_stopped(share).await?;
-    if let Err(error) = seal_leftovers(context, repository, &folder, &watch.board).await {
-        share.end(&[]).await;
-        return Err(error);
-    }
+    let leftovers = match seal_leftovers(context, repository, &folder, &watch.board, lease_time).await {
+        Ok(leftovers) => leftovers,
+        Err(error) => {
+            share.end(&[]).await;
+            return Err(error);
+        }
+    };
     let (abandoned_sender, abandoned) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared {
         context: context.clone(),
@@ -135,7 +138,7 @@ pub async fn archive(
         share,
         unreachable: Unreachable::default(),
         names: Vec::new(),
-        abandoned: Abandoned::new(abandoned),
+        abandoned: Abandoned::new(abandoned, leftovers, context.clock.elapsed()),
         coverage: Coverage::new(repository, &options.cluster),
         told: HashMap::new(),
         shared,
@@ -188,10 +191,10 @@ pub(super) struct Supervisor<'a> {
 impl Supervisor<'_> {
     async fn run(&mut self) -> Result<()> {
         let mut looked_at = self.context.clock.elapsed();
-        let began_at = self.context.clock.now();
-        self.seen = look_at_shards(self.context, &self.discovery).await;
+        // What was found at first is not new any more: other agents and leftovers may have taken a while.
+        self.see_cluster().await;
         self.reconcile().await?;
-        self.note_topology(began_at).await;
+        self.write_looks_or_say().await;
         let mut hinted = false;
         loop {
             let shared = Arc::clone(&self.shared);
@@ -222,30 +225,53 @@ impl Supervisor<'_> {
 
     /// Says what failed, once in a row.
     pub(super) fn trouble(&mut self, doing: &str, error: &Error) {
-        tracing::info!(%error, "{doing}");
-        let words = format!("{doing}: {error}");
+        self.trouble_in_words(format!("{doing}: {error}"));
+    }
+
+    /// The same, in words.
+    pub(super) fn trouble_in_words(&mut self, words: String) {
+        tracing::info!("{words}");
         if self.last_trouble.as_ref() != Some(&words) {
             self.watch.board.pin(NoticeKind::Trouble, None, words.clone());
         }
         self.last_trouble = Some(words);
     }
 
-    /// Looks at the cluster, and has a line for each shard.
+    /// Looks at the cluster, and has a line for each shard; the agent that leads writes down what is new.
     async fn look(&mut self) {
-        let began_at = self.context.clock.now();
+        if self.see_cluster().await {
+            self.reconcile_or_say().await;
+            self.write_looks_or_say().await;
+        }
+    }
+
+    /// Takes note of how the cluster looks; whether it could be looked at.
+    async fn see_cluster(&mut self) -> bool {
         let nodes = self.discovery.topology().shards.iter().flat_map(Shard::nodes);
         let known: Vec<NodeAddr> = nodes.filter(|node| node.online).map(|node| node.addr.clone()).collect();
         let seeds: Vec<NodeAddr> = known.into_iter().chain(self.seeds.iter().cloned()).collect();
-        match self.discover(&seeds).await {
-            Ok(discovery) => self.discovery = discovery,
+        let began_at = match self.discover(&seeds).await {
+            Ok((discovery, began_at)) => {
+                self.discovery = discovery;
+                began_at
+            }
             Err(error) => {
                 self.trouble("the cluster can't be looked at", &error);
-                return;
+                return false;
+            }
+        };
+        self.seen = look_at_shards(self.context, &self.discovery).await;
+        match record(self.context, &self.discovery, &self.seen) {
+            Err(error) => self.trouble("the cluster's shape can't be written down", &error),
+            Ok(record) => {
+                if !self.looks.see(record, began_at) {
+                    let words = format!("looking at it took more than {} s", LOOK_LIMIT.as_secs());
+                    let error = Error::new(ErrorKind::Unreachable, words);
+                    self.trouble("the cluster's shape can't be written down yet", &error);
+                }
             }
         }
-        self.seen = look_at_shards(self.context, &self.discovery).await;
-        self.reconcile_or_say().await;
-        self.note_topology(began_at).await;
+        true
     }
 
     async fn reconcile_or_say(&mut self) {
@@ -254,13 +280,14 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Finds the cluster by the first node that answers soon.
-    async fn discover(&self, seeds: &[NodeAddr]) -> Result<Discovery> {
+    /// Finds the cluster by the first node that answers soon, which was asked at that moment.
+    async fn discover(&self, seeds: &[NodeAddr]) -> Result<(Discovery, jiff::Timestamp)> {
         let mut last = Error::new(ErrorKind::Unreachable, "no node of the cluster answers");
         for seed in seeds {
+            let began_at = self.context.clock.now();
             match self.context.within(ANSWER_LIMIT, discover(self.context, std::slice::from_ref(seed))).await
             {
-                Some(Ok(discovery)) => return Ok(discovery),
+                Some(Ok(discovery)) => return Ok((discovery, began_at)),
                 Some(Err(error)) => last = error,
                 None => {}
             }
@@ -268,12 +295,7 @@ impl Supervisor<'_> {
         Err(last)
     }
 
-    /// Takes note of how the cluster looks, by a look that began at that moment; the agent that leads writes down what is new.
-    async fn note_topology(&mut self, began_at: jiff::Timestamp) {
-        match record(self.context, &self.discovery, &self.seen) {
-            Ok(record) => self.looks.see(record, began_at),
-            Err(error) => return self.trouble("the cluster's shape can't be written down", &error),
-        }
+    async fn write_looks_or_say(&mut self) {
         if let Err(error) = self.write_looks().await {
             self.trouble("the cluster's shape can't be written down yet", &error);
         }
@@ -288,7 +310,17 @@ impl Supervisor<'_> {
         if !self.looks.is_joined() {
             self.looks.join(repository.newest_topology(cluster).await?.as_ref());
         }
+        if self.looks.unwritten().is_some()
+            && let Some(newest) = repository.newest_topology(cluster).await?
+        {
+            self.looks.heed(&newest);
+        }
         while let Some(record) = self.looks.unwritten() {
+            // Who has slept since it saw that does not lead any more.
+            if !self.share.confirm_lead().await? {
+                self.looks.leave();
+                return Ok(());
+            }
             repository.put_topology(cluster, record).await?;
             if self.looks.wrote() {
                 self.watch.board.pin(NoticeKind::Topology, None, "the cluster looks different");
@@ -317,7 +349,12 @@ impl Supervisor<'_> {
         status.spool_bytes = self.shared.folder.used_bytes();
         status.agents = self.share.agents();
         status.leads = self.share.leads();
-        status.elsewhere = self.names.iter().filter(|(_, name)| self.share.is_with_another(name)).count();
+        let (share, fleet) = (&self.share, &self.fleet);
+        let others = self.names.iter().filter(|(_, name)| fleet.line(name).is_none());
+        let (elsewhere, unfollowed): (Vec<_>, Vec<_>) =
+            others.partition(|(_, name)| share.is_with_another(name));
+        status.elsewhere = elsewhere.len();
+        status.unfollowed = unfollowed.len();
         status.trouble = self.share.trouble().map(|trouble| trouble.to_string());
         status.shards = lines.into_iter().map(|line| line.status(now)).collect();
     }
@@ -326,10 +363,7 @@ impl Supervisor<'_> {
     async fn end(mut self) -> u64 {
         match self.fleet.stop().await {
             Err(error) => self.trouble("what is not sealed stays in the spool", &error),
-            Ok(()) => {
-                self.settle_abandoned().await;
-                self.settle(|_| true).await;
-            }
+            Ok(()) => self.settle_at_the_end().await,
         }
         self.tell().await;
         self.fleet.take_back(&self.listed).await;

@@ -10,6 +10,7 @@ use slotkeep_repo::Repository;
 
 use super::{BackupOptions, BackupPlan, CUT_LIMIT, Run, find_held};
 use crate::archive::fleet::Fleet;
+use crate::archive::held::Lead;
 use crate::progress::ShardProgress;
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -34,7 +35,7 @@ impl Continuation {
         let mut continuation = Self { fleet: Fleet::new(shared) };
         for (shard, held) in plan.shards.iter().zip(held) {
             let progress = ShardProgress::new(format!("slots {}", shard.shard.slots));
-            continuation.fleet.add(shard.shard.clone(), held, progress, Default::default());
+            continuation.fleet.add(shard.shard.clone(), Lead::from(held), progress, Default::default());
         }
         match continuation.fleet.until_following().await {
             Ok(()) => Ok(continuation),

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use slotkeep_format::Manifest;
 use slotkeep_format::manifest::{BackupKind, ShardCut};
-use slotkeep_model::{NodeAddr, Shard};
+use slotkeep_model::{NodeAddr, Shard, SlotSet};
 use slotkeep_repo::Repository;
 use tokio::sync::Notify;
 
@@ -36,7 +36,7 @@ pub use reading::{DataDirs, Reading, ScanOptions, find_data_dirs, read_backup, r
 
 use crate::archive::fleet::{Fleet, match_lines};
 use crate::archive::gates::Gates;
-use crate::archive::held::{Held, Holdings};
+use crate::archive::held::{Held, Holdings, Lead};
 use crate::archive::line::{Ack, Shared};
 use crate::archive::sealer::{Patience, wait};
 use crate::archive::spool::SpoolFolder;
@@ -124,34 +124,38 @@ async fn find_held(
     let mut all = Vec::new();
     for shard in &plan.shards {
         let replication = replication_at(context, &shard.shard.primary.addr).await?;
-        let held = holdings.leading_to(&replication).await?;
-        let Some(held) = held else {
-            let unanchored = holdings.not_of_replication(&shard.shard.slots);
-            let why = unanchored.map(|(id, shard)| match shard.aof() {
-                None => format!(
-                    " (backup {id} was {}: it stands at no offset, and no log can go on behind it)",
-                    how_read(shard)
-                ),
-                Some(_) => format!(
-                    " (backup {id} was {}: --source files --files-from aof goes on behind it)",
-                    how_read(shard)
-                ),
-            });
-            return Err(Error::new(
-                ErrorKind::Gap,
-                format!(
-                    "no backup of `{}` leads to history {} of the shard with slots {}: there is nothing to continue{}",
-                    options.cluster,
-                    replication.replid,
-                    shard.shard.slots,
-                    why.unwrap_or_default()
-                ),
-            )
-            .hint("take a full backup over replication first (--type full)"));
+        let why = match holdings.leading_to(&replication).await? {
+            Lead::Here(held) => {
+                all.push(Some(held));
+                continue;
+            }
+            Lead::Broken(why) => format!(" ({why})"),
+            Lead::Nowhere => not_of_replication(&holdings, &shard.shard.slots),
         };
-        all.push(Some(held));
+        let words = format!(
+            "no backup of `{}` leads to history {} of the shard with slots {}: there is nothing to continue{why}",
+            options.cluster, replication.replid, shard.shard.slots,
+        );
+        return Err(
+            Error::new(ErrorKind::Gap, words).hint("take a full backup over replication first (--type full)")
+        );
     }
     Ok(all)
+}
+
+/// Says of the newest backup of those slots that no log can go on behind it, if so.
+fn not_of_replication(holdings: &Holdings, slots: &SlotSet) -> String {
+    let Some((id, shard)) = holdings.not_of_replication(slots) else { return String::new() };
+    match shard.aof() {
+        None => format!(
+            " (backup {id} was {}: it stands at no offset, and no log can go on behind it)",
+            how_read(shard)
+        ),
+        Some(_) => format!(
+            " (backup {id} was {}: --source files --files-from aof goes on behind it)",
+            how_read(shard)
+        ),
+    }
 }
 
 /// A backup on its way.
@@ -191,7 +195,7 @@ impl<'a> Run<'a> {
         let context = Context { stop: self.context.stop.child_token(), ..self.context.clone() };
         let mut fleet = Fleet::new(Arc::new(self.shared(context, kind)?));
         for ((shard, held), progress) in self.plan.shards.iter().zip(held).zip(progress) {
-            fleet.add(shard.shard.clone(), held, Arc::clone(progress), Default::default());
+            fleet.add(shard.shard.clone(), Lead::from(held), Arc::clone(progress), Default::default());
         }
         let outcome = self.follow_to_cut(&mut fleet).await;
         let stopped = fleet.stop().await;

@@ -1,0 +1,194 @@
+//! How `slotkeep archive` starts where not everything is in order: every shard is followed soon, and what that costs is said.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::agent::Agent;
+use common::log::{field, from_server, line};
+use common::{Run, command, files, server, slotkeep};
+use serde_json::Value;
+use slotkeep_testkit::deadline::{NotYet, wait_for};
+use slotkeep_testkit::{Cluster, ClusterBuilder};
+
+const LIMIT: Duration = Duration::from_secs(40);
+
+fn cluster(primaries: usize, backlog: &str) -> Cluster {
+    ClusterBuilder::new(server("valkey-9.1"))
+        .primaries(primaries)
+        .config("repl-backlog-size", backlog)
+        .config("repl-ping-replica-period", "1")
+        .start()
+        .unwrap()
+}
+
+fn write(cluster: &Cluster, count: usize, bytes: usize) {
+    let mut client = cluster.client().unwrap();
+    for number in 0..count {
+        client.command(&["SET", &format!("key{number}"), &"v".repeat(bytes)]).unwrap();
+    }
+}
+
+fn offset(cluster: &Cluster, shard: usize) -> u64 {
+    let mut client = cluster.primary(shard).unwrap().client().unwrap();
+    field(&mut client, "master_repl_offset").parse().unwrap()
+}
+
+/// Waits until the first shard's stream is on the local disk up to that offset.
+fn wait_durable(agent: &Agent, offset: u64) {
+    agent.wait_status("the stream to be durable", |status| {
+        status["shards"][0]["durable"].as_u64().unwrap_or_default() >= offset
+    });
+}
+
+fn copy(from: &Path, to: &Path) {
+    for (name, bytes) in files(from) {
+        let path = to.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+/// The files of a history below a repository of which the path has that part.
+fn of_history(repo: &Path, history: &str, part: &str) -> Vec<PathBuf> {
+    let all = files(repo).into_iter().map(|(name, _)| name);
+    all.filter(|name| name.contains(history) && name.contains(part)).map(|name| repo.join(name)).collect()
+}
+
+fn truncate(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+#[test]
+fn what_is_damaged_costs_its_own_shard_a_base_and_no_other_anything() {
+    let cluster = cluster(2, "64mb");
+    let folder = tempfile::tempdir().unwrap();
+    let repo = folder.path().join("repo");
+    let agent = Agent::start(&cluster, folder.path(), &[]);
+    agent.wait_ready();
+    write(&cluster, 100, 100);
+    let last = agent.stop();
+    let history = |shard: usize| last["shards"][shard]["history"].as_str().unwrap().to_owned();
+    // The end of one log, and where the other comes from.
+    truncate(of_history(&repo, &history(0), "/log/").last().unwrap());
+    let record = of_history(&repo, &history(1), "history.json");
+    fs::write(&record[0], b"{").unwrap();
+
+    let other = folder.path().join("other");
+    copy(&repo, &other);
+    let mut backup = command();
+    backup.args(["backup", "--json", "--type", "incremental", "--cluster"]);
+    backup.arg(cluster.nodes()[0].addr().to_string()).arg("--repo").arg(&other);
+    backup.arg("--spool").arg(folder.path().join("other-spool"));
+    let run = Run::of(&backup.output().unwrap()).expect_code(0);
+    assert!(run.stderr.contains("it is damaged") && run.stderr.contains("a full one"), "{}", run.stderr);
+
+    let agent = Agent::start(&cluster, folder.path(), &[]);
+    agent.wait_ready();
+    let gaps = agent.notices("gap");
+    assert!(gaps.len() == 1 && gaps[0].contains("it is damaged"), "{gaps:?}");
+    assert_eq!(agent.notices("base").len(), 1);
+    let last = agent.stop();
+    let gaps: Vec<u64> =
+        last["shards"].as_array().unwrap().iter().map(|shard| shard["gaps"].as_u64().unwrap()).collect();
+    assert_eq!(gaps, [1, 0]);
+    // It is whole again from the base on.
+    let agent = Agent::start(&cluster, folder.path(), &[]);
+    agent.wait_following();
+    assert_eq!((agent.notices("gap").len(), agent.notices("base").len()), (0, 0));
+    agent.stop();
+    assert_eq!(of_history(&repo, "", "/backups/").len(), 2);
+}
+
+/// The servers' backlogs do not hold what the files of the earlier run do.
+#[test]
+fn shards_are_followed_from_the_end_of_what_an_earlier_run_could_not_seal() {
+    let cluster = cluster(1, "1mb");
+    let folder = tempfile::tempdir().unwrap();
+    let repo = folder.path().join("repo");
+    Agent::start(&cluster, folder.path(), &[]).wait_ready();
+    let long = ["--seal-after", "1h", "--seal-size", "1GiB", "--lease-time", "5s"];
+    let agent = Agent::start(&cluster, folder.path(), &long);
+    agent.wait_following();
+    write(&cluster, 40, 100_000);
+    wait_durable(&agent, offset(&cluster, 0));
+    agent.kill();
+
+    // What its segment will be called, from a copy of everything.
+    let twin = tempfile::tempdir().unwrap();
+    copy(folder.path(), twin.path());
+    let before = of_history(&twin.path().join("repo"), "", "/log/");
+    let agent = Agent::start(&cluster, twin.path(), &[]);
+    agent.wait_following();
+    agent.stop();
+    let mut sealed = of_history(&twin.path().join("repo"), "", "/log/");
+    sealed.retain(|path| !before.contains(path));
+    let name = sealed[0].strip_prefix(twin.path()).unwrap();
+
+    // A folder is in its way, which no listing shows.
+    let in_the_way = folder.path().join(name);
+    fs::create_dir_all(&in_the_way).unwrap();
+    for last_run in [false, true] {
+        let agent = Agent::start(&cluster, folder.path(), &["--lease-time", "5s"]);
+        agent.wait_following();
+        write(&cluster, 5, 1000);
+        let written = offset(&cluster, 0);
+        wait_durable(&agent, written);
+        let status = agent.status();
+        assert!(status["shards"][0]["sealed"].as_u64() < status["shards"][0]["durable"].as_u64(), "{status}");
+        assert!(agent.notices("trouble")[0].contains("can't be sealed yet"));
+        if last_run {
+            fs::remove_dir(&in_the_way).unwrap();
+            agent.wait_status("everything to be sealed", |status| {
+                status["shards"][0]["sealed"].as_u64().unwrap() >= written
+            });
+        }
+        let (gaps, bases) = (agent.notices("gap"), agent.notices("base"));
+        assert!(gaps.is_empty() && bases.is_empty(), "{gaps:?} {bases:?}");
+        let last = agent.stop();
+        assert_eq!(last["spool_bytes"] == 0, last_run, "{last}");
+    }
+    let show: Value = slotkeep(&["show", "--json", "--repo", repo.to_str().unwrap()]).expect_code(0).json();
+    let node = cluster.primary(0).unwrap();
+    let line = line(&repo, &show["shards"][0], &field(&mut node.client().unwrap(), "master_replid"));
+    assert!(line.bytes.len() > 4_000_000);
+    // As far as the server still has it: from within the files of the earlier run on.
+    let first = line.end() - 500_000;
+    let kept = from_server(node, first, line.end());
+    assert!(line.bytes.ends_with(&kept), "the log differs from the stream");
+}
+
+#[test]
+fn a_cluster_that_starts_later_is_waited_for() {
+    let cluster = cluster(2, "1mb");
+    let folder = tempfile::tempdir().unwrap();
+    for node in cluster.nodes() {
+        node.kill().unwrap();
+    }
+    let mut archive = command();
+    archive.args(["archive", "--cluster", &cluster.nodes()[0].addr().to_string(), "--repo"]);
+    archive.arg(folder.path().join("repo")).arg("--spool").arg(folder.path().join("spool"));
+    Run::of(&archive.output().unwrap()).expect_code(10);
+    archive.args(["--wait-for-cluster", "2s"]);
+    let run = Run::of(&archive.output().unwrap()).expect_code(10);
+    assert_eq!(run.stderr.matches("it is asked for again").count(), 1, "{}", run.stderr);
+
+    let mut agent = Agent::start(&cluster, folder.path(), &["--wait-for-cluster", "10m"]);
+    wait_for(LIMIT, "the agent to wait", || {
+        let said = agent.said();
+        if said.contains("it is asked for again") { Ok(()) } else { Err(NotYet::because(said)) }
+    })
+    .unwrap();
+    let code = agent.finish().code();
+    assert_eq!(code, Some(130), "{}", agent.said());
+
+    let agent = Agent::start(&cluster, folder.path(), &["--wait-for-cluster", "10m"]);
+    cluster.start_nodes().unwrap();
+    agent.wait_ready();
+    agent.stop();
+}
