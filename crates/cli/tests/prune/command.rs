@@ -141,4 +141,19 @@ fn a_host_that_cannot_read_prunes() {
     on("other", &["prune", "--keep-last", "1", "--dry-run"]).expect_code(0);
     on("other", &["prune", "--keep-last", "1", "--yes"]).expect_code(25);
     on("host", &["compact"]).expect_code(0);
+    // It can't join segments, and knows by the proofs that another host has left that the large one is whole.
+    for round in 20..24 {
+        LIVED.write(round);
+        let mut backup = LIVED.backup(std::path::Path::new(&repo), "incremental");
+        Run::of(&backup.env("SLOTKEEP_STATE", path("host")).output().unwrap()).expect_code(0);
+    }
+    let covered = || {
+        let plan = on("host", &["prune", "--keep-last", "9", "--dry-run"]).expect_code(0).json();
+        plan["objects"].as_array().unwrap().iter().filter(|object| object["why"] == "covered").count()
+    };
+    on("host", &["compact"]).expect_code(25);
+    assert_eq!(covered(), 0);
+    let joined = on("host", &["compact", "--identity", &path("reader")]).expect_code(0).json();
+    assert!(joined["segments"].as_u64().unwrap() > 1, "{joined}");
+    assert_eq!(covered() as u64, joined["segments"].as_u64().unwrap());
 }
