@@ -26,7 +26,8 @@ const ADDRESSES: [&str; 13] = [
     "google_base_url",
 ];
 /// Names of files may hold any character, and the key of a service account is JSON.
-const FREE_TEXT: [&str; 5] = ["_file", "_path", "_credentials", "_service_account", "_service_account_key"];
+const FREE_TEXT: [&str; 6] =
+    ["_profile", "_file", "_path", "_credentials", "_service_account", "_service_account_key"];
 const PREFIXES: [&str; 3] = ["aws_", "google_", "azure_"];
 const NO_ACCOUNT: &str = "Account must be specified";
 
@@ -100,6 +101,14 @@ pub(crate) fn opening(error: object_store::Error, environment: &[(String, String
         }
         object_store::Error::Generic { .. } => {
             let what = causes(&error);
+            let is_secret = |name: &str| ["key", "secret", "token"].iter().any(|word| name.contains(word));
+            // A key that is no JSON object is quoted by who reads it.
+            let repeats = |(name, value): &(String, String)| {
+                is_secret(name) && what.contains(value.trim().trim_matches('"'))
+            };
+            if let Some(name) = names(&repeats).first() {
+                return Problem::Settings(format!("{name}: its value is not what it must be"));
+            }
             let set = names(&|(name, _)| PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
             let is_said = PREFIXES.iter().any(|prefix| what.contains(&prefix.to_ascii_uppercase()));
             let set = if is_said || set.is_empty() {
@@ -169,6 +178,20 @@ mod tests {
             assert_eq!(read(scheme, name, " \n").unwrap(), []);
         }
         assert_eq!(read(&S::AmazonS3, "GOOGLE_BASE_URL", "foo").unwrap(), [], "another store's");
+    }
+
+    #[test]
+    fn a_secret_in_the_librarys_words_is_not_passed_on() {
+        let variables = [("google_service_account_key".to_owned(), "\"hunter2\"".to_owned())];
+        let error =
+            |what: &str| object_store::Error::Generic { store: "GCS", source: what.to_owned().into() };
+        let quoting = opening(error("invalid type: string \"hunter2\""), &variables).to_string();
+        assert!(
+            quoting.contains("GOOGLE_SERVICE_ACCOUNT_KEY: ") && !quoting.contains("hunter2"),
+            "{quoting}"
+        );
+        let other = opening(error("it lacks something"), &variables).to_string();
+        assert!(other.contains("it lacks something (set are GOOGLE_SERVICE_ACCOUNT_KEY)"), "{other}");
     }
 
     #[test]
