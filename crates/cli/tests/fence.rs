@@ -271,3 +271,34 @@ fn what_was_set_before_can_be_kept_in_the_repository() {
     assert!(text.contains("The fence is lifted"), "{text}");
     assert_eq!(settings(&cluster)[0], ["0", "7"]);
 }
+
+/// A base alone holds every write: there is no byte of log to bring them back from, and none is needed.
+#[test]
+fn what_is_said_to_bring_back_an_idle_server_does() {
+    let builder = ClusterBuilder::new(server("redis-7.4"))
+        .primaries(1)
+        .cluster_mode(false)
+        .config("repl-ping-replica-period", "3600");
+    let bench = Bench::start(&builder);
+    bench.cluster.client().unwrap().command(&["SET", "key", "written-while-nobody-listened"]).unwrap();
+    let (repo, target) = (bench.folder.path().join("repo"), bench.folder.path().join("new"));
+    let (repo, to) = (repo.to_str().unwrap(), target.to_str().unwrap());
+    let seed = bench.cluster.nodes()[0].addr().to_string();
+    slotkeep(&["backup", "--quiet", "--repo", repo, "--cluster", &seed]).expect_code(0);
+    let logged = common::files(Path::new(repo)).iter().any(|(name, _)| name.contains("/log/"));
+    let all: Vec<String> = common::files(Path::new(repo)).into_iter().map(|(name, _)| name).collect();
+    assert!(!logged, "the server was not idle {all:?} {}", slotkeep(&["log", "--repo", repo]).stdout);
+    let fenced = bench.fence(&["--repo", repo, "--await-log", "30s"]).expect_code(0).json();
+    let place = fenced["log"]["at_offset"].as_str().unwrap();
+    let nodes = ["--quiet", "--no-replicas", "--nodes", "127.0.0.1:17001", "--to-dir", to];
+    let restore =
+        |place: &str| slotkeep(&[&["restore", "--repo", repo, "--at-offset", place][..], &nodes].concat());
+    let (history, offset) = place.split_once(':').unwrap();
+    let elsewhere = format!("{history}:{}", offset.parse::<u64>().unwrap() + 1);
+    assert_eq!(restore(&elsewhere).code, 22, "no base is there, and no log leads there");
+    restore(place).expect_code(0);
+    let restored = common::files(&target);
+    let rdb = restored.iter().find(|(name, _)| name.ends_with("rdb")).unwrap();
+    let word = b"written-while-nobody-listened";
+    assert!(rdb.1.windows(word.len()).any(|bytes| bytes == word), "{}", rdb.0);
+}

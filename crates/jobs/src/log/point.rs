@@ -195,7 +195,10 @@ pub async fn resolve(past: &Past, aim: &Aim) -> Result<Point> {
             }
         }
         Aim::Places(places) => {
-            past.expect_log()?;
+            // Bases are places, too: of a cluster that was idle there may be no byte of log.
+            if !places.iter().all(|place| offsets::base_at(past, place).is_some()) {
+                past.expect_log()?;
+            }
             let moment_ms = offsets::moment_of(past, places).await?;
             at_moment(past, moment_ms, places, End::MayBeEarlier).await
         }
@@ -276,7 +279,7 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
         };
         planned.push(Planned { state, path, cut, fixed: own.is_some() });
     }
-    order_moves(past, &mut planned, moment_ms).await?;
+    order_moves(past, &mut planned, (moment_ms, end)).await?;
     let mut shards = Vec::new();
     for shard in &planned {
         let (point, number) = shard_point(past, &shard.state.slots, &shard.path, &shard.cut).await?;

@@ -9,6 +9,10 @@ use crate::log::chain::Window;
 use crate::log::times::Around;
 use crate::{Error, ErrorKind, Result};
 
+/// So long before the moment a log may end that need not lead up to it, in ms. An archive seals what a quiet shard says once a minute
+/// ([`SealPolicy`](crate::archive::SealPolicy)), so its log may end a minute before that of a busy one; as much again for a store that was slow to take it.
+const SEALED_LATE_MS: i64 = 120_000;
+
 /// Whether a shard's log must go on up to the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -16,6 +20,17 @@ pub(super) enum End {
     Known,
     /// It may end shortly before, as where the log of one shard was sealed just behind what is to be undone.
     MayBeEarlier,
+}
+
+impl End {
+    /// Whether a log with nothing behind that moment does not lead up to the one that is wanted.
+    const fn is_too_early(self, last_ms: i64, moment_ms: i64) -> bool {
+        let slack_ms = match self {
+            Self::Known => 0,
+            Self::MayBeEarlier => SEALED_LATE_MS,
+        };
+        last_ms < moment_ms.saturating_sub(slack_ms)
+    }
 }
 
 /// Where a shard's log is to end.
@@ -47,7 +62,7 @@ pub(super) async fn cut_by(
     // What was certainly later, and that nothing is missing up to it.
     let next = after.filter(|after| window.holds(after.offset));
     // A log that stops may stop earlier; one that goes on behind a gap lacks writes of which it is known that there were some.
-    let may_be_earlier = end == End::MayBeEarlier && after.is_none();
+    let may_be_earlier = after.is_none() && !end.is_too_early(before.until_ms, moment_ms);
     if next.is_none() && before.until_ms < moment_ms && !may_be_earlier {
         return Err(not_reached(&windows, &times, moment_ms, slots).await);
     }
@@ -85,7 +100,11 @@ pub(super) struct Planned<'a> {
 
 /// Cuts shards that slots are leaving before those that they go to. A key on its way is written there before it is deleted here, so
 /// it is then in one place or in both, and never in none.
-pub(super) async fn order_moves(past: &Past, planned: &mut [Planned<'_>], moment_ms: i64) -> Result<()> {
+pub(super) async fn order_moves(
+    past: &Past,
+    planned: &mut [Planned<'_>],
+    (moment_ms, end): (i64, End),
+) -> Result<()> {
     // A shard that gives slots away may be given others: its own new cut counts for those.
     for _ in 0..planned.len() {
         let mut settled = true;
@@ -98,7 +117,7 @@ pub(super) async fn order_moves(past: &Past, planned: &mut [Planned<'_>], moment
                 continue;
             };
             let times = Times::on(past, &shard.path);
-            let early = cut_by(past, &shard.path, (limit, End::Known), &shard.state.slots).await?;
+            let early = cut_by(past, &shard.path, (limit, end), &shard.state.slots).await?;
             if early.offset >= shard.cut.offset {
                 continue;
             }
@@ -165,4 +184,18 @@ async fn not_reached(windows: &[Window], times: &Times<'_>, moment_ms: i64, slot
         ),
     };
     Error::new(ErrorKind::Gap, what).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_need_not_lead_up_to_the_moment_ends_shortly_before_it() {
+        let hour_ms = 3_600_000;
+        assert!(!End::Known.is_too_early(hour_ms, hour_ms) && End::Known.is_too_early(hour_ms - 1, hour_ms));
+        assert!(!End::MayBeEarlier.is_too_early(hour_ms - SEALED_LATE_MS, hour_ms));
+        assert!(End::MayBeEarlier.is_too_early(hour_ms - SEALED_LATE_MS - 1, hour_ms));
+        assert!(!End::MayBeEarlier.is_too_early(hour_ms + 1, hour_ms));
+    }
 }

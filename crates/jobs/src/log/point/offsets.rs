@@ -1,5 +1,6 @@
 //! Places that the user names: when they were, and whether a restore can end there.
 
+use slotkeep_format::manifest::ShardRecord;
 use slotkeep_model::ReplOffset;
 use slotkeep_wire::stream::{Splitter, StreamStart};
 
@@ -7,18 +8,30 @@ use super::{Past, Path, Place, Times};
 use crate::log::read::damaged;
 use crate::{Error, ErrorKind, Result};
 
+/// The base that was taken at that very place, if there is one.
+pub(super) fn base_at<'p>(past: &'p Past, place: &Place) -> Option<&'p ShardRecord> {
+    let base = past.chain.bases().iter().find(|base| base.place == *place)?;
+    past.base(base.number).map(|(_, record)| record)
+}
+
 /// When the last of those bytes was written, in ms since 1970.
 pub(super) async fn moment_of(past: &Past, places: &[Place]) -> Result<i64> {
     let mut latest: Option<i64> = None;
     for place in places {
-        if past.chain.parent(&place.history).is_none() && past.chain.runs(&place.history).is_empty() {
+        let base = base_at(past, place);
+        if base.is_none()
+            && past.chain.parent(&place.history).is_none()
+            && past.chain.runs(&place.history).is_empty()
+        {
             let what = format!("there is no log of a history {}", place.history);
             return Err(
                 Error::new(ErrorKind::NotFound, what).hint("`slotkeep list --history` shows the histories")
             );
         }
         let written = Times::on(past, &past.chain.path(&place.history)).written(place.offset).await?;
-        latest = latest.max(written.until_ms.or(written.from_ms));
+        // What a base holds was written before the server told its time.
+        let taken = base.and_then(|record| record.server_time).map(|at| at.as_millisecond());
+        latest = latest.max(written.until_ms.or(taken).or(written.from_ms));
     }
     latest.ok_or_else(|| {
         Error::new(

@@ -122,7 +122,7 @@ pub async fn resolve_shards(past: &Past, wanted: &[ShardState], at: Option<Times
         planned.push(Planned { state, path, cut, fixed: at.is_none() });
     }
     if let Some(at) = at {
-        order_moves(past, &mut planned, at.as_millisecond()).await?;
+        order_moves(past, &mut planned, (at.as_millisecond(), End::Known)).await?;
     }
     let mut shards = Vec::new();
     for shard in &planned {
