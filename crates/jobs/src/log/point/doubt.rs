@@ -52,24 +52,24 @@ impl<'a> Doubt<'a> {
 
 /// Refuses a moment at which it is not known who served some slots: when they changed hands was seen only afterwards.
 pub(super) fn check_settled(topologies: &[TopologyRecord], moment_ms: i64) -> Result<()> {
-    for Doubt { before, after, early_ms, late_ms } in
-        Doubt::at(topologies, moment_ms).filter(Doubt::is_of_owners)
-    {
-        let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
-        let moved = moved(before, after);
-        let what = format!(
-            "slots {moved} changed hands between {} and {}: which shard served them at {} is not known exactly",
-            text(early_ms),
-            text(late_ms),
-            text(moment_ms)
-        );
-        return Err(Error::new(ErrorKind::Gap, what).hint(format!(
-            "restore to {} or earlier, or to {} or later",
-            text(early_ms),
-            text(late_ms)
-        )));
-    }
-    Ok(())
+    let Some(Doubt { before, after, early_ms, late_ms }) =
+        Doubt::at(topologies, moment_ms).find(Doubt::is_of_owners)
+    else {
+        return Ok(());
+    };
+    let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
+    let moved = moved(before, after);
+    let what = format!(
+        "slots {moved} changed hands between {} and {}: which shard served them at {} is not known exactly",
+        text(early_ms),
+        text(late_ms),
+        text(moment_ms)
+    );
+    Err(Error::new(ErrorKind::Gap, what).hint(format!(
+        "restore to {} or earlier, or to {} or later",
+        text(early_ms),
+        text(late_ms)
+    )))
 }
 
 /// The last moment, up to this one, that [`check_settled`] does not refuse.
