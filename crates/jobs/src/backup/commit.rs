@@ -42,7 +42,9 @@ pub(crate) async fn commit(
     heading: Heading,
     parts: &[Part],
 ) -> Result<Manifest> {
-    put_histories(context, repository, &heading.cluster, parts).await?;
+    for part in parts {
+        put_histories(context, repository, &heading.cluster, (&part.shard, &part.histories)).await?;
+    }
     let mut shards: Vec<ShardRecord> =
         parts.iter().map(|part| part.base.record(&part.shard, part.cut.clone())).collect();
     shards.sort_by_key(|shard| shard.slots.ranges().first().map(|range| range.first()));
@@ -75,26 +77,24 @@ pub(crate) async fn commit(
     }
 }
 
-/// Writes down where the histories up to the cuts come from. The log does so with the first byte of each, and a cut may lie before it: just where a
+/// Writes down where the histories up to a shard's cut come from. The log does so with the first byte of each, and a cut may lie before it: just where a
 /// replica was promoted.
-async fn put_histories(
+pub(crate) async fn put_histories(
     context: &Context,
     repository: &Repository,
     cluster: &str,
-    parts: &[Part],
+    (shard, histories): (&Shard, &[(ReplId, Parent)]),
 ) -> Result<()> {
-    for part in parts {
-        for (history, parent) in &part.histories {
-            let record = HistoryRecord {
-                format_version: HISTORY_VERSION,
-                history: history.clone(),
-                parent: Some(parent.clone()),
-                slots: part.shard.slots.clone(),
-                source: part.shard.primary.addr.clone(),
-                first_seen_at: context.clock.now(),
-            };
-            repository.put_history(cluster, &record).await?;
-        }
+    for (history, parent) in histories {
+        let record = HistoryRecord {
+            format_version: HISTORY_VERSION,
+            history: history.clone(),
+            parent: Some(parent.clone()),
+            slots: shard.slots.clone(),
+            source: shard.primary.addr.clone(),
+            first_seen_at: context.clock.now(),
+        };
+        repository.put_history(cluster, &record).await?;
     }
     Ok(())
 }

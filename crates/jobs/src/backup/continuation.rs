@@ -1,16 +1,18 @@
 //! The log behind what a repository holds already, continued for a while: as an incremental backup does, but no backup is written.
 //!
-//! Invariant: only whole segments are added to the repository, each of them a piece of the servers' streams; nothing that is listed
-//! changes.
+//! Invariant: only whole segments are added to the repository, each of them a piece of the servers' streams, and where histories come from; nothing
+//! that is listed changes.
 
 use std::sync::Arc;
 
 use slotkeep_format::manifest::{BackupKind, ShardCut};
 use slotkeep_repo::Repository;
 
+use super::commit::put_histories;
 use super::{BackupOptions, BackupPlan, CUT_LIMIT, Run, find_held};
 use crate::archive::fleet::Fleet;
 use crate::archive::held::Lead;
+use crate::archive::line::Shared;
 use crate::progress::ShardProgress;
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -54,6 +56,12 @@ impl Continuation {
             () = context.clock.sleep(CUT_LIMIT) => false,
         };
         if complete {
+            let Shared { repository, cluster, .. } = &*self.fleet.shared;
+            for (line, cut) in self.fleet.lines.iter().zip(cuts) {
+                let Some(base) = line.base() else { continue };
+                let histories = line.histories(&base, cut);
+                put_histories(context, repository, cluster, (&line.shard(), &histories)).await?;
+            }
             return Ok(());
         }
         Err(Error::new(ErrorKind::Gap, "the log could not be brought to where the cluster was captured")

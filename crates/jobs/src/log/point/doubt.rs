@@ -52,8 +52,16 @@ impl<'a> Doubt<'a> {
 
 /// Refuses a moment at which it is not known who served some slots: when they changed hands was seen only afterwards.
 pub(super) fn check_settled(topologies: &[TopologyRecord], moment_ms: i64) -> Result<()> {
-    let Some(doubt) = Doubt::at(topologies, moment_ms).find(Doubt::is_of_owners) else { return Ok(()) };
-    let Doubt { before, after, early_ms, late_ms } = doubt;
+    let doubt_at = |moment_ms| Doubt::at(topologies, moment_ms).find(Doubt::is_of_owners);
+    let Some(Doubt { before, after, early_ms, late_ms }) = doubt_at(moment_ms) else { return Ok(()) };
+    // Its ends may lie in other doubts.
+    let (mut earlier_ms, mut later_ms) = (early_ms, late_ms);
+    while let Some(doubt) = doubt_at(earlier_ms) {
+        earlier_ms = doubt.early_ms;
+    }
+    while let Some(doubt) = doubt_at(later_ms) {
+        later_ms = doubt.late_ms;
+    }
     let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
     let moved = moved(before, after);
     let what = format!(
@@ -62,11 +70,8 @@ pub(super) fn check_settled(topologies: &[TopologyRecord], moment_ms: i64) -> Re
         text(late_ms),
         text(moment_ms)
     );
-    Err(Error::new(ErrorKind::Gap, what).hint(format!(
-        "restore to {} or earlier, or to {} or later",
-        text(early_ms),
-        text(late_ms)
-    )))
+    let hint = format!("restore to {} or earlier, or to {} or later", text(earlier_ms), text(later_ms));
+    Err(Error::new(ErrorKind::Gap, what).hint(hint))
 }
 
 /// What is left of spans without the moments that [`check_settled`] refuses.
@@ -230,5 +235,22 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let span = Moments { from: at(-5), to: at(13) };
         assert_eq!(settled_within(&topologies, vec![span]), [Moments { to: at(6), ..span }]);
+    }
+
+    #[test]
+    fn a_refusal_names_moments_that_are_not_refused() {
+        let moved = |last: &'static str, first: &'static str| [[last, "", ""], [first, "", ""]];
+        let topologies = [
+            seen(0, None, &STILL),
+            seen(10, Some(8), &moved("0-98", "99-16383")),
+            seen(12, Some(9), &moved("0-97", "98-16383")),
+        ];
+        // From 6 to 12, and from 8 to 14.
+        for moment_ms in [7_000, 9_000, 13_000] {
+            let refused = check_settled(&topologies, moment_ms).unwrap_err();
+            let hint = "restore to 1970-01-01T00:00:06Z or earlier, or to 1970-01-01T00:00:14Z or later";
+            assert_eq!(refused.advice(), Some(hint));
+        }
+        assert!(check_settled(&topologies, 6_000).is_ok() && check_settled(&topologies, 14_000).is_ok());
     }
 }

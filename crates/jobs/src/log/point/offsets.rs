@@ -1,5 +1,6 @@
 //! Places that the user names: when they were, and whether a restore can end there.
 
+use jiff::Timestamp;
 use slotkeep_format::manifest::ShardRecord;
 use slotkeep_model::ReplOffset;
 use slotkeep_wire::stream::{Splitter, StreamStart};
@@ -30,7 +31,7 @@ pub(super) async fn moment_of(past: &Past, places: &[Place]) -> Result<i64> {
         }
         let written = Times::on(past, &past.chain.path(&place.history)).written(place.offset).await?;
         // What a base holds was written before the server told its time.
-        let taken = base.and_then(|record| record.server_time).map(|at| at.as_millisecond());
+        let taken = base.and_then(|record| record.server_time).map(Timestamp::as_millisecond);
         latest = latest.max(written.until_ms.or(taken).or(written.from_ms));
     }
     latest.ok_or_else(|| {
