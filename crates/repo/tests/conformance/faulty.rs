@@ -182,14 +182,14 @@ async fn a_store_that_does_not_do_what_the_file_says_is_found_out() {
     for protection in Protection::ALL {
         let (_folder, store) = folder();
         let faulty = Faulty::new(store);
-        let faults = Arc::clone(&faulty.faults);
+        let turned = Arc::clone(&faulty.faults);
         let repository = Place::new(Arc::new(faulty), protection).init().await.unwrap();
         assert!(repository.refuses_overwrite());
         let holder = Holder { process: "1".to_owned(), agent: Some("a".to_owned()), duration_ms: 10_000 };
         let mut presence = repository.presence("main", "a", holder);
         presence.step(&|| 0).await.unwrap();
         assert!(presence.is_kept_by_the_store(1).await.unwrap());
-        faults.ignores_conditions.store(true, Ordering::SeqCst);
+        turned.ignores_conditions.store(true, Ordering::SeqCst);
         assert!(!presence.is_kept_by_the_store(1).await.unwrap());
         // The record is what it was.
         assert!(presence.confirm(1).await.unwrap());
