@@ -21,7 +21,7 @@ fn cluster(primaries: usize, backlog: &str) -> Cluster {
     ClusterBuilder::new(server("valkey-9.1"))
         .primaries(primaries)
         .config("repl-backlog-size", backlog)
-        .config("repl-ping-replica-period", "1")
+        .config("repl-ping-replica-period", "60")
         .start()
         .unwrap()
 }
@@ -100,7 +100,8 @@ fn what_is_damaged_costs_its_own_shard_a_base_and_no_other_anything() {
     // It is whole again from the base on.
     let agent = Agent::start(&cluster, folder.path(), &[]);
     agent.wait_following();
-    assert_eq!((agent.notices("gap").len(), agent.notices("base").len()), (0, 0));
+    let said = (agent.notices("gap"), agent.notices("base"));
+    assert!(said.0.is_empty() && said.1.is_empty(), "{said:?}");
     agent.stop();
     assert_eq!(of_history(&repo, "", "/backups/").len(), 2);
 }

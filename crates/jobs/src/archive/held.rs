@@ -110,7 +110,7 @@ impl Holdings {
     }
 
     /// The newest base from which the log leads to the history that the server follows now, or to the one before. A segment at its end that can't be
-    /// read is as good as none: whoever went on behind it would keep a log that nobody can replay.
+    /// read is as good as none, unless the base lies at its end: whoever went on behind it would keep a log that nobody can replay.
     pub(crate) async fn leading_to(&mut self, server: &Replication) -> Result<Lead> {
         let followed = std::iter::once(&server.replid).chain(&server.previous_replid);
         let mut broken = followed.into_iter().find_map(|history| self.unreadable_above(history));
@@ -174,12 +174,14 @@ impl Holdings {
             .filter_map(|end| Some((rank(&end.0)?, end)))
             .min_by_key(|(rank, (_, offset))| (*rank, Reverse(*offset)));
         let Some((_, (history, offset))) = best else { return Ok(Lead::Nowhere) };
+        let at_base = history == base.history && offset == base.offset;
         let database = match self.database_at(&history, offset).await? {
             Ok(database) => database,
+            // What lies before a base is not needed behind it.
+            Err(_) if at_base => None,
             Err(why) => return Ok(Lead::Broken(why)),
         };
         // A server does not say again what it had selected when the base was made.
-        let at_base = history == base.history && offset == base.offset;
         let database = match database {
             None if at_base => self.database_of(base).await,
             known => known,
