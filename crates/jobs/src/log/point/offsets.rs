@@ -7,6 +7,7 @@ use slotkeep_wire::stream::{Splitter, StreamStart};
 
 use super::{Past, Path, Place, Times};
 use crate::log::read::damaged;
+use crate::log::times::untold;
 use crate::{Error, ErrorKind, Result};
 
 /// The base that was taken at that very place, if there is one.
@@ -34,13 +35,7 @@ pub(super) async fn moment_of(past: &Past, places: &[Place]) -> Result<i64> {
         let taken = base.and_then(|record| record.server_time).map(Timestamp::as_millisecond);
         latest = latest.max(written.until_ms.or(taken).or(written.from_ms));
     }
-    latest.ok_or_else(|| {
-        Error::new(
-            ErrorKind::Gap,
-            "nothing tells when those bytes were written: the log has no time samples there",
-        )
-        .hint("restore a backup (--backup, `slotkeep list`)")
-    })
+    latest.ok_or_else(untold)
 }
 
 /// Refuses an offset that is not the end of a command outside transactions, and names those around it.

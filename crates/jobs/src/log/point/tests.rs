@@ -54,6 +54,15 @@ fn server() -> ServerRecord {
     ServerRecord { product: ProductRecord::Valkey, version: "9.1.2".to_owned() }
 }
 
+fn context() -> Context {
+    Context {
+        clock: Arc::new(SystemClock::new()),
+        rng: Arc::new(SystemRng),
+        connector: Arc::new(Connector::new(ConnectorOptions::default()).unwrap()),
+        stop: tokio_util::sync::CancellationToken::new(),
+    }
+}
+
 /// A repository with the past of a made-up cluster.
 struct Kept {
     _folder: TempDir,
@@ -364,12 +373,7 @@ async fn the_line_that_the_cluster_follows_is_the_main_one() {
 async fn an_accident_on_a_line_that_was_left_is_found() {
     let kept = abandoned_takeover().await;
     let past = kept.past().await;
-    let context = Context {
-        clock: Arc::new(SystemClock::new()),
-        rng: Arc::new(SystemRng),
-        connector: Arc::new(Connector::new(ConnectorOptions::default()).unwrap()),
-        stop: tokio_util::sync::CancellationToken::new(),
-    };
+    let context = context();
     let progress = ShardProgress::new("searching".to_owned());
     let search = async |after: i64| {
         let pattern = Pattern::parse("SET").unwrap();
@@ -385,6 +389,30 @@ async fn an_accident_on_a_line_that_was_left_is_found() {
     // Each command once, although both lines begin with the same ones.
     let commands: Vec<u64> = seen.shards.iter().map(|shard| shard.commands).collect();
     assert_eq!(commands, [6, 5]);
+}
+
+/// As where an archive ended right behind the command.
+#[tokio::test]
+async fn a_command_in_a_segment_without_samples_is_dated_by_those_before() {
+    let mut kept = Kept::new().await;
+    kept.history('a', None, 0).await;
+    kept.look(0, &[("0-16383", 'a')]).await;
+    kept.backup(&[("0-16383", 'a', 0)]).await;
+    let search = async |kept: &Kept| {
+        let (past, pattern) = (kept.past().await, Pattern::parse("SET").unwrap());
+        let found =
+            find(&context(), &past, &pattern, None, &ShardProgress::new("searching".to_owned())).await?;
+        let places = found.matches.iter().map(|found| found.before.clone()).collect();
+        let point = resolve(&past, &Aim::Before { places, moment_ms: found.moment_ms }).await?;
+        Ok::<_, Error>((found, point.shards[0].cut.offset))
+    };
+    kept.log('a', 0..1, &[]).await;
+    assert!(search(&kept).await.unwrap_err().to_string().contains("no time samples"));
+    kept.log('a', 1..4, &[(1, 90_000), (4, 190_000)]).await;
+    kept.log('a', 4..6, &[]).await;
+    let (found, cut) = search(&kept).await.unwrap();
+    assert_eq!((found.moment_ms - EPOCH_MS, cut), (190_000, behind(1)));
+    assert_eq!(found.matches.len(), 1);
 }
 
 #[tokio::test]
