@@ -193,3 +193,27 @@ fn a_cluster_that_starts_later_is_waited_for() {
     agent.wait_ready();
     agent.stop();
 }
+
+#[test]
+fn slots_that_are_served_later_are_waited_for() {
+    let cluster = cluster(1, "1mb");
+    let folder = tempfile::tempdir().unwrap();
+    let mut client = cluster.primary(0).unwrap().client().unwrap();
+    client.command(&["CLUSTER", "RESET", "HARD"]).unwrap();
+    let agent = Agent::start(&cluster, folder.path(), &["--wait-for-cluster", "10m"]);
+    wait_for(LIMIT, "the agent to wait", || {
+        let said = agent.said();
+        if said.contains("no slot is served yet; it is asked for again") {
+            Ok(())
+        } else {
+            Err(NotYet::because(said))
+        }
+    })
+    .unwrap();
+    assert!(!folder.path().join("repo").exists());
+    client.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "100"]).unwrap();
+    agent.wait_ready();
+    let said = agent.said();
+    assert!(said.contains("no shard serves the slots 101-16383"), "{said}");
+    agent.stop();
+}

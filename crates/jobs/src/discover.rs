@@ -63,28 +63,33 @@ pub struct NodeReport {
     pub replication: Replication,
 }
 
-/// Finds the cluster as [`discover`] does, and asks again for as long as `patience` while no node answers or what answers is no whole cluster yet.
-/// `wait` is told why before the first pause.
+/// Finds the cluster as [`discover`] does, and asks again for as long as `patience` while no node answers, what answers is no cluster, or no slot is served
+/// yet; a cluster that serves none even then is given as it is. `wait` is told why before the first pause.
 pub async fn await_cluster(
     context: &Context,
     seeds: &[NodeAddr],
     patience: Duration,
-    wait: impl FnOnce(&Error),
+    wait: impl FnOnce(&str),
 ) -> Result<Discovery> {
     let began_at = context.clock.elapsed();
     let mut wait = Some(wait);
     loop {
-        let error = match discover(context, seeds).await {
-            Ok(discovery) => return Ok(discovery),
-            Err(error) => error,
+        let found = discover(context, seeds).await;
+        let why = match &found {
+            Ok(discovery) if discovery.topology().shards.is_empty() => {
+                format!("{}: no slot is served yet", discovery.answered)
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::NotACluster) => {
+                error.to_string()
+            }
+            _ => return found,
         };
-        let may_come = matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::NotACluster);
         let left = patience.saturating_sub(context.clock.elapsed().saturating_sub(began_at));
-        if !may_come || left.is_zero() {
-            return Err(error);
+        if left.is_zero() {
+            return found;
         }
         if let Some(wait) = wait.take() {
-            wait(&error);
+            wait(&why);
         }
         let pause = left.min(ASKED_EVERY);
         tokio::select! {

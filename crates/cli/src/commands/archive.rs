@@ -34,7 +34,7 @@ const LEAST_LEASE_TIME: Duration = Duration::from_secs(1);
 pub(crate) struct ArchiveArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// How long to ask for the cluster at the start while no node answers, or what answers is no whole cluster yet, as where both start together
+    /// How long to ask for the cluster at the start while no node answers, or no slot is served yet, as where both start together
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = span, help_heading = "Cluster")]
     wait_for_cluster: Duration,
     #[command(flatten)]
@@ -98,10 +98,16 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     let (context, seeds) = session.cluster(&arguments.cluster)?;
     let (location, name) = session.location(&arguments.repo)?;
     // A cluster that can't be found must leave no new repository behind.
-    await_cluster(&context, &seeds, arguments.wait_for_cluster, |error| {
-        output.warn(&format!("{error}; it is asked for again"));
+    let found = await_cluster(&context, &seeds, arguments.wait_for_cluster, |why| {
+        output.warn(&format!("{why}; it is asked for again"));
     })
     .await?;
+    let unserved = found.topology().covered().complement();
+    if !unserved.is_empty() {
+        output.warn(&format!(
+            "no shard serves the slots {unserved}: they are followed from when one does, and backups are partial until then"
+        ));
+    }
     let repository = session.open_or_create(&location, &arguments.repo).await?;
     repository.check_signs()?;
     if let Some(spoiled) = repository.check_newest(&name).await? {

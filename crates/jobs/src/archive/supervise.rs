@@ -260,7 +260,7 @@ impl Supervisor<'_> {
                 return false;
             }
         };
-        self.seen = look_at_shards(self.context, &self.discovery).await;
+        self.seen = look_at_shards(self.context, self.discovery.topology()).await;
         match record(self.context, &self.discovery, &self.seen) {
             Err(error) => self.trouble("the cluster's shape can't be written down", &error),
             Ok(record) => {

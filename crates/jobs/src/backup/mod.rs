@@ -321,7 +321,7 @@ impl<'a> Run<'a> {
         };
         let parts: Vec<Part> = fleet.lines.iter().zip(cuts).map(part).collect::<Result<_>>()?;
         if heading.cut.is_some() {
-            let seen = view::look_at_shards(self.context, discovery).await;
+            let seen = view::look_at_shards(self.context, discovery.topology()).await;
             let record = view::record(self.context, discovery, &seen)?;
             self.repository.put_topology(&self.options.cluster, &record).await?;
         }

@@ -5,6 +5,9 @@
 use std::ffi::OsString;
 
 use object_store::ObjectStoreScheme;
+use object_store::aws::AmazonS3ConfigKey;
+use object_store::azure::AzureConfigKey;
+use object_store::gcp::GoogleConfigKey;
 use url::Url;
 
 use crate::error::{Problem, causes};
@@ -46,7 +49,10 @@ pub(crate) fn of_environment(
     let own = text.filter(|(name, value)| name.starts_with(prefix) && !value.trim().is_empty());
     own.map(|(name, value)| {
         let lower = name.to_ascii_lowercase();
-        let settled = if ADDRESSES.contains(&lower.as_str()) {
+        let settled = if !is_known(scheme, &lower) {
+            // Another program's.
+            Ok(value)
+        } else if ADDRESSES.contains(&lower.as_str()) {
             address(&value)
         } else if FREE_TEXT.iter().any(|end| lower.ends_with(end)) {
             Ok(value)
@@ -56,6 +62,15 @@ pub(crate) fn of_environment(
         settled.map(|value| (lower, value)).map_err(|what| Problem::Settings(format!("{name}: {what}")))
     })
     .collect()
+}
+
+/// Whether the library takes a variable for a setting of that store.
+fn is_known(scheme: &ObjectStoreScheme, name: &str) -> bool {
+    match scheme {
+        ObjectStoreScheme::GoogleCloudStorage => name.parse::<GoogleConfigKey>().is_ok(),
+        ObjectStoreScheme::MicrosoftAzure => name.parse::<AzureConfigKey>().is_ok(),
+        _ => name.parse::<AmazonS3ConfigKey>().is_ok(),
+    }
 }
 
 /// An address as a URL over which the library does not stumble; else what is wrong with it.
@@ -196,6 +211,7 @@ mod tests {
 
     #[test]
     fn what_can_not_be_sent_is_refused_and_not_repeated() {
+        use ObjectStoreScheme as S;
         let scheme = ObjectStoreScheme::AmazonS3;
         for value in ["hun\nter2", "hünter2"] {
             let refused = read(&scheme, "AWS_SECRET_ACCESS_KEY", value).unwrap_err();
@@ -205,5 +221,14 @@ mod tests {
         assert_eq!(trimmed, [("aws_access_key_id".to_owned(), "some".to_owned())]);
         let file = read(&scheme, "AWS_WEB_IDENTITY_TOKEN_FILE", "/run/ünter").unwrap();
         assert_eq!(file[0].1, "/run/ünter");
+        // What other programs are told stands in nobody's way.
+        for (scheme, name) in [
+            (S::AmazonS3, "AWS_CA_BUNDLE"),
+            (S::AmazonS3, "AWS_VAULT"),
+            (S::MicrosoftAzure, "AZURE_CONFIG_DIR"),
+            (S::GoogleCloudStorage, "GOOGLE_OTHER"),
+        ] {
+            assert_eq!(read(&scheme, name, "/ünter").unwrap()[0].1, "/ünter");
+        }
     }
 }

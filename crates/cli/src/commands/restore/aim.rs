@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::Args;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use slotkeep_format::Manifest;
 use slotkeep_jobs::log::Past;
@@ -11,12 +11,16 @@ use slotkeep_jobs::log::chain::Place;
 use slotkeep_jobs::log::pattern::Pattern;
 use slotkeep_jobs::log::point::{Aim, PassedOver, Point, ShardPoint, Span, resolve};
 use slotkeep_jobs::log::search::{Accident, find};
+use slotkeep_jobs::log::windows::restorable;
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_repo::{BackupSelector, Repository};
 
 use crate::output::{Output, bytes, table, table_text};
 use crate::progress::ByteDisplay;
+
+/// A backup is taken while servers write: a little log behind its cut is nothing to speak of.
+const MORE_WORTH_SAYING: SignedDuration = SignedDuration::from_secs(1);
 
 /// What to restore.
 #[derive(Debug, Default, Args)]
@@ -167,6 +171,33 @@ impl Wanted {
         Ok(Self { point, past: Some(Arc::new(past)), accident: None })
     }
 
+    /// Says so if the log goes on behind a backup, which is what is restored where nothing was said. What can't be read of the log is in
+    /// nobody's way here: the backup does not need it.
+    pub(crate) async fn warn_of_more(&self, output: &Output, repository: &Repository, cluster: &str) {
+        let past = match &self.past {
+            Some(past) => Arc::clone(past),
+            None => match Past::load(repository, cluster).await {
+                Ok(past) => Arc::new(past),
+                Err(_) => return,
+            },
+        };
+        if !past.has_log() {
+            return;
+        }
+        let Ok(Some(last)) = restorable(&past).await.map(|found| found.moments.last().map(|span| span.to))
+        else {
+            return;
+        };
+        let manifest = &self.point.manifest;
+        let taken_at = manifest.cut.as_ref().map_or(manifest.finished_at, |cut| cut.at);
+        if last.duration_since(taken_at) > MORE_WORTH_SAYING {
+            output.warn(&format!(
+                "this is backup {}, of {taken_at}; the log goes on to {last}: `--at latest` restores that, `--backup latest` says that the backup is meant",
+                manifest.id
+            ));
+        }
+    }
+
     /// What to say about the way, if it leads beyond a backup's bases.
     pub(crate) fn recovery(&self) -> Option<Recovery<'_>> {
         self.past.is_some().then(|| Recovery {
@@ -179,9 +210,12 @@ impl Wanted {
 }
 
 impl Recovery<'_> {
-    /// The moment, by the servers' clocks.
-    pub(crate) const fn at(&self) -> Option<Timestamp> {
-        self.at
+    /// What is restored, as the beginning of a sentence; `backup` is the one whose bases are used.
+    pub(crate) fn what(&self, backup: &str) -> String {
+        match self.at {
+            Some(at) => format!("The cluster as it was at {at}"),
+            None => format!("Backup {backup} with its log"),
+        }
     }
 }
 

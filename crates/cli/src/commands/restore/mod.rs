@@ -40,6 +40,9 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &RestoreA
     repository.check_reads()?;
     let context = session.context(&AccessArgs::default())?;
     let wanted = arguments.aim.resolve(output, &context, &repository, &name).await?;
+    if !arguments.aim.is_given() {
+        wanted.warn_of_more(output, &repository, &name).await;
+    }
     match &arguments.files.to_dir {
         Some(folder) => files::run(session, output, arguments, &repository, &wanted, folder).await,
         None => live::run(session, output, arguments, &repository, &wanted).await,
