@@ -53,10 +53,11 @@ pub(crate) fn in_one_line(words: &str) -> String {
         Some(at) => words.split_at(at),
         None => (words, ""),
     };
-    let mut line = match before.contains('\n') {
-        true => before.split_whitespace().collect::<Vec<_>>().join(" "),
+    let mut line = if before.contains('\n') {
+        before.split_whitespace().collect::<Vec<_>>().join(" ")
+    } else {
         // Names in it are as they are.
-        false => before.trim_end().to_owned(),
+        before.trim_end().to_owned()
     };
     // Azure adds the request's id and the time, on lines of their own.
     let message = element(answer, "Message").and_then(|text| text.lines().next());
