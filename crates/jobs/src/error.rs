@@ -130,6 +130,10 @@ impl From<RepoError> for Error {
                 ErrorKind::Repository,
                 "check --repo, or make a repository there with `slotkeep init --repo …`",
             ),
+            Problem::NoBucket => (
+                ErrorKind::Repository,
+                "check --repo and what the environment says of the store; a bucket or container is made with the store's own tools, not by Slotkeep",
+            ),
             Problem::AlreadyRepository => (ErrorKind::Repository, "it can be used as it is"),
             Problem::NotEmpty => {
                 (ErrorKind::Repository, "name an empty folder, or one that does not exist yet")
@@ -178,6 +182,10 @@ impl From<RepoError> for Error {
             Problem::Denied(_) => {
                 (ErrorKind::Repository, "check the permissions, or the credentials in the environment")
             }
+            Problem::NoKeys(_) => (
+                ErrorKind::Repository,
+                "set the store's keys in the environment (docs/stores.md), or run it where the machine has a role",
+            ),
             Problem::Full(_) => {
                 (ErrorKind::Full, "free some space and run it again; nothing incomplete is listed")
             }

@@ -431,8 +431,10 @@ pub(crate) async fn read_repository_file(
     let on = || format!("{location}/{REPOSITORY_FILE}");
     let bytes = match store.get(&Path::from(REPOSITORY_FILE)).await {
         Ok(found) => found.bytes().await.map_err(|error| RepoError::new("read", on(), error))?,
-        Err(object_store::Error::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(RepoError::new("read", on(), error)),
+        Err(error) => match Problem::from(error) {
+            Problem::Missing => return Ok(None),
+            problem => return Err(RepoError::new("read", on(), problem)),
+        },
     };
     RepositoryFile::parse(&bytes).map(Some).map_err(|error| RepoError::new("read", on(), error))
 }
