@@ -143,7 +143,9 @@ impl CopyPlan {
             Some(repository) => repository,
             None => {
                 let nonce = random_hex(&*context.rng, 16)?;
-                source.make_mirror(&target.location, &nonce, &target.options).await?
+                // The next copy goes on with one that was broken off.
+                let made = source.make_mirror(&target.location, &nonce, &target.options);
+                context.unless_stopped(async { Ok(made.await?) }).await?
             }
         };
         progress.enter(Phase::Running);
