@@ -197,7 +197,7 @@ impl Session {
         let (location, name) = self.location(arguments)?;
         let options = self.open_options(arguments)?;
         let opened = async { Ok(Repository::open_with(&location, &options).await?) };
-        let repository = self.unless_stopped(opened).await?;
+        let repository = self.unless_stopped(Box::pin(opened)).await?;
         warn_of_no_memory(&repository, &options);
         Ok((repository, name))
     }
@@ -232,7 +232,7 @@ impl Session {
     ) -> Result<Repository> {
         let (id, options) = (self.repository_id()?, self.open_options(arguments)?);
         let opened = async { Ok(Repository::open_or_create_with(location, id, self.now(), &options).await?) };
-        let repository = self.unless_stopped(opened).await?;
+        let repository = self.unless_stopped(Box::pin(opened)).await?;
         warn_of_no_memory(&repository, &options);
         Ok(repository)
     }

@@ -60,7 +60,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &MergeArg
     let (repository, name) = session.repository(&arguments.repo).await?;
     let context = session.context(&AccessArgs::default())?;
     let wanted = arguments.aim.resolve_newest(output, &context, &repository, &name);
-    let wanted = session.unless_stopped(wanted).await?;
+    let wanted = session.unless_stopped(Box::pin(wanted)).await?;
     let target = MergeTarget { repository: &repository, cluster: &name, shares_bases: true };
     let manifest = fold(output, &context, &repository, &wanted, &target, &arguments.engine).await?;
     output.data(&manifest, summary)?;

@@ -95,7 +95,7 @@ impl Taking {
         progress: &Arc<ShardProgress>,
     ) -> Result<Self> {
         let started = Pipeline::start(repository, &announced.layout, Arc::clone(progress));
-        let pipeline = context.unless_stopped(started).await?;
+        let pipeline = context.unless_stopped(Box::pin(started)).await?;
         progress.enter(Phase::Running);
         Ok(Self { pipeline, announced })
     }
@@ -118,7 +118,7 @@ impl Taking {
             discard(repository, &announced.layout).await;
             cause
         };
-        let cause = clean_up(context, cleaned).await.flatten();
+        let cause = clean_up(context, Box::pin(cleaned)).await.flatten();
         Err(match interruption {
             Interruption::Other(error) => error,
             Interruption::Pipeline => {
@@ -143,9 +143,9 @@ impl Received {
             describe(repository, report, announced).await
         };
         // What stops it here is a store that does not answer.
-        let stored = clean_up(context, store).await.unwrap_or_else(|| Err(Error::interrupted()));
+        let stored = clean_up(context, Box::pin(store)).await.unwrap_or_else(|| Err(Error::interrupted()));
         if stored.is_err() {
-            clean_up(context, discard(repository, &layout)).await;
+            clean_up(context, Box::pin(discard(repository, &layout))).await;
         }
         stored
     }

@@ -220,7 +220,7 @@ impl<'a> Run<'a> {
                 for row in progress.iter().filter(|row| row.phase() != Phase::Done) {
                     row.enter(Phase::Failed);
                 }
-                clean_up(self.context, fleet.take_back(&HashSet::new())).await;
+                clean_up(self.context, Box::pin(fleet.take_back(&HashSet::new()))).await;
                 Err(error)
             }
         }

@@ -145,7 +145,7 @@ impl CopyPlan {
                 let nonce = random_hex(&*context.rng, 16)?;
                 // The next copy goes on with one that was broken off.
                 let made = source.make_mirror(&target.location, &nonce, &target.options);
-                context.unless_stopped(async { Ok(made.await?) }).await?
+                context.unless_stopped(Box::pin(async { Ok(made.await?) })).await?
             }
         };
         progress.enter(Phase::Running);

@@ -40,7 +40,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &RestoreA
     repository.check_reads()?;
     let context = session.context(&AccessArgs::default())?;
     let wanted = arguments.aim.resolve(output, &context, &repository, &name);
-    let wanted = session.unless_stopped(wanted).await?;
+    let wanted = session.unless_stopped(Box::pin(wanted)).await?;
     match &arguments.files.to_dir {
         Some(folder) => files::run(session, output, arguments, &repository, &wanted, folder).await,
         None => live::run(session, output, arguments, &repository, &wanted).await,

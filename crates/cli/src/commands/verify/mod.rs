@@ -164,7 +164,7 @@ async fn verified(
     };
     let point = if arguments.aim.is_given() {
         let wanted = arguments.aim.resolve(output, &context, repository, cluster);
-        let wanted = session.unless_stopped(wanted).await?;
+        let wanted = session.unless_stopped(Box::pin(wanted)).await?;
         Some((Arc::new(wanted.point), wanted.past))
     } else {
         None
