@@ -176,6 +176,11 @@ impl From<RepoError> for Error {
                 ErrorKind::Untrusted,
                 "mount what belongs there, or correct --repo; where a new repository is meant, make it with `slotkeep init`",
             ),
+            Problem::WouldBePlain(_) => (
+                ErrorKind::Untrusted,
+                "mount what belongs there, or correct --repo; else make it first: an encrypted one with `slotkeep init --repo … --recipient age1…`, \
+                 one that is not encrypted with `slotkeep init --repo …`",
+            ),
             Problem::Exists => {
                 (ErrorKind::Repository, "another Slotkeep may be writing to the same repository")
             }

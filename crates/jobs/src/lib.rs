@@ -40,10 +40,12 @@ pub mod source;
 pub mod stock_server;
 mod value;
 pub mod verify;
+mod work_folder;
 
 pub use error::{Error, ErrorKind, Result};
 pub use object_kind::ObjectKind;
 pub use value::{quoted, unescaped};
+pub use work_folder::WorkFolder;
 
 /// What every job needs: the clock, randomness and the way to the nodes.
 #[derive(Clone)]

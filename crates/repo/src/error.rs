@@ -93,6 +93,9 @@ pub enum Problem {
     /// The place is empty, and a repository is expected there.
     #[error("{0}")]
     Missed(String),
+    /// The place is empty, the user gave this, which only an encrypted repository needs, and what would be made is not encrypted.
+    #[error("there is none yet, and although {0} was given it would not be encrypted")]
+    WouldBePlain(&'static str),
     /// What it builds on was given up by a prune that ran meanwhile.
     #[error("what it builds on was pruned, or is being pruned now: {0}")]
     Pruned(String),

@@ -145,6 +145,9 @@ pub(crate) struct Sealer {
     pub(crate) repository: Repository,
     pub(crate) folder: Arc<SpoolFolder>,
     pub(crate) patience: Patience,
+    /// Cancelled when nothing more is to be sealed, not even what is on its way to the store. An archive seals what it has received; of a backup
+    /// that the user stops nobody needs it.
+    pub(crate) halt: CancellationToken,
     /// How the line stands, which knows of histories that it passed before they had a byte: no file is theirs.
     pub(crate) line: Option<watch::Receiver<LineState>>,
     /// The line's lease, where there are leases.
@@ -230,7 +233,11 @@ impl Sealer {
     ) -> Result<bool> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match Box::pin(self.seal(file, known)).await {
+            let sealed = tokio::select! {
+                sealed = Box::pin(self.seal(file, known)) => sealed,
+                () = self.halt.cancelled() => return Err(Error::interrupted()),
+            };
+            let error = match sealed {
                 Ok(Outcome::Lost) => return Ok(false),
                 Ok(Outcome::Sealed(sealed)) => {
                     publish.send_modify(|state| {

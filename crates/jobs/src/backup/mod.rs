@@ -47,6 +47,7 @@ use crate::ports::random_hex;
 use crate::progress::{Phase, ShardProgress};
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
+use base::clean_up;
 use commit::{Heading, Part, commit};
 use companions::find_held_by_all;
 
@@ -219,7 +220,7 @@ impl<'a> Run<'a> {
                 for row in progress.iter().filter(|row| row.phase() != Phase::Done) {
                     row.enter(Phase::Failed);
                 }
-                fleet.take_back(&HashSet::new()).await;
+                clean_up(self.context, Box::pin(fleet.take_back(&HashSet::new()))).await;
                 Err(error)
             }
         }

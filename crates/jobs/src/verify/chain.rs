@@ -3,7 +3,6 @@
 //! One shard's base at a time is folded, into a folder for temporary files. Keys that have expired at the later moment count as absent.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -23,7 +22,7 @@ use crate::log::chain::{BasePlace, Piece, Place};
 use crate::log::point::{Point, ShardPoint};
 use crate::merge::{MergeTarget, merge};
 use crate::ports::random_hex;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, WorkFolder};
 
 const FOLD: (Depth, &str) = (Depth::Chain, "fold");
 /// So many keys that differ are named.
@@ -139,7 +138,7 @@ impl Run<'_> {
         link: &Link,
         (manifest, before, after): (&Manifest, &ShardRecord, &ShardRecord),
     ) -> Result<Diff> {
-        let spool = temporary(&self.options.spool)?;
+        let spool = WorkFolder::make(&self.options.spool, "verify")?;
         let location = Location::Folder(spool.path().to_owned());
         let id = random_hex(&*self.context.rng, 32)?;
         let target = Repository::init(&location, id, self.context.clock.now()).await?;
@@ -208,16 +207,6 @@ fn point(manifest: &Manifest, before: &ShardRecord, after: &ShardRecord, link: &
         server: before.server.version().max(after.server.version()),
     };
     Point { manifest: alone(manifest, before), at: None, shards: vec![shard], passed_over: vec![] }
-}
-
-pub(super) fn temporary(spool: &Path) -> Result<tempfile::TempDir> {
-    tempfile::Builder::new().prefix("slotkeep-verify-").tempdir_in(spool).map_err(|error| {
-        Error::new(
-            ErrorKind::Failed,
-            format!("can't make a temporary folder in {}: {error}", spool.display()),
-        )
-        .hint("name a folder with enough space for a base: --spool DIR")
-    })
 }
 
 fn words(difference: &Diff, before: &ShardRecord, log: &[Piece]) -> String {
