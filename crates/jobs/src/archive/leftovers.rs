@@ -18,7 +18,8 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::decide::Position;
-use super::sealer::{scan_file, settle_file, wait};
+use super::scan::scan_file;
+use super::sealer::{settle_file, wait};
 use super::spool::SpoolFolder;
 use super::status::{Board, NoticeKind};
 use super::supervise::Supervisor;

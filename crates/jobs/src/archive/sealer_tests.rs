@@ -164,6 +164,53 @@ async fn what_whole_segments_hold_is_held_whatever_lies_damaged_beside_them() {
     assert!(settle(1, 2, false).await.unwrap());
 }
 
+/// The same where nobody else has the bytes: they do not wait until somebody deletes what is in the way.
+#[tokio::test]
+async fn what_lies_damaged_under_a_name_is_sealed_under_others() {
+    let bench = Bench::new().await;
+    let length = COMMAND.len() as u64;
+    let repo = bench.folder.path().join("repo");
+    let damage = async |range: Range<u64>| {
+        let segments = bench.repository.segments("main", &history()).await.unwrap();
+        let entry = segments.iter().find(|one| (one.start, one.end) == (range.start, range.end)).unwrap();
+        std::fs::OpenOptions::new().write(true).open(repo.join(entry.path())).unwrap().set_len(20).unwrap();
+    };
+    let whole = 1..4 * length + 1;
+    let file = bench.file_of(1, 4);
+    assert!(settle_file(&bench.repository, &bench.spool, &file, true).await.unwrap());
+    damage(whole.clone()).await;
+    // A line's own file, which is packed already.
+    let (closed_sender, mut closed) = mpsc::unbounded_channel();
+    let clock = Arc::new(SystemClock::new());
+    let writer = SpoolWriter::start(Arc::clone(&bench.spool), history(), 0, closed_sender, clock);
+    writer.begin(header(1), None).await.unwrap();
+    writer.bytes(COMMAND.repeat(4), 4 * length).await.unwrap();
+    for number in 0..=4 {
+        writer.time(TimeSample { from_ms: 5, until_ms: 6, offset: number * length }).await.unwrap();
+    }
+    let end = PieceEnd { end: 4 * length, commands: 4, full: false };
+    writer.begin(header(4 * length + 1), Some(end)).await.unwrap();
+    let file = closed.recv().await.unwrap();
+    assert!(file.packed.is_some());
+    let path = file.path.clone();
+    let (record, raw) = sealed(&bench, file, 2 * length + 1).await;
+    assert_eq!((record.commands, record.times.samples().len()), (2, 3));
+    assert_eq!(raw, COMMAND.repeat(2));
+    assert!(!path.exists());
+    assert_eq!(bench.segments().await, [1, 1, 2 * length + 1]);
+    // Half of it is damaged as well, and what one command takes alone can't be cut.
+    damage(1..2 * length + 1).await;
+    let file = bench.file_of(1, 4);
+    assert!(settle_file(&bench.repository, &bench.spool, &file, true).await.unwrap());
+    assert_eq!(bench.segments().await, [1, 1, 1, length + 1, 2 * length + 1]);
+    for start in [0, length] {
+        damage(start + 1..start + length + 1).await;
+    }
+    let file = bench.file_of(1, 4);
+    let error = settle_file(&bench.repository, &bench.spool, &file, true).await.unwrap_err();
+    assert!(error.to_string().contains("delete that object by hand") && file.exists(), "{error}");
+}
+
 /// Who has slept longer than its lease asks before it writes.
 #[tokio::test]
 async fn nothing_is_written_after_a_sleep_before_the_lease_is_confirmed() {
