@@ -414,7 +414,7 @@ async fn write(segment: &mut SegmentWriter, path: &Path, (start, range): (u64, &
     Ok(())
 }
 
-fn history_record(header: &SpoolHeader, history: &ReplId, parent: Option<Parent>) -> HistoryRecord {
+pub(crate) fn history_record(header: &SpoolHeader, history: &ReplId, parent: Option<Parent>) -> HistoryRecord {
     HistoryRecord {
         format_version: HISTORY_VERSION,
         history: history.clone(),
