@@ -214,7 +214,7 @@ impl Supervisor<'_> {
             self.watch.board.pin(NoticeKind::Trouble, Some(&shard.slots), words);
         }
         let waiting = match &lead {
-            Lead::Here((position, _)) => self.abandoned.take_next(position).await,
+            Lead::Here((position, _)) => self.abandoned.take_next(position, &replication).await,
             Lead::Nowhere | Lead::Broken(_) => Vec::new(),
         };
         let progress = ShardProgress::new(format!("slots {}", shard.slots));

@@ -4,17 +4,17 @@
 //! lies behind that is asked for again from the server; a segment that is there already and whole is as good as one that was written. Where a line has a
 //! lease, nothing counts as sealed before the lease was confirmed afterwards, and once it is lost nothing more is written for the line.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use slotkeep_format::lineage::HISTORY_VERSION;
 use slotkeep_format::{Effort, HistoryRecord, Parent, SpoolHeader, SpoolReader, SpoolRecord};
 use slotkeep_model::ReplId;
-use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry, SegmentMeta, SegmentWriter};
+use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry, SegmentMeta, SegmentWriter, StoredObject};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -199,13 +199,13 @@ impl Sealer {
 /// Deals with a file that no line will seal: it is deleted if the repository has what it holds, whoever wrote that. Else it is sealed, if that is
 /// `wanted`; segments may overlap, and these bytes may be the only ones there are. Says whether the file is gone.
 pub(crate) async fn settle_file(
-    repository: &Repository,
-    folder: &SpoolFolder,
+    (repository, folder): (&Repository, &SpoolFolder),
     path: &Path,
     wanted: bool,
+    known: &WholeSegments,
 ) -> Result<bool> {
     if let Some((scanned, end)) = scan_file(path).await?
-        && !is_held(repository, &scanned.header, end).await?
+        && !is_held(repository, &scanned.header, end, known).await?
     {
         if !wanted {
             return Ok(false);
@@ -216,8 +216,30 @@ pub(crate) async fn settle_file(
     Ok(true)
 }
 
+/// Which segments were found to be whole or not, as the store showed them then: a file that is tried again and again does not read them each time.
+#[derive(Debug, Default)]
+pub(crate) struct WholeSegments(Mutex<HashMap<String, (StoredObject, bool)>>);
+
+impl WholeSegments {
+    fn of(&self, segment: &SegmentEntry) -> Option<bool> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stored, is_whole) = known.get(segment.path())?;
+        (*stored == segment.stored()).then_some(*is_whole)
+    }
+
+    fn note(&self, segment: &SegmentEntry, is_whole: bool) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(segment.path().to_owned(), (segment.stored(), is_whole));
+    }
+}
+
 /// Whether whole segments hold everything from the header's start up to `end`. One that is damaged, or not of this repository's writers, holds nothing.
-async fn is_held(repository: &Repository, header: &SpoolHeader, end: u64) -> Result<bool> {
+async fn is_held(
+    repository: &Repository,
+    header: &SpoolHeader,
+    end: u64,
+    known: &WholeSegments,
+) -> Result<bool> {
     let mut segments = repository.segments(&header.cluster, &header.history).await?;
     segments.retain(|segment| segment.end > header.start && segment.start <= end);
     let covered = |segments: &[SegmentEntry]| {
@@ -229,10 +251,17 @@ async fn is_held(repository: &Repository, header: &SpoolHeader, end: u64) -> Res
     }
     let mut whole = Vec::new();
     for segment in segments {
-        match read_whole(repository, &segment).await {
-            Ok(()) => whole.push(segment),
-            Err(error) if is_spoiled(&error) || matches!(error.problem, Problem::Missing) => {}
-            Err(error) => return Err(error.into()),
+        let is_whole = match known.of(&segment) {
+            Some(is_whole) => is_whole,
+            None => match read_whole(repository, &segment).await {
+                Ok(()) => true,
+                Err(error) if is_spoiled(&error) || matches!(error.problem, Problem::Missing) => false,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        known.note(&segment, is_whole);
+        if is_whole {
+            whole.push(segment);
         }
     }
     Ok(covered(&whole))
@@ -414,7 +443,11 @@ async fn write(segment: &mut SegmentWriter, path: &Path, (start, range): (u64, &
     Ok(())
 }
 
-pub(crate) fn history_record(header: &SpoolHeader, history: &ReplId, parent: Option<Parent>) -> HistoryRecord {
+pub(crate) fn history_record(
+    header: &SpoolHeader,
+    history: &ReplId,
+    parent: Option<Parent>,
+) -> HistoryRecord {
     HistoryRecord {
         format_version: HISTORY_VERSION,
         history: history.clone(),
