@@ -27,6 +27,7 @@ mod pack;
 pub(crate) mod rebase;
 mod roster;
 pub(crate) mod sampler;
+mod scan;
 pub(crate) mod sealer;
 mod session;
 pub(crate) mod share;

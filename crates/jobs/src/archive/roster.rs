@@ -207,8 +207,14 @@ impl Supervisor<'_> {
         holdings: &mut Holdings,
     ) -> Result<()> {
         let lead = holdings.leading_to(&replication).await?;
+        for why in holdings.newly_spoiled() {
+            let words = format!(
+                "{why}; the log is gone on with from before it, as far as the spool and the servers still have what it held"
+            );
+            self.watch.board.pin(NoticeKind::Trouble, Some(&shard.slots), words);
+        }
         let waiting = match &lead {
-            Lead::Here((position, _)) => self.abandoned.take_next(position).await,
+            Lead::Here((position, _)) => self.abandoned.take_next(position, &replication).await,
             Lead::Nowhere | Lead::Broken(_) => Vec::new(),
         };
         let progress = ShardProgress::new(format!("slots {}", shard.slots));
