@@ -33,9 +33,12 @@ fn a_damaged_record_costs_what_needs_it() {
     let unread = said["unreadable_histories"].as_array().unwrap();
     assert_eq!((unread.len(), unread[0]["object"].as_str()), (1, Some(object.as_str())));
     let shards = said["restorable"][0]["shards"].as_array().unwrap();
-    let marked: Vec<bool> = shards.iter().map(|shard| shard["unread_behind"] == object.as_str()).collect();
-    assert_eq!(marked.iter().filter(|marked| **marked).count(), 1, "{shards:#?}");
-    assert_eq!(shards.len(), 3);
+    // Of the other two shards nothing is in doubt.
+    for shard in shards {
+        let is_marked = shard["unread_behind"] == object.as_str();
+        assert_eq!(is_marked, shard["slots"] == unread[0]["slots"], "{shard:#}");
+    }
+    assert!(shards.iter().any(|shard| shard["slots"] == unread[0]["slots"]), "{shards:#?}");
     let text = on(&["list", "--history"]).expect_code(23);
     assert!(text.stdout.contains(" ??") && text.stdout.contains("where it comes from can't be told"));
     assert!(text.stdout.contains("none that can be told"), "{}", text.stdout);
@@ -59,7 +62,8 @@ fn a_damaged_record_costs_what_needs_it() {
     assert!(found.stdout.contains(&object));
     let before = paths(&bench.repo());
     on(&["compact"]).expect_code(0);
-    assert_eq!(paths(&bench.repo()), before);
+    let after = paths(&bench.repo());
+    assert!(after.len() > before.len() && before.iter().all(|path| after.contains(path)), "{after:#?}");
 
     // The backups that do not need it are copied.
     let other = bench.repo().join("../other");
