@@ -374,7 +374,7 @@ impl Supervisor<'_> {
         status.elsewhere = elsewhere.len();
         status.unfollowed = unfollowed.len();
         status.trouble = self.share.trouble().map(|trouble| trouble.to_string());
-        status.no_backup = self.no_backup.clone();
+        status.no_backup.clone_from(&self.no_backup);
         status.shards = lines.into_iter().map(|line| line.status(now)).collect();
     }
 

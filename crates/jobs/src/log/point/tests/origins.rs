@@ -39,7 +39,7 @@ async fn failed_over() -> Kept {
 
 #[track_caller]
 fn names_it(outcome: Result<Point>, letter: char) {
-    let error = outcome.err().expect("it can't be told");
+    let error = outcome.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     let object = format!("main/history/{}/history.json", history(letter));
     assert!(error.to_string().contains(&object), "{error}");
