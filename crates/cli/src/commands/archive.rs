@@ -197,6 +197,7 @@ fn render(status: &ArchiveStatus) -> String {
             status.agents, status.elsewhere
         ));
     }
+    lines.extend(status.no_backup.clone());
     if status.unfollowed > 0 {
         lines.push(format!("{} shards are followed by nobody", status.unfollowed));
     }

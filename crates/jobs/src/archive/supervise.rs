@@ -149,6 +149,7 @@ pub async fn archive(
         pending: None,
         next_backup_at: Duration::ZERO,
         last_trouble: None,
+        no_backup: None,
         started_at: context.clock.now(),
     };
     let outcome = context.unless_stopped(Box::pin(supervisor.run())).await;
@@ -185,6 +186,8 @@ pub(super) struct Supervisor<'a> {
     /// No backup is tried before, after one that failed.
     pub(super) next_backup_at: Duration,
     last_trouble: Option<String>,
+    /// Why the backup that is due can't be written.
+    no_backup: Option<String>,
     pub(super) started_at: jiff::Timestamp,
 }
 
@@ -211,12 +214,17 @@ impl Supervisor<'_> {
             } else if new_leases {
                 self.reconcile_or_say().await;
             }
-            if let Err(error) = self.back_up().await {
-                if error.kind() == ErrorKind::Interrupted {
-                    return Err(error);
+            match self.back_up().await {
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                Err(error) => {
+                    self.no_backup(&error);
+                    self.give_backup_up();
                 }
-                self.trouble("no backup could be written yet", &error);
-                self.give_backup_up();
+                // Between two tries nothing has been found out.
+                Ok(()) if self.pending.is_none() && self.context.clock.elapsed() >= self.next_backup_at => {
+                    self.no_backup = None;
+                }
+                Ok(()) => {}
             }
             self.settle_abandoned().await;
             self.publish();
@@ -226,6 +234,16 @@ impl Supervisor<'_> {
     /// Says what failed, once in a row.
     pub(super) fn trouble(&mut self, doing: &str, error: &Error) {
         self.trouble_in_words(format!("{doing}: {error}"));
+    }
+
+    /// Says why no backup can be written, and what to do about it where nothing but a person can.
+    fn no_backup(&mut self, error: &Error) {
+        let is_for_a_person = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Untrusted);
+        let advice = error.advice().filter(|_| is_for_a_person);
+        let advice = advice.map(|advice| format!("; {advice}")).unwrap_or_default();
+        let words = format!("no backup could be written yet: {error}{advice}");
+        self.no_backup = Some(words.clone());
+        self.trouble_in_words(words);
     }
 
     /// The same, in words.
@@ -356,6 +374,7 @@ impl Supervisor<'_> {
         status.elsewhere = elsewhere.len();
         status.unfollowed = unfollowed.len();
         status.trouble = self.share.trouble().map(|trouble| trouble.to_string());
+        status.no_backup.clone_from(&self.no_backup);
         status.shards = lines.into_iter().map(|line| line.status(now)).collect();
     }
 

@@ -257,8 +257,10 @@ async fn cluster_plan(
             Ok(way) => {
                 wanted.push(Wanted { manifest, ways: way.parts, leads: way.leads });
             }
+            // What is wrong is not the manifest: the words say what is.
             Err(error) if is_of_object(&error.problem) => {
-                refused.push(refusal(&manifest_file(cluster, &manifest.id), error));
+                let why = error.to_string();
+                refused.push(Refused { why, ..refusal(&manifest_file(cluster, &manifest.id), error) });
             }
             Err(error) => return Err(error.into()),
         }

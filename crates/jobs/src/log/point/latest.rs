@@ -27,12 +27,28 @@ pub struct PassedOver {
 
 /// The last moment that `list` offers.
 pub(super) async fn at_latest(past: &Past) -> Result<Point> {
+    expect_newest(past)?;
     let Some(last) = restorable(past).await?.moments.pop() else {
         // Nothing is: what is in the way of the last moment is what is to be said.
         return at_moment(past, last_of_all(past).await?, &[], End::Known).await;
     };
     let point = at_moment(past, last.to.as_millisecond(), &[], End::Known).await?;
     Ok(Point { passed_over: passed_over(past, last.to.as_millisecond()).await?, ..point })
+}
+
+/// Fails if a record that can't be read keeps from being told what there is of a shard as it was seen last: an earlier moment is not the last one then.
+fn expect_newest(past: &Past) -> Result<()> {
+    for state in View::newest(past)?.shards {
+        let Ok(history) = View::history_of(past, &state) else { continue };
+        past.expect_main_line(&history, &state.slots)?;
+        let path = past.chain.path(&past.chain.main_tip(&history));
+        if past.chain.windows(&path).is_empty() {
+            past.expect_way_to(&path).map_err(|error| {
+                error.context(format!("the last moment of slots {} can't be told", state.slots))
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// The last moment that each shard of the newest look can be brought back to by itself, the earliest of these; in ms since 1970.

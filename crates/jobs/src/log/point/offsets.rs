@@ -25,6 +25,7 @@ pub(super) async fn moment_of(past: &Past, places: &[Place]) -> Result<i64> {
             && past.chain.parent(&place.history).is_none()
             && past.chain.runs(&place.history).is_empty()
         {
+            past.expect_way_to(&past.chain.path(&place.history))?;
             let what = format!("there is no log of a history {}", place.history);
             return Err(
                 Error::new(ErrorKind::NotFound, what).hint("`slotkeep list --history` shows the histories")

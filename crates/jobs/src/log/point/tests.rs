@@ -1,3 +1,5 @@
+mod origins;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -65,7 +67,7 @@ fn context() -> Context {
 
 /// A repository with the past of a made-up cluster.
 struct Kept {
-    _folder: TempDir,
+    folder: TempDir,
     repository: Repository,
     backups: usize,
 }
@@ -75,15 +77,19 @@ impl Kept {
         let folder = tempfile::tempdir().unwrap();
         let location = Location::Folder(folder.path().join("repo"));
         let repository = Repository::init(&location, "0".repeat(32), at(0)).await.unwrap();
-        Self { _folder: folder, repository, backups: 0 }
+        Self { folder, repository, backups: 0 }
     }
 
     async fn history(&self, letter: char, parent: Option<(char, u64)>, first_seen_ms: i64) {
+        self.history_of("0-16383", letter, parent, first_seen_ms).await;
+    }
+
+    async fn history_of(&self, slots: &str, letter: char, parent: Option<(char, u64)>, first_seen_ms: i64) {
         let record = HistoryRecord {
             format_version: HISTORY_VERSION,
             history: history(letter),
             parent: parent.map(|(letter, fork)| Parent { history: history(letter), fork: behind(fork) }),
-            slots: SlotSet::full(),
+            slots: slots.parse().unwrap(),
             source: node().addr,
             first_seen_at: at(first_seen_ms),
         };
