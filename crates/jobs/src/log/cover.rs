@@ -136,7 +136,7 @@ enum Word {
 }
 
 /// The id of a verification, if the path is that of its record.
-fn record_id(path: &str) -> Option<&str> {
+pub(crate) fn record_id(path: &str) -> Option<&str> {
     let mut parts = path.rsplit('/');
     let id = parts.next()?.strip_suffix(".json")?;
     (parts.next() == Some("verify") && parts.count() == 1).then_some(id)
