@@ -22,7 +22,8 @@ use crate::session::Session;
 /// Fold a backup and its log into a new full backup, without the cluster
 ///
 /// A private server on this machine, one shard after the other, loads the base, applies the log, and gives the result back. It needs as
-/// much memory as the shard's own server. Without a moment: up to the last one that the log leads to.
+/// much memory as the shard's own server. Without a moment: up to the last one that the log leads to; refused where shards
+/// have more behind it, such as a newer backup, unless `--at latest` says that it is meant.
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
     #[command(flatten)]

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use slotkeep_format::manifest::{BaseRecord, ShardRecord};
+use slotkeep_format::manifest::{BaseRecord, ShardRecord, sort_newest_first};
 use slotkeep_format::{Manifest, Parent};
 use slotkeep_model::{ReplId, ReplOffset, SlotSet};
 use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry};
@@ -64,7 +64,7 @@ impl Holdings {
     /// Looks at the repository.
     pub(crate) async fn read(repository: &Repository, cluster: &str) -> Result<Self> {
         let mut manifests = repository.backups(cluster).await?.backups;
-        manifests.sort_by_cached_key(|manifest| Reverse((manifest.order_at(), manifest.id.clone())));
+        sort_newest_first(&mut manifests);
         let (mut parents, mut unreadable) = (HashMap::new(), HashMap::new());
         for history in repository.histories(cluster).await? {
             match repository.history(cluster, &history).await {

@@ -120,7 +120,8 @@ impl AimArgs {
         Ok(Wanted { point, past: Some(past), accident })
     }
 
-    /// The same, but the last moment that the log leads to, if there is a log and nothing was said.
+    /// The same, but the last moment that the log leads to, if there is a log and nothing was said. Where there is more behind that moment, it has to be
+    /// said that it is meant.
     pub(crate) async fn resolve_newest(
         &self,
         output: &Output,
@@ -132,6 +133,11 @@ impl AimArgs {
             let past = Past::load(repository, cluster).await?;
             if past.has_log() {
                 let point = resolve(&past, &Aim::Latest).await?;
+                if let Some(passed) = point.passed_over.first() {
+                    return Err(Error::new(ErrorKind::Gap, words_of(passed, point.at)).hint(
+                        "`--at latest` takes that moment all the same; `--backup` names a backup, and `slotkeep list` shows them",
+                    ));
+                }
                 warn(output, &point);
                 return Ok(Wanted { point, past: Some(Arc::new(past)), accident: None });
             }
@@ -238,6 +244,13 @@ fn warn(output: &Output, point: &Point) {
 fn words_of(passed: &PassedOver, at: Option<Timestamp>) -> String {
     let slots = &passed.slots;
     let why = match (&passed.from, passed.since) {
+        _ if at.is_some_and(|at| passed.goes_on_from(at)) => {
+            let until = passed.until.map(|until| format!(" to {until}")).unwrap_or_default();
+            let first = passed.held_back_by.as_ref();
+            let first =
+                first.map(|first| format!(", and that of slots {first} ends first")).unwrap_or_default();
+            format!("the log goes on{until}{first}")
+        }
         (Some(from), Some(since)) => {
             format!(
                 "there is a gap before {since}, where the log goes on behind a base at {}:{}",
@@ -329,6 +342,29 @@ pub(crate) fn span(span: Option<&Span>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_passed_over_is_said_with_its_reason() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let slots = |text: &str| text.parse().unwrap();
+        let place = |offset| Some(Place { history: "a".repeat(40).parse().unwrap(), offset });
+        let passed = PassedOver {
+            slots: slots("0-99"),
+            from: place(7),
+            to: place(90),
+            since: Some(at(10)),
+            until: Some(at(900)),
+            held_back_by: Some(slots("100-16383")),
+        };
+        let words = words_of(&passed, Some(at(60)));
+        assert!(
+            words.ends_with("of slots 0-99, the log goes on to 1970-01-01T00:15:00Z, and that of slots 100-16383 ends first"),
+            "{words}"
+        );
+        let behind_a_gap = PassedOver { held_back_by: None, ..passed.clone() };
+        let words = words_of(&behind_a_gap, Some(at(9)));
+        assert!(words.contains("there is a gap before 1970-01-01T00:00:10Z"), "{words}");
+    }
 
     #[test]
     fn moments_need_an_offset() {

@@ -11,7 +11,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// So long before the moment a log may end that need not lead up to it, in ms. An archive seals what a quiet shard says once a minute
 /// ([`SealPolicy`](crate::archive::SealPolicy)), so its log may end a minute before that of a busy one; as much again for a store that was slow to take it.
-const SEALED_LATE_MS: i64 = 120_000;
+pub(super) const SEALED_LATE_MS: i64 = 120_000;
 
 /// Whether a shard's log must go on up to the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

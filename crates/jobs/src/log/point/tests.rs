@@ -459,6 +459,32 @@ async fn the_last_moment_is_the_last_one_that_is_offered_and_says_what_it_passes
 }
 
 #[tokio::test]
+async fn the_last_moment_says_whose_log_ends_first_and_what_others_have_behind_it() {
+    let [one, two] = ["0-99", "100-16383"];
+    let kept = async |end_ms: i64| {
+        let mut kept = Kept::new().await;
+        for letter in ['a', 'b'] {
+            kept.history(letter, None, 0).await;
+        }
+        kept.look(-1, &[(one, 'a'), (two, 'b')]).await;
+        kept.backup(&[(one, 'a', 0), (two, 'b', 0)]).await;
+        kept.log('a', 0..4, &[(0, 0), (4, 400)]).await;
+        kept.log('a', 4..9, &[(4, 500), (9, end_ms)]).await;
+        kept.log('b', 0..4, &[(0, 0), (4, 400)]).await;
+        kept
+    };
+    // It may only have been sealed earlier.
+    let (ms, _, passed) = latest(&kept(120_400).await.past().await).await;
+    assert_eq!((ms, passed), (400, vec![]));
+    // It may not: the rest of it is lost, or nobody follows it any more.
+    let (ms, _, passed) = latest(&kept(120_401).await.past().await).await;
+    assert_eq!((ms, passed.len()), (400, 1));
+    assert_eq!((passed[0].slots.to_string(), passed[0].until), (one.to_owned(), Some(at(120_401))));
+    assert_eq!(passed[0].held_back_by, Some(two.parse().unwrap()));
+    assert!(passed[0].goes_on_from(at(400)));
+}
+
+#[tokio::test]
 async fn a_base_that_an_agent_tells_of_counts_like_one_of_a_backup() {
     let mut kept = Kept::new().await;
     kept.history('a', None, 0).await;
