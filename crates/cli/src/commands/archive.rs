@@ -17,6 +17,7 @@ use super::backup::PreferArg;
 use crate::args::{ClusterArgs, CutArgs, RepoArgs, SpoolArgs, size, span};
 use crate::exit;
 use crate::output::{Output, bytes, seconds};
+use crate::repos;
 use crate::session::Session;
 
 /// How often notices are looked for.
@@ -98,7 +99,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     let (context, seeds) = session.cluster(&arguments.cluster)?;
     let (location, name) = session.location(&arguments.repo)?;
     // A cluster that can't be found must leave no new repository behind.
-    await_cluster(&context, &seeds, arguments.wait_for_cluster, |error| {
+    let discovery = await_cluster(&context, &seeds, arguments.wait_for_cluster, |error| {
         output.warn(&format!("{error}; it is asked for again"));
     })
     .await?;
@@ -107,6 +108,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     if let Some(spoiled) = repository.check_newest(&name).await? {
         output.warn(&format!("{spoiled}; nothing that is archived now replaces it: see `slotkeep verify`"));
     }
+    repos::warn_if_unlike(output, &repository, &name, &discovery).await;
     let options = ArchiveOptions {
         cluster: name,
         spool: arguments.spool.folder(),
