@@ -141,7 +141,7 @@ async fn discover_from(context: &Context, seed: &NodeAddr) -> Result<Discovery> 
     let replication = info.replication().map_err(|error| protocol(seed, &error.to_string()))?;
     let histories = std::iter::once(replication.replid.clone()).chain(replication.previous_replid.clone());
     let histories = histories.collect();
-    let topology = standalone(context, seed, replication).await?;
+    let topology = Box::pin(standalone(context, seed, replication)).await?;
     Ok(Discovery { topology, view: None, histories, server, answered })
 }
 

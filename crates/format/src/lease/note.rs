@@ -127,8 +127,7 @@ mod tests {
 
     /// The mark of a cluster of 3000 nodes whose ids are as random as servers choose them.
     fn mark(nodes: std::ops::Range<u32>) -> ClusterMark {
-        let ids: Vec<String> =
-            nodes.map(|node| blake3::hash(&node.to_le_bytes()).to_hex()[..40].to_owned()).collect();
+        let ids: Vec<String> = nodes.map(|node| blake3::hash(&node.to_le_bytes()).to_string()).collect();
         ClusterMark::of(&NodeAddr::new("h", 1), ids.iter().map(String::as_str))
     }
 
