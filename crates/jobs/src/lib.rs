@@ -22,6 +22,7 @@ pub mod get;
 mod guard;
 pub mod inspect;
 pub mod keys;
+pub mod kinship;
 pub mod link;
 pub mod log;
 pub mod merge;

@@ -17,6 +17,7 @@ use super::backup::PreferArg;
 use crate::args::{ClusterArgs, CutArgs, RepoArgs, SpoolArgs, size, span};
 use crate::exit;
 use crate::output::{Output, bytes, seconds};
+use crate::repos;
 use crate::session::Session;
 
 /// How often notices are looked for.
@@ -98,11 +99,11 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     let (context, seeds) = session.cluster(&arguments.cluster)?;
     let (location, name) = session.location(&arguments.repo)?;
     // A cluster that can't be found must leave no new repository behind.
-    let found = await_cluster(&context, &seeds, arguments.wait_for_cluster, |why| {
+    let discovery = await_cluster(&context, &seeds, arguments.wait_for_cluster, |why| {
         output.warn(&format!("{why}; it is asked for again"));
     })
     .await?;
-    let unserved = found.topology().covered().complement();
+    let unserved = discovery.topology().covered().complement();
     if !unserved.is_empty() {
         output.warn(&format!(
             "no shard serves the slots {unserved}: they are followed from when one does, and backups are partial until then"
@@ -113,6 +114,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     if let Some(spoiled) = repository.check_newest(&name).await? {
         output.warn(&format!("{spoiled}; nothing that is archived now replaces it: see `slotkeep verify`"));
     }
+    repos::warn_if_unlike(output, &repository, &name, &discovery).await;
     let options = ArchiveOptions {
         cluster: name,
         spool: arguments.spool.folder(),

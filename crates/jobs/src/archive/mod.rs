@@ -22,6 +22,7 @@ pub(crate) mod line;
 mod lineage;
 pub(crate) mod link;
 mod looks;
+mod orphans;
 mod pace;
 mod pack;
 pub(crate) mod rebase;

@@ -64,6 +64,9 @@ impl Supervisor<'_> {
         let wanted = division.take.iter().filter_map(|number| self.names.get(*number).cloned());
         let wanted = wanted.filter(|(_, name)| self.unreachable.may_take(name)).collect();
         self.take(wanted).await?;
+        for words in self.share.new_strangers() {
+            self.watch.board.pin(NoticeKind::Trouble, None, words);
+        }
         self.tell().await;
         for told in self.share.new_cuts() {
             if let Some(line) = self.fleet.line(&told.line) {

@@ -20,6 +20,7 @@ use super::intake::SealPolicy;
 use super::leftovers::{Abandoned, seal_leftovers};
 use super::line::{ANSWER_LIMIT, Ack, LineHandle, Shared};
 use super::looks::{LOOK_LIMIT, Looks};
+use super::orphans::Orphans;
 use super::sealer::Patience;
 use super::share::{Near, Share, ShareOptions, TakenLease, Unreachable};
 use super::spool::SpoolFolder;
@@ -100,7 +101,8 @@ pub async fn archive(
     let folder = SpoolFolder::open(&options.spool, repository_id, &options.cluster, limit)?;
     let changed = Arc::new(Notify::new());
     let lease_time = options.share.lease_time;
-    let share = Share::start(context, repository, &options.cluster, &folder, lease_time, &changed);
+    let share =
+        Share::start(context, repository, &options.cluster, &folder, lease_time, &changed, &discovery);
     let share = context.unless_stopped(share).await?;
     let leftovers = match seal_leftovers(context, repository, &folder, &watch.board, lease_time).await {
         Ok(leftovers) => leftovers,
@@ -137,6 +139,7 @@ pub async fn archive(
         near: Near::new(options.share.near.clone()),
         share,
         unreachable: Unreachable::default(),
+        orphans: Orphans::default(),
         names: Vec::new(),
         abandoned: Abandoned::new(abandoned, leftovers, context.clock.elapsed()),
         coverage: Coverage::new(repository, &options.cluster),
@@ -171,6 +174,7 @@ pub(super) struct Supervisor<'a> {
     pub(super) share: Share,
     pub(super) near: Near,
     pub(super) unreachable: Unreachable,
+    orphans: Orphans,
     /// All shards, with the names of their lines.
     pub(super) names: Vec<(Shard, String)>,
     pub(super) abandoned: Abandoned,
@@ -270,6 +274,7 @@ impl Supervisor<'_> {
         let seeds: Vec<NodeAddr> = known.into_iter().chain(self.seeds.iter().cloned()).collect();
         let began_at = match self.discover(&seeds).await {
             Ok((discovery, began_at)) => {
+                self.share.see(&discovery);
                 self.discovery = discovery;
                 began_at
             }
@@ -359,7 +364,7 @@ impl Supervisor<'_> {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let now = self.context.clock.elapsed();
         let mut lines: Vec<&LineHandle> = self.fleet.lines.iter().collect();
         lines.sort_by_key(|line| line.shard.borrow().slots.ranges().first().map(|range| range.first()));
@@ -373,6 +378,15 @@ impl Supervisor<'_> {
             others.partition(|(_, name)| share.is_with_another(name));
         status.elsewhere = elsewhere.len();
         status.unfollowed = unfollowed.len();
+        let unfollowed = unfollowed.into_iter().map(|(shard, name)| (name.as_str(), &shard.slots));
+        let limit = self.options.share.lease_time;
+        if let Some(slots) = self.orphans.note(unfollowed, now, limit) {
+            let words = format!(
+                "nobody has followed this for {} s: what is written there is in no log",
+                limit.as_secs()
+            );
+            self.watch.board.pin(NoticeKind::Trouble, Some(&slots), words);
+        }
         status.trouble = self.share.trouble().map(|trouble| trouble.to_string());
         status.no_backup.clone_from(&self.no_backup);
         status.shards = lines.into_iter().map(|line| line.status(now)).collect();
