@@ -57,10 +57,14 @@ pub fn sort_newest_first<T: Borrow<Manifest>>(manifests: &mut [T]) {
         one.borrow()
     }
     let mut lowered: BTreeMap<String, Timestamp> = BTreeMap::new();
-    for merged in manifests.iter().map(of).filter(|one| one.kind == BackupKind::Merged) {
-        let at = merged.order_at();
-        let before = manifests.iter().map(of).filter(|other| other.order_at() <= at);
-        let newer = before.filter(|other| merged.is_followed_by(other)).map(Manifest::order_at);
+    let times: Vec<_> = manifests.iter().map(of).map(|one| (one.order_at(), one.data_at(), one)).collect();
+    for (at, data_at, merged) in times.iter().filter(|(_, _, one)| one.kind == BackupKind::Merged) {
+        // What is clearly older can't have followed: of many backups few are compared.
+        let since = data_at.checked_sub(CLOCKS_APART).unwrap_or(Timestamp::MIN);
+        let near =
+            times.iter().filter(|(other_at, other_data_at, _)| other_at <= at && *other_data_at >= since);
+        let newer =
+            near.filter(|(_, _, other)| merged.is_followed_by(other)).map(|(other_at, _, _)| *other_at);
         lowered.extend(newer.min().map(|first| (merged.id.clone(), first)));
     }
     manifests.sort_by_cached_key(|manifest| {

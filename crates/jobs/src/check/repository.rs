@@ -1,6 +1,8 @@
 //! The checks of the repository.
 
 use jiff::Timestamp;
+use slotkeep_format::Manifest;
+use slotkeep_format::manifest::sort_newest_first;
 use slotkeep_repo::{Listing, Location, OpenOptions, Probe, RepoError, Repository};
 
 use super::finding::{Finding, Findings, Subject, size, span};
@@ -59,10 +61,11 @@ pub(super) async fn gather(
                 forgets = open.state.is_none() && repository.file().signing_key.is_some();
                 let listing = repository.backups(cluster).await;
                 if let Some(discovery) = discovery {
-                    let backups = listing.iter().flat_map(|listing| &listing.backups);
-                    let newest = backups.max_by_key(|backup| backup.order_at());
+                    let mut backups: Vec<&Manifest> =
+                        listing.iter().flat_map(|listing| &listing.backups).collect();
+                    sort_newest_first(&mut backups);
                     let looked = repository.newest_topology(cluster).await;
-                    unlike = kinship::judge(cluster, discovery, newest, looked);
+                    unlike = kinship::judge(cluster, discovery, backups.first().copied(), looked);
                 }
                 State::Open(listing)
             }
