@@ -255,7 +255,9 @@ fn a_move_behind_the_last_look_is_refused_and_not_undone() {
         }
         next_restorable(&bench, 3);
         over.store(true, Ordering::Relaxed);
-        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        for writer in writers {
+            writer.join().unwrap();
+        }
         agent.stop();
         drop(cluster);
         // As though the agent had died before it looked again.
