@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Fetches an S3 server for tests, without touching the system. Needs no root.
+# Fetches a store for tests, without touching the system. Needs no root.
 #
 #   stores.sh [moto]   moto, into a Python environment of its own
 #   stores.sh s3s-fs   s3s-fs, built by cargo
+#   stores.sh azurite  the emulator of Azure Blob, by npm; for azurite.sh only, as it takes a minute and 190 MB
 #
 # Each is fetched if it is missing, and the path of its program printed. They go into ${SLOTKEEP_STORES:-$HOME/.cache/slotkeep/stores}. A file
 # `whole` is written last, so a folder that has it is whole. Several runs at once wait for each other.
@@ -21,14 +22,18 @@ fetch() {
     s3s-fs)
       cargo install --quiet --locked --root "$folder/s3s-fs" --features binary s3s-fs@0.14.1
       ;;
+    azurite)
+      npm install --silent --no-audit --no-fund --prefix "$folder/azurite" azurite@3.35.0
+      ;;
   esac
 }
 
 case $name in
   moto) program=bin/moto_server ;;
   s3s-fs) program=bin/s3s-fs ;;
+  azurite) program=node_modules/.bin/azurite-blob ;;
   *)
-    printf 'stores.sh: there is no store %s; there are moto and s3s-fs\n' "$name" >&2
+    printf 'stores.sh: there is no store %s; there are moto, s3s-fs and azurite\n' "$name" >&2
     exit 64
     ;;
 esac

@@ -24,9 +24,16 @@ impl Session {
             key.map(Arc::new).map_err(|problem| wrong(&format!("signing key {}", path.display()), &problem))
         });
         let trust = if arguments.trust.is_empty() { file.trust.as_slice() } else { &arguments.trust };
+        let (unlock, signing_keys) = (self.unlock(arguments)?, signing_keys.collect::<Result<Vec<_>>>()?);
+        let given = [
+            (!unlock.is_empty(), "an identity or a passphrase"),
+            (!signing_keys.is_empty(), "a signing key"),
+            (std::env::var_os("SLOTKEEP_RECIPIENT").is_some_and(|set| !set.is_empty()), "SLOTKEEP_RECIPIENT"),
+        ];
         Ok(OpenOptions {
-            unlock: self.unlock(arguments)?,
-            signing_keys: signing_keys.collect::<Result<_>>()?,
+            unlock,
+            signing_keys,
+            expects_encryption: given.into_iter().find_map(|(is_given, what)| is_given.then_some(what)),
             state: state_folder().map(StateFolder::new),
             trust: trust.to_vec(),
             ..OpenOptions::default()

@@ -1,7 +1,8 @@
 //! Where a backup goes, if it goes to more than one repository: opening them, and what became of each.
 
 use serde::Serialize;
-use slotkeep_jobs::{Error, ErrorKind, Result};
+use slotkeep_jobs::discover::Discovery;
+use slotkeep_jobs::{Error, ErrorKind, Result, kinship};
 use slotkeep_repo::{Companion, Location, Repository};
 
 use crate::args::ReposArgs;
@@ -112,6 +113,18 @@ async fn refuse_twins(places: impl Iterator<Item = &Location>) -> Result<()> {
         seen.push(place);
     }
     Ok(())
+}
+
+/// Warns if a repository knows another cluster under that name.
+pub(crate) async fn warn_if_unlike(
+    output: &Output,
+    repository: &Repository,
+    name: &str,
+    discovery: &Discovery,
+) {
+    if let Some(unlike) = kinship::unlike(repository, name, discovery).await {
+        output.warn(&format!("{unlike}: {}", kinship::ADVICE));
+    }
 }
 
 impl Opened {

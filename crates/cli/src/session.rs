@@ -196,7 +196,8 @@ impl Session {
     pub(crate) async fn repository(&self, arguments: &RepoArgs) -> Result<(Repository, String)> {
         let (location, name) = self.location(arguments)?;
         let options = self.open_options(arguments)?;
-        let repository = Repository::open_with(&location, &options).await?;
+        let opened = async { Ok(Repository::open_with(&location, &options).await?) };
+        let repository = self.unless_stopped(Box::pin(opened)).await?;
         warn_of_no_memory(&repository, &options);
         Ok((repository, name))
     }
@@ -230,7 +231,8 @@ impl Session {
         arguments: &RepoArgs,
     ) -> Result<Repository> {
         let (id, options) = (self.repository_id()?, self.open_options(arguments)?);
-        let repository = Repository::open_or_create_with(location, id, self.now(), &options).await?;
+        let opened = async { Ok(Repository::open_or_create_with(location, id, self.now(), &options).await?) };
+        let repository = self.unless_stopped(Box::pin(opened)).await?;
         warn_of_no_memory(&repository, &options);
         Ok(repository)
     }
@@ -241,6 +243,14 @@ impl Session {
         options.limit = arguments.limit_rate.and_then(RateLimit::new);
         options.stop.clone_from(&self.stop_point);
         Ok(options)
+    }
+
+    /// What `work` gives, or that the user has stopped it: for work that may be broken off anywhere, as looking at a store that may not answer.
+    pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            outcome = work => outcome,
+            () = self.stop.cancelled() => Err(Error::interrupted()),
+        }
     }
 
     /// Cancelled when the user wants to stop.

@@ -6,7 +6,7 @@ mod common;
 
 use common::agent::Agent;
 use common::log::{assert_log_is_the_stream, field};
-use common::{command, server, slotkeep};
+use common::{bring_back, command, server, slotkeep, take_away};
 use serde_json::Value;
 use slotkeep_testkit::data::{Mix, Writer};
 use slotkeep_testkit::{Cluster, ClusterBuilder, FailoverMode};
@@ -245,10 +245,8 @@ fn a_repository_that_is_away_is_caught_up_with() {
     let repo = folder.path().join("repo");
     let agent = Agent::start(&cluster, folder.path(), &[]);
     agent.wait_ready();
-    // Moved away and a file in its place: even root can't write there.
     let away = folder.path().join("away");
-    std::fs::rename(&repo, &away).unwrap();
-    std::fs::write(&repo, b"").unwrap();
+    take_away(&repo, &away);
     let mut client = cluster.client().unwrap();
     for number in 0..50 {
         client.command(&["SET", &format!("key{number}"), &"z".repeat(10_000)]).unwrap();
@@ -262,8 +260,7 @@ fn a_repository_that_is_away_is_caught_up_with() {
     // Acknowledged is what is durable here.
     let acknowledged = node.client().unwrap().command(&["WAIT", "1", "5000"]).unwrap().int().unwrap();
     assert_eq!(acknowledged, 1);
-    std::fs::remove_file(&repo).unwrap();
-    std::fs::rename(&away, &repo).unwrap();
+    bring_back(&away, &repo);
     wait_held(&agent, &cluster);
     assert_eq!(agent.notices("gap"), Vec::<String>::new());
     let last = agent.stop();
@@ -282,12 +279,10 @@ fn what_is_acknowledged_is_what_was_chosen() {
     let mut client = cluster.nodes()[0].client().unwrap();
     client.command(&["SET", "a", "1"]).unwrap();
     assert_eq!(client.command(&["WAIT", "1", "20000"]).unwrap().int().unwrap(), 1);
-    std::fs::rename(&repo, &away).unwrap();
-    std::fs::write(&repo, b"").unwrap();
+    take_away(&repo, &away);
     client.command(&["SET", "a", "2"]).unwrap();
     assert_eq!(client.command(&["WAIT", "1", "1500"]).unwrap().int().unwrap(), 0);
-    std::fs::remove_file(&repo).unwrap();
-    std::fs::rename(&away, &repo).unwrap();
+    bring_back(&away, &repo);
     assert_eq!(client.command(&["WAIT", "1", "30000"]).unwrap().int().unwrap(), 1);
     agent.stop();
     assert_logs_are_the_streams(&folder, &cluster);
@@ -336,8 +331,7 @@ fn a_full_spool_drops_the_link_and_a_lost_stream_is_a_gap() {
     let agent = Agent::start(&cluster, folder.path(), &["--spool-limit", "2MiB"]);
     agent.wait_ready();
     let away = folder.path().join("away");
-    std::fs::rename(&repo, &away).unwrap();
-    std::fs::write(&repo, b"").unwrap();
+    take_away(&repo, &away);
     let mut client = cluster.client().unwrap();
     let node = &cluster.nodes()[0];
     let mut write = |count: usize| {
@@ -350,8 +344,7 @@ fn a_full_spool_drops_the_link_and_a_lost_stream_is_a_gap() {
     let replicas = field(&mut node.client().unwrap(), "connected_slaves");
     assert_eq!(replicas, "0");
     write(40);
-    std::fs::remove_file(&repo).unwrap();
-    std::fs::rename(&away, &repo).unwrap();
+    bring_back(&away, &repo);
     agent.wait("the gap", |lines| lines.iter().any(|line| line["notice"]["kind"] == "gap"));
     let gap = agent.notices("gap").remove(0);
     assert!(gap.contains("repl-backlog-size 1048576") && gap.contains("would have sufficed"), "{gap}");

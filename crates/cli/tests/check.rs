@@ -216,3 +216,34 @@ fn a_standalone_server_and_its_replica_are_a_cluster_of_one_shard() {
     assert_eq!(faults(&report, "replicas to write").len(), 2);
     assert!(findings(&report).iter().any(|one| one["check"] == "replica" && one["severity"] == "ok"));
 }
+
+/// A name stands for one cluster: whoever looks at another, or backs it up, hears of it; once it is that one's it is silent.
+#[test]
+fn another_cluster_under_the_same_name_is_named() {
+    let builder = ClusterBuilder::new(server("valkey-9.1"));
+    let one = builder.clone().primaries(1).start().unwrap();
+    let other = builder.primaries(1).cluster_mode(false).start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let repo = folder.path().join("repo");
+    let run = |what: &str, cluster: &Cluster| {
+        let arguments = [what, "--json", "--cluster", &seed(cluster), "--repo", repo.to_str().unwrap()];
+        slotkeep(&arguments).expect_code(0)
+    };
+    let warns = |run: &Run, known: &Cluster, found: &Cluster| {
+        let (known, found) = (seed(known), seed(found));
+        run.stderr.contains("another cluster") && run.stderr.contains(&known) && run.stderr.contains(&found)
+    };
+    assert_eq!(run("backup", &one).stderr, "");
+    assert_eq!(run("backup", &one).stderr, "");
+    assert!(faults(&run("check", &one).json(), "cluster").is_empty());
+    let report = run("check", &other).json();
+    let found = faults(&report, "cluster");
+    assert_eq!((found.len(), &found[0]["severity"]), (1, &"warning".into()), "{report:#}");
+    assert!(found[0]["advice"].as_str().unwrap().contains("one --name per cluster"), "{report:#}");
+    let backup = run("backup", &other);
+    assert!(warns(&backup, &one, &other), "{}", backup.stderr);
+    // It is the other's now: that is what there is under the name.
+    assert_eq!(run("backup", &other).stderr, "");
+    let backup = run("backup", &one);
+    assert!(warns(&backup, &other, &one), "{}", backup.stderr);
+}

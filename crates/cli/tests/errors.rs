@@ -569,3 +569,58 @@ fn a_format_that_is_newer() {
     failure.check(&slotkeep(&["backup", "--cluster", &open, "--repo", repo]));
     assert_eq!(files(Path::new(repo)), before);
 }
+
+#[test]
+fn where_keys_are_given_no_repository_is_made_unencrypted_unasked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (repo, plain, identity) = (path("new"), path("plain"), path("identity"));
+    assert!(Command::new("age-keygen").args(["-o", &identity]).output().unwrap().status.success());
+    let elsewhere = |arguments: &[&str]| {
+        let mut command = command();
+        command.args(arguments).args(["--repo", &path("secret")]);
+        command.env("SLOTKEEP_PASSPHRASE", "open sesame").env("SLOTKEEP_STATE", path("state"));
+        Run::of(&command.output().unwrap()).expect_code(0).stdout
+    };
+    elsewhere(&["init", "--passphrase"]);
+    fs::write(path("signing"), elsewhere(&["key", "export-signing"])).unwrap();
+    slotkeep(&["init", "--repo", &plain]).expect_code(0);
+    let seed = seed(&OPEN);
+    let backup = ["backup", "--cluster", &seed];
+    let refused = |arguments: &[&str], variable: Option<(&str, &str)>| {
+        let mut command = command();
+        command.args(arguments).arg("--json").envs(variable);
+        let run = Run::of(&command.output().unwrap()).expect_code(26);
+        let error: serde_json::Value = serde_json::from_str(run.stderr.lines().last().unwrap()).unwrap();
+        let (message, hint) = (&error["error"]["message"], error["error"]["hint"].as_str().unwrap());
+        assert!(message.as_str().unwrap().contains("would not be encrypted"), "{error:#}");
+        assert!(hint.contains("slotkeep init --repo"), "{error:#}");
+        assert!(!Path::new(&repo).exists(), "{arguments:?}");
+    };
+    let to = ["--repo", repo.as_str()];
+    let identity_given = ["--identity", identity.as_str()];
+    refused(&[&backup[..], &to, &identity_given].concat(), None);
+    refused(&[&backup[..], &to, &["--signing-key", &path("signing")]].concat(), None);
+    for variable in [
+        ("SLOTKEEP_IDENTITY", identity.as_str()),
+        ("SLOTKEEP_PASSPHRASE", "open sesame"),
+        ("SLOTKEEP_RECIPIENT", "age1"),
+    ] {
+        refused(&[&backup[..], &to].concat(), Some(variable));
+    }
+    // Not as the second of two either.
+    refused(&[&backup[..], &["--repo", &plain], &to, &identity_given].concat(), None);
+    let archive = ["archive", "--cluster", &seed, "--spool", &path("spool")];
+    refused(&[&archive[..], &to, &identity_given].concat(), None);
+    refused(&[&["copy", "--repo", &plain, "--to", &repo][..], &identity_given].concat(), None);
+    // Where several are read and written, one that is not encrypted is used as it is; and one is made where that is asked for.
+    let with_identity = |arguments: &[&str]| {
+        Run::of(&command().args(arguments).env("SLOTKEEP_IDENTITY", &identity).output().unwrap())
+    };
+    let checked = with_identity(&["check", "--cluster", &seed, "--repo", &repo]).expect_code(41);
+    assert!(checked.stdout.contains("would not be encrypted"), "{}", checked.stdout);
+    with_identity(&["init", "--repo", &repo]).expect_code(0);
+    for place in [&plain, &repo] {
+        with_identity(&[&backup[..], &["--repo", place]].concat()).expect_code(0);
+    }
+}

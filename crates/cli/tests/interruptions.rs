@@ -151,6 +151,33 @@ fn ctrl_c_leaves_neither_a_reader_nor_an_object() {
 }
 
 #[test]
+fn ctrl_c_does_not_wait_for_what_a_limited_rate_lets_pass() {
+    let fixture = Fixture::start(1, 0);
+    let spool = fixture.folder.path().join("spool");
+    let mut backup = fixture.backup_command();
+    // A part of a megabyte would take some minutes.
+    backup.args(["--limit-rate", "5K", "--spool"]).arg(&spool);
+    let child = backup.spawn().unwrap();
+    wait_for(LIMIT, "a base to be begun", || {
+        let begun = fixture.repo().exists()
+            && files(&fixture.repo()).iter().any(|(name, _)| name.contains("rdb.zst#"));
+        if begun { Ok(()) } else { Err(NotYet::because("no file")) }
+    })
+    .unwrap();
+    interrupt(&child);
+    let mut child = child;
+    wait_for(LIMIT, "it to end", || match child.try_wait().unwrap() {
+        Some(_) => Ok(()),
+        None => Err(NotYet::because("it runs")),
+    })
+    .unwrap();
+    ended(child).expect_code(130);
+    fixture.unharmed(0);
+    fixture.holds_nothing();
+    assert!(!spool.exists(), "{:?}", files(&spool));
+}
+
+#[test]
 fn a_second_ctrl_c_ends_at_once_and_still_lists_nothing() {
     let fixture = Fixture::start(1, 0);
     let mut child = fixture.backup_in_the_middle(&[0]);

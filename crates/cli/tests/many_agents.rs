@@ -315,6 +315,45 @@ fn a_second_process_that_is_the_same_agent_ends_the_first() {
     second.stop();
 }
 
+/// A second cluster under the same name: its agent is refused while the first one's lives, and has no part in its work if it begins while that is frozen.
+#[test]
+fn agents_of_two_clusters_under_one_name_share_nothing() {
+    let cluster = cluster(2);
+    let other = ClusterBuilder::new(server("valkey-9.1")).primaries(1).cluster_mode(false).start().unwrap();
+    let bench = Bench::new();
+    let folder = bench.repo().parent().unwrap().to_owned();
+    let first = Agent::start_as("first", &cluster, &folder, &LEASE);
+    wait_divided(&[&first], &[2]);
+    let (code, said) = Agent::start_as("second", &other, &folder, &LEASE).ended();
+    assert_eq!(code, Some(31), "{said}");
+    let (here, there) = (cluster.primary(0).unwrap().addr(), other.primary(0).unwrap().addr());
+    for words in [here.to_string(), there.to_string(), "archives another cluster".into(), "--name".into()] {
+        assert!(said.contains(&words), "{words}: {said}");
+    }
+    assert!(said.contains("warning: this seems to be another cluster"), "{said}");
+
+    // An agent that says nothing is waited for, and not for ever.
+    first.freeze();
+    let second = Agent::start_as("second", &other, &folder, &LEASE);
+    wait_divided(&[&second], &[1]);
+    first.wake();
+    first.wait_status("the stranger to be left alone", |status| status["agents"] == 1);
+    for agent in [&first, &second] {
+        agent.wait("the stranger to be named", |lines| {
+            let what = |line: &Value| line["notice"]["what"].to_string();
+            lines.iter().any(|line| what(line).contains("archives another cluster"))
+        });
+    }
+    wait_divided(&[&first], &[2]);
+    assert_eq!((first.notices("left"), first.notices("gap")), (vec![], vec![]));
+    first.stop();
+    // One that is about the same server is no stranger, although the server has begun a new history since.
+    let third = Agent::start_as("third", &other, &folder, &LEASE);
+    third.wait_status("the other agent", |status| status["agents"] == 2);
+    third.stop();
+    second.stop();
+}
+
 /// Where the store ignores conditions one agent works as ever, and a second one is refused until the first is known to be gone.
 #[test]
 fn without_conditional_writes_there_is_one_agent() {

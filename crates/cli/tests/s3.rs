@@ -30,7 +30,14 @@ fn a_bucket_is_made_a_repository_and_holds_a_backup() {
     let list = slotkeep(&["list", "--json", repo[0], repo[1]], 0).json();
     assert_eq!(list["backups"].as_array().unwrap().len(), 1);
     slotkeep(&["diff", repo[0], repo[1], "latest", &addr], 0);
-    slotkeep(&["list", "--repo", "s3://no-such-bucket/"], 20);
+    for command in ["list", "init"] {
+        let missing = slotkeep(&[command, "--repo", "s3://no-such-bucket/"], 20);
+        assert!(
+            missing.stderr.contains("no such bucket") && missing.stderr.contains("not by Slotkeep"),
+            "{}",
+            missing.stderr
+        );
+    }
 }
 
 /// What the files of AWS's tools say counts where the environment is silent: keys, from a file or a process, and the endpoint.

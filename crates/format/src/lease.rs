@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 mod note;
 mod table;
 
-pub use note::{LeaseNote, LineBase, LineCut, LineShard};
+pub use note::{ClusterMark, LeaseNote, LineBase, LineCut, LineShard};
 pub use table::{LeaseTable, PRESENCE_PREFIX, Tenure, presence_name};
 
 use crate::json::{parse_versioned, render};

@@ -14,17 +14,19 @@ use crate::json::{parse_versioned, render, text};
 
 mod base;
 mod node;
+mod order;
 mod read;
 
 pub use base::{BaseRecord, CrcRecord, HeaderRecord, ObjectRecord};
 pub use node::{NodeRecord, ProductRecord, RoleRecord, ServerRecord};
+pub use order::sort_newest_first;
 pub use read::{AofMark, AofRecord, ReadRecord, ReadSource};
 
 /// The newest format of manifests that this code writes and reads. Version 2 added cuts behind the bases.
 pub const FORMAT_VERSION: u32 = 2;
 
 /// So far apart the clocks may be of the servers and of those who write down what they see.
-pub(crate) const CLOCKS_APART: SignedDuration = SignedDuration::from_mins(15);
+pub const CLOCKS_APART: SignedDuration = SignedDuration::from_mins(15);
 
 /// What is wrong with a manifest or a repository file.
 #[derive(Debug, Error)]
@@ -211,26 +213,6 @@ impl Manifest {
         let manifest: Self = parse_versioned(json, FORMAT_VERSION)?;
         manifest.check()?;
         Ok(manifest)
-    }
-
-    /// The moment that its data is from, by which backups are dated: of a merged backup the moment up to which the log was folded, however much
-    /// later that was done; of all others, when they were finished.
-    pub fn data_at(&self) -> Timestamp {
-        if self.kind != BackupKind::Merged {
-            return self.finished_at;
-        }
-        let newest_base = || self.shards.iter().filter_map(|shard| shard.server_time).max();
-        self.cut.as_ref().map(|cut| cut.at).or_else(newest_base).unwrap_or(self.finished_at)
-    }
-
-    /// By what backups are put in order: when they were begun. A merged one whose data is clearly older than that, by another clock and
-    /// perhaps in whole seconds, has its place where that is.
-    pub fn order_at(&self) -> Timestamp {
-        if self.kind != BackupKind::Merged {
-            return self.started_at;
-        }
-        let latest = self.data_at().checked_add(CLOCKS_APART).unwrap_or(Timestamp::MAX);
-        self.started_at.min(latest)
     }
 
     /// The manifest as JSON.

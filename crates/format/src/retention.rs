@@ -7,7 +7,6 @@
 
 mod log;
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
@@ -15,7 +14,7 @@ use serde::Serialize;
 use slotkeep_model::ReplId;
 
 use crate::lineage::Parent;
-use crate::manifest::{BackupKind, CLOCKS_APART, Manifest, ObjectRecord};
+use crate::manifest::{BackupKind, CLOCKS_APART, Manifest, ObjectRecord, sort_newest_first};
 
 pub use log::LogNeed;
 
@@ -180,7 +179,7 @@ fn choose(newest_first: &[&Manifest], policy: &RetentionPolicy, now: Timestamp, 
     let last_made = newest_first.first();
     // An old moment that was merged today takes no place that is meant for what is new.
     let mut newest_first = newest_first.to_vec();
-    newest_first.sort_by_cached_key(|manifest| Reverse((manifest.order_at(), manifest.id.clone())));
+    sort_newest_first(&mut newest_first);
     // What lacks slots is no substitute for a whole backup.
     let whole: Vec<&&Manifest> = newest_first.iter().filter(|manifest| !manifest.partial).collect();
     for newest in last_made.into_iter().chain(newest_first.first()).chain(whole.first().copied()) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use slotkeep_model::{Node, NodeAddr, Role, ServerVersion, Shard, SlotSet, Topology};
+use slotkeep_model::{Node, NodeAddr, ReplId, Role, ServerVersion, Shard, SlotSet, Topology};
 use slotkeep_wire::info::{Info, InfoError, Replication};
 use slotkeep_wire::resp::Command;
 use slotkeep_wire::topology::{ClusterView, from_nodes, parse_shards};
@@ -16,6 +16,7 @@ use crate::{Context, Error, ErrorKind, Result};
 pub struct Discovery {
     topology: Topology,
     view: Option<ClusterView>,
+    histories: Vec<ReplId>,
     /// What the node that answered runs.
     pub server: ServerVersion,
     /// The node that answered.
@@ -31,6 +32,11 @@ impl Discovery {
     /// What `CLUSTER NODES` told; nothing for a standalone server.
     pub const fn view(&self) -> Option<&ClusterView> {
         self.view.as_ref()
+    }
+
+    /// Of a standalone server, which has no node id: the history that it is in, and the one before if it can still continue that.
+    pub fn histories(&self) -> &[ReplId] {
+        &self.histories
     }
 
     /// Whether the answering node knows of slots that are being moved.
@@ -63,28 +69,33 @@ pub struct NodeReport {
     pub replication: Replication,
 }
 
-/// Finds the cluster as [`discover`] does, and asks again for as long as `patience` while no node answers or what answers is no whole cluster yet.
-/// `wait` is told why before the first pause.
+/// Finds the cluster as [`discover`] does, and asks again for as long as `patience` while no node answers, what answers is no cluster, or no slot is served
+/// yet; a cluster that serves none even then is given as it is. `wait` is told why before the first pause.
 pub async fn await_cluster(
     context: &Context,
     seeds: &[NodeAddr],
     patience: Duration,
-    wait: impl FnOnce(&Error),
+    wait: impl FnOnce(&str),
 ) -> Result<Discovery> {
     let began_at = context.clock.elapsed();
     let mut wait = Some(wait);
     loop {
-        let error = match discover(context, seeds).await {
-            Ok(discovery) => return Ok(discovery),
-            Err(error) => error,
+        let found = discover(context, seeds).await;
+        let why = match &found {
+            Ok(discovery) if discovery.topology().shards.is_empty() => {
+                format!("{}: no slot is served yet", discovery.answered)
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::NotACluster) => {
+                error.to_string()
+            }
+            _ => return found,
         };
-        let may_come = matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::NotACluster);
         let left = patience.saturating_sub(context.clock.elapsed().saturating_sub(began_at));
-        if !may_come || left.is_zero() {
-            return Err(error);
+        if left.is_zero() {
+            return found;
         }
         if let Some(wait) = wait.take() {
-            wait(&error);
+            wait(&why);
         }
         let pause = left.min(ASKED_EVERY);
         tokio::select! {
@@ -126,13 +137,17 @@ async fn discover_from(context: &Context, seed: &NodeAddr) -> Result<Discovery> 
     let mut connection = context.connector.connect(seed).await?;
     let info = read_info(&mut connection).await?;
     let server = version_of(&info, seed)?;
-    let (topology, view) = if cluster_enabled(&info, seed)? {
+    let answered = seed.clone();
+    if cluster_enabled(&info, seed)? {
         let view = read_view(context, &mut connection).await?;
-        (view.topology.clone(), Some(view))
-    } else {
-        (standalone(context, seed, &info).await?, None)
-    };
-    Ok(Discovery { topology, view, server, answered: seed.clone() })
+        let topology = view.topology.clone();
+        return Ok(Discovery { topology, view: Some(view), histories: Vec::new(), server, answered });
+    }
+    let replication = info.replication().map_err(|error| protocol(seed, &error.to_string()))?;
+    let histories = std::iter::once(replication.replid.clone()).chain(replication.previous_replid.clone());
+    let histories = histories.collect();
+    let topology = Box::pin(standalone(context, seed, replication)).await?;
+    Ok(Discovery { topology, view: None, histories, server, answered })
 }
 
 pub(crate) async fn read_view(context: &Context, connection: &mut Connection) -> Result<ClusterView> {
@@ -152,8 +167,7 @@ pub(crate) async fn read_view(context: &Context, connection: &mut Connection) ->
 }
 
 /// A standalone server, its primary if it is a replica, and its replicas: a cluster of one shard.
-async fn standalone(context: &Context, seed: &NodeAddr, info: &Info) -> Result<Topology> {
-    let replication = info.replication().map_err(|error| protocol(seed, &error.to_string()))?;
+async fn standalone(context: &Context, seed: &NodeAddr, replication: Replication) -> Result<Topology> {
     let primary = replication.link.map_or_else(|| seed.clone(), |link| link.primary);
     let known_replicas = if primary == *seed {
         replication.replicas

@@ -130,6 +130,10 @@ impl From<RepoError> for Error {
                 ErrorKind::Repository,
                 "check --repo, or make a repository there with `slotkeep init --repo …`",
             ),
+            Problem::NoBucket => (
+                ErrorKind::Repository,
+                "check --repo and what the environment says of the store; a bucket or container is made with the store's own tools, not by Slotkeep",
+            ),
             Problem::AlreadyRepository => (ErrorKind::Repository, "it can be used as it is"),
             Problem::NotEmpty => {
                 (ErrorKind::Repository, "name an empty folder, or one that does not exist yet")
@@ -172,12 +176,21 @@ impl From<RepoError> for Error {
                 ErrorKind::Untrusted,
                 "mount what belongs there, or correct --repo; where a new repository is meant, make it with `slotkeep init`",
             ),
+            Problem::WouldBePlain(_) => (
+                ErrorKind::Untrusted,
+                "mount what belongs there, or correct --repo; else make it first: an encrypted one with `slotkeep init --repo … --recipient age1…`, \
+                 one that is not encrypted with `slotkeep init --repo …`",
+            ),
             Problem::Exists => {
                 (ErrorKind::Repository, "another Slotkeep may be writing to the same repository")
             }
             Problem::Denied(_) => {
                 (ErrorKind::Repository, "check the permissions, or the credentials in the environment")
             }
+            Problem::NoKeys(_) => (
+                ErrorKind::Repository,
+                "set the store's keys in the environment (docs/stores.md), or run it where the machine has a role",
+            ),
             Problem::Full(_) => {
                 (ErrorKind::Full, "free some space and run it again; nothing incomplete is listed")
             }

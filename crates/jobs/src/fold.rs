@@ -215,7 +215,7 @@ impl Run<'_> {
         let received =
             receive(&context, repository, &mut link, header, announced, &self.progress.capture).await?;
         drop(link);
-        received.store(repository).await
+        received.store(&context, repository).await
     }
 
     fn layout(&self, history: &ReplId, cut: ReplOffset) -> BaseLayout {

@@ -22,6 +22,7 @@ pub mod get;
 mod guard;
 pub mod inspect;
 pub mod keys;
+pub mod kinship;
 pub mod link;
 pub mod log;
 pub mod merge;
@@ -40,10 +41,12 @@ pub mod source;
 pub mod stock_server;
 mod value;
 pub mod verify;
+mod work_folder;
 
 pub use error::{Error, ErrorKind, Result};
 pub use object_kind::ObjectKind;
 pub use value::{quoted, unescaped};
+pub use work_folder::WorkFolder;
 
 /// What every job needs: the clock, randomness and the way to the nodes.
 #[derive(Clone)]

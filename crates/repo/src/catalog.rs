@@ -5,8 +5,9 @@
 use std::str::FromStr;
 
 use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
 use slotkeep_format::Manifest;
-use slotkeep_format::manifest::BackupKind;
+use slotkeep_format::manifest::{BackupKind, CLOCKS_APART, sort_newest_first};
 
 use crate::crypt::open_armored;
 use crate::error::{Problem, RepoError};
@@ -284,20 +285,22 @@ impl Repository {
 
     /// The backup with the newest data: the last one, unless that is an old moment which was merged since.
     async fn latest(&self, cluster: &str, ids: &[String]) -> Result<Option<Manifest>, RepoError> {
-        let mut latest: Option<Manifest> = None;
+        let mut newest: Vec<Manifest> = Vec::new();
         for id in ids.iter().rev() {
             let manifest = self.manifest(cluster, id).await?;
-            // What was made before holds nothing that is newer.
-            let is_last = manifest.kind != BackupKind::Merged
-                || latest.as_ref().is_some_and(|latest| manifest.finished_at <= latest.data_at());
-            if latest.as_ref().is_none_or(|latest| latest.order_at() < manifest.order_at()) {
-                latest = Some(manifest);
-            }
+            // What was made before holds nothing that is newer, however far apart the clocks are.
+            let is_before = |newer: &Manifest| {
+                let surely = manifest.finished_at.checked_add(CLOCKS_APART).unwrap_or(Timestamp::MAX);
+                surely <= newer.data_at()
+            };
+            let is_last = manifest.kind != BackupKind::Merged || newest.iter().any(is_before);
+            newest.push(manifest);
             if is_last {
                 break;
             }
         }
-        Ok(latest)
+        sort_newest_first(&mut newest);
+        Ok(newest.into_iter().next())
     }
 }
 

@@ -327,7 +327,7 @@ impl<'a> Incoming<'a> {
     /// Completes the object, whose bytes have been proved.
     async fn finish(self) -> Result<(), CopyError> {
         let path = object_path(self.path).map_err(CopyError::Source)?;
-        let Some(large) = self.large else {
+        let Some(mut large) = self.large else {
             return self.target.create(&path, self.small).await.map_err(CopyError::Target);
         };
         // Uploads in parts know no condition: so it is looked at as late as can be.

@@ -3,7 +3,7 @@
 use slotkeep_format::{DigestFileError, FrameError, IndexError, ManifestError, SegmentError};
 use thiserror::Error;
 
-use crate::store::Changed;
+use crate::store::{Changed, answer};
 
 /// A failed operation on a repository: what was tried, on which object, and why it failed.
 #[derive(Debug, Error)]
@@ -39,6 +39,9 @@ pub enum Problem {
     /// There is a repository already.
     #[error("there is a repository here already")]
     AlreadyRepository,
+    /// The place is in no bucket or container that exists.
+    #[error("there is no such bucket or container")]
+    NoBucket,
     /// The place holds other things and is not a repository.
     #[error("it is not empty and is not a repository")]
     NotEmpty,
@@ -60,6 +63,9 @@ pub enum Problem {
     /// The store refuses access.
     #[error("access denied: {0}")]
     Denied(String),
+    /// No keys were given, and the machine's role was not to be had.
+    #[error("the environment holds no keys, and this machine gives no role: {0}")]
+    NoKeys(String),
     /// The store or its disk is full.
     #[error("no space left: {0}")]
     Full(String),
@@ -87,6 +93,9 @@ pub enum Problem {
     /// The place is empty, and a repository is expected there.
     #[error("{0}")]
     Missed(String),
+    /// The place is empty, the user gave this, which only an encrypted repository needs, and what would be made is not encrypted.
+    #[error("there is none yet, and although {0} was given it would not be encrypted")]
+    WouldBePlain(&'static str),
     /// What it builds on was given up by a prune that ran meanwhile.
     #[error("what it builds on was pruned, or is being pruned now: {0}")]
     Pruned(String),
@@ -132,6 +141,11 @@ impl From<object_store::Error> for Problem {
     fn from(error: object_store::Error) -> Self {
         use object_store::Error as E;
         use object_store::path::Error::{BadSegment, NonUnicode};
+        let words = causes(&error);
+        if let Some(problem) = answer::of_the_store(&error, &words) {
+            return problem;
+        }
+        let words = answer::in_one_line(&words);
         match error {
             E::NotFound { .. } => Self::Missing,
             E::Precondition { source, .. } if source.is::<Changed>() => Self::Damaged(source.to_string()),
@@ -139,15 +153,15 @@ impl From<object_store::Error> for Problem {
             E::InvalidPath { source: BadSegment { path, .. } | NonUnicode { path, .. } } => {
                 Self::ForeignName(path)
             }
-            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied(causes(&error)),
+            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Self::Denied(words),
             other => match io_cause(&other) {
                 Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
-                    Self::Full(causes(&other))
+                    Self::Full(words)
                 }
                 Some(std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem) => {
-                    Self::Denied(causes(&other))
+                    Self::Denied(words)
                 }
-                _ => Self::Store(causes(&other)),
+                _ => Self::Store(words),
             },
         }
     }

@@ -25,6 +25,7 @@ mod segments;
 mod sink;
 mod store;
 mod unfinished;
+mod upload;
 mod verify;
 mod write;
 

@@ -18,7 +18,8 @@ use crate::layout::{REPOSITORY_FILE, key_file_number};
 use crate::location::Location;
 use crate::probe::{PROBE_PREFIX, probe, remove_probes};
 use crate::repository::{
-    OpenOptions, Repository, check_fingerprint, check_not_missed, creating, read_repository_file,
+    OpenOptions, Repository, check_fingerprint, check_may_be_plain, check_not_missed, creating,
+    read_repository_file,
 };
 use crate::store::{create_new, stack};
 
@@ -60,9 +61,13 @@ impl Repository {
         Ok(None)
     }
 
-    /// Refuses an empty place where another repository is expected, or where one was used before: it may not be mounted.
+    /// Refuses an empty place where another repository is expected, an encrypted one though this is none, or where one was used before: it may
+    /// not be mounted.
     async fn check_may_mirror(&self, location: &Location, options: &OpenOptions) -> Result<(), RepoError> {
         check_fingerprint(location, self.file(), options)?;
+        if !self.is_encrypted() {
+            check_may_be_plain(location, options)?;
+        }
         check_not_missed(location, options).await
     }
 

@@ -49,9 +49,11 @@ impl Location {
                 one == other || (found.is_some() && found == other_found)
             }
             (Self::Url(one), Self::Url(other)) => {
+                // What stands before `@`, or first in the path of an https address, may be the bucket.
                 let place = |url: &url::Url| {
-                    let (scheme, prefix) = ObjectStoreScheme::parse(url).ok()?;
-                    Some((scheme, url.host_str().map(str::to_owned), prefix))
+                    let (scheme, _) = ObjectStoreScheme::parse(url).ok()?;
+                    let path = ObjectPath::from_url_path(url.path()).ok()?;
+                    Some((scheme, url.username().to_owned(), url.host_str().map(str::to_owned), path))
                 };
                 let found = place(one);
                 one == other || (found.is_some() && found == place(other))
@@ -181,6 +183,10 @@ mod tests {
             (of(&one), of(&link)),
             (of(&one), of(&folder.path().join("other/../one/"))),
             (place("s3://bucket/redis"), place("s3://bucket/redis/")),
+            (
+                place("abfss://one@some.dfs.core.windows.net/x"),
+                place("abfs://one@some.dfs.core.windows.net/x/"),
+            ),
         ] {
             assert!(same.is_same_place(&another).await, "{same} {another}");
         }
@@ -190,6 +196,15 @@ mod tests {
             (place("s3://bucket/redis"), place("s3://bucket/redis2")),
             (place("s3://bucket/redis"), place("s3://other/redis")),
             (place("s3://bucket/redis"), place("gs://bucket/redis")),
+            (
+                place("abfss://one@some.dfs.core.windows.net/x"),
+                place("abfss://two@some.dfs.core.windows.net/x"),
+            ),
+            (
+                place("https://some.blob.core.windows.net/one/x"),
+                place("https://some.blob.core.windows.net/two/x"),
+            ),
+            (place("https://s3.amazonaws.com/one/x"), place("https://s3.amazonaws.com/two/x")),
         ] {
             assert!(!one.is_same_place(&another).await, "{one} {another}");
         }

@@ -38,6 +38,9 @@ pub struct OpenOptions {
     pub trust: Vec<String>,
     /// Who may read a repository that is made; nobody: it is not encrypted.
     pub recipients: Recipients,
+    /// What the user gave that only an encrypted repository needs, such as "an identity". One that is not encrypted is then made by
+    /// [`Repository::init_with`] alone, never unasked.
+    pub expects_encryption: Option<&'static str>,
     /// Where this process is to be killed, for tests.
     pub stop: Option<StopPoint>,
 }
@@ -191,12 +194,12 @@ impl Repository {
         Self::open_with(location, options).await
     }
 
-    /// Refuses if a repository is expected at that place, which is empty: what is mounted there may be away, and one that is made in its stead
-    /// would take unencrypted what was to be encrypted.
+    /// Refuses if a repository is expected at that place, which is empty, or an encrypted one at all: what is mounted there may be away, and one
+    /// that is made in its stead would take unencrypted what was to be encrypted.
     pub async fn check_may_be_made(location: &Location, options: &OpenOptions) -> Result<(), RepoError> {
         check_not_missed(location, options).await?;
         if options.trust.is_empty() {
-            return Ok(());
+            return check_may_be_plain(location, options);
         }
         let what = format!(
             "it is empty, and the repository of fingerprint {} is expected: it may not be mounted",
@@ -409,6 +412,14 @@ pub(crate) async fn check_not_missed(location: &Location, options: &OpenOptions)
     Err(RepoError::new("make a repository in", location, Problem::Missed(missed)))
 }
 
+/// Refuses to make what is not encrypted where the user gave what only an encrypted repository needs.
+pub(crate) fn check_may_be_plain(location: &Location, options: &OpenOptions) -> Result<(), RepoError> {
+    match options.expects_encryption {
+        Some(given) => Err(RepoError::new("make a repository in", location, Problem::WouldBePlain(given))),
+        None => Ok(()),
+    }
+}
+
 /// Refuses what has none of the fingerprints that are trusted, if there are any.
 pub(crate) fn check_fingerprint(
     location: &Location,
@@ -431,8 +442,10 @@ pub(crate) async fn read_repository_file(
     let on = || format!("{location}/{REPOSITORY_FILE}");
     let bytes = match store.get(&Path::from(REPOSITORY_FILE)).await {
         Ok(found) => found.bytes().await.map_err(|error| RepoError::new("read", on(), error))?,
-        Err(object_store::Error::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(RepoError::new("read", on(), error)),
+        Err(error) => match Problem::from(error) {
+            Problem::Missing => return Ok(None),
+            problem => return Err(RepoError::new("read", on(), problem)),
+        },
     };
     RepositoryFile::parse(&bytes).map(Some).map_err(|error| RepoError::new("read", on(), error))
 }

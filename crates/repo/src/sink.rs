@@ -84,7 +84,7 @@ impl Sink {
         let json = self.repository.sign(&self.path, json).map_err(failed)?;
         let end = SegmentRecord::render_json(&json).map_err(|error| failed(error.into()))?;
         self.append(end.into()).await?;
-        let Some(large) = self.large.take() else {
+        let Some(mut large) = self.large.take() else {
             let stored = self.sealed_whole()?;
             return self.repository.create(&self.path, stored).await;
         };

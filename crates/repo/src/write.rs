@@ -5,7 +5,7 @@ use std::sync::Arc;
 use blake3::Hasher;
 use bytes::Bytes;
 use futures::FutureExt;
-use object_store::{ObjectStoreExt, WriteMultipart};
+use object_store::ObjectStoreExt;
 use slotkeep_format::manifest::{HeaderRecord, ObjectRecord};
 
 use crate::companions::{Companion, Write, everywhere};
@@ -13,6 +13,7 @@ use crate::crypt::Sealer;
 use crate::error::RepoError;
 use crate::location::object_path;
 use crate::repository::Repository;
+use crate::upload::Upload;
 
 /// How many parts of one object are on their way to the store at a time.
 const PARTS_IN_FLIGHT: usize = 2;
@@ -32,7 +33,7 @@ pub struct ObjectWriter {
 pub(crate) struct Writing {
     repository: Repository,
     path: String,
-    upload: WriteMultipart,
+    upload: Upload,
     /// On the heap: it is large, and futures hold it.
     hasher: Box<Hasher>,
     stored_bytes: u64,
@@ -94,7 +95,7 @@ impl Repository {
         self.must_be_there().await?;
         let upload =
             self.store.put_multipart(&object).await.map_err(|error| RepoError::new("write", &path, error))?;
-        let upload = WriteMultipart::new_with_chunk_size(upload, self.part_bytes());
+        let upload = Upload::new(upload, self.part_bytes());
         Ok(Writing {
             repository: self.clone(),
             path,
@@ -121,22 +122,23 @@ impl ObjectWriter {
         Ok(())
     }
 
-    /// Completes the object, durable when this returns; `raw_bytes` is the length of what it holds before compression.
-    pub async fn finish(self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
+    /// Completes the object, durable when this returns; `raw_bytes` is the length of what it holds before compression. What failed leaves nothing
+    /// in the store. Not cancel-safe: cancelled, the object must be aborted.
+    pub async fn finish(&mut self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
         let Self { own, others } = self;
         let location = own.repository.location.clone();
-        let companions: Vec<Arc<Companion>> = others.iter().map(|(one, _)| Arc::clone(one)).collect();
-        let each = companions.iter().zip(others).map(|(companion, (_, writing))| {
-            let finish = async {
+        let each = others.iter_mut().map(|(companion, writing)| {
+            let companion = &**companion;
+            let finish = async move {
                 companion.know_object(writing.finish(raw_bytes).await?);
                 Ok(())
             };
-            (&**companion, finish.boxed())
+            (companion, finish.boxed())
         });
         everywhere(&location, own.finish(raw_bytes), each.collect()).await
     }
 
-    /// Gives the object up and removes what the stores have of it.
+    /// Gives the object up and removes what the stores have of it, also if writing or completing it was cancelled. What was completed stays.
     pub async fn abort(self) -> Result<(), RepoError> {
         let Self { own, others } = self;
         let location = own.repository.location.clone();
@@ -156,7 +158,7 @@ impl Writing {
 
     async fn put(&mut self, bytes: Bytes) -> Result<(), RepoError> {
         self.upload
-            .wait_for_capacity(PARTS_IN_FLIGHT)
+            .fewer_than(PARTS_IN_FLIGHT)
             .await
             .map_err(|error| RepoError::new("write", &self.path, error))?;
         self.hasher.update(&bytes);
@@ -165,28 +167,30 @@ impl Writing {
         Ok(())
     }
 
-    pub(crate) async fn finish(mut self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
+    pub(crate) async fn finish(&mut self, raw_bytes: u64) -> Result<ObjectRecord, RepoError> {
         let mut header = None;
         if let Some((sealer, record)) = self.sealed.take() {
             let rest = sealer.finish().map_err(|problem| RepoError::new("encrypt", &self.path, problem))?;
             self.put(rest.into()).await?;
             header = Some(record);
         }
-        let Self { repository, path, upload, hasher, stored_bytes, .. } = self;
-        let finished = upload.finish().await;
-        let blake3 = hasher.finalize().to_hex().to_string();
+        let finished = self.upload.complete().await;
+        let blake3 = self.hasher.finalize().to_hex().to_string();
+        let (path, stored_bytes) = (self.path.clone(), self.stored_bytes);
         let record = ObjectRecord { path, stored_bytes, raw_bytes, blake3, header };
         if let Err(error) = finished {
             let error = RepoError::new("write", &record.path, error);
+            // The first error is the one to report.
+            let _ = self.upload.abort().await;
             // The object may be complete although the answer never came: its own bytes tell.
-            repository.verify(&record, |_| ()).await.map_err(|_| error)?;
+            self.repository.verify(&record, |_| ()).await.map_err(|_| error)?;
         }
-        repository.must_hold(&record.path).await?;
+        self.repository.must_hold(&record.path).await?;
         Ok(record)
     }
 
     pub(crate) async fn abort(self) -> Result<(), RepoError> {
-        let Self { path, upload, .. } = self;
+        let Self { path, mut upload, .. } = self;
         upload.abort().await.map_err(|error| RepoError::new("abort the writing of", path, error))
     }
 }

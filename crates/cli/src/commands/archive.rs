@@ -17,6 +17,7 @@ use super::backup::PreferArg;
 use crate::args::{ClusterArgs, CutArgs, RepoArgs, SpoolArgs, size, span};
 use crate::exit;
 use crate::output::{Output, bytes, seconds};
+use crate::repos;
 use crate::session::Session;
 
 /// How often notices are looked for.
@@ -34,7 +35,7 @@ const LEAST_LEASE_TIME: Duration = Duration::from_secs(1);
 pub(crate) struct ArchiveArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// How long to ask for the cluster at the start while no node answers, or what answers is no whole cluster yet, as where both start together
+    /// How long to ask for the cluster at the start while no node answers, or no slot is served yet, as where both start together
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = span, help_heading = "Cluster")]
     wait_for_cluster: Duration,
     #[command(flatten)]
@@ -98,15 +99,22 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ArchiveA
     let (context, seeds) = session.cluster(&arguments.cluster)?;
     let (location, name) = session.location(&arguments.repo)?;
     // A cluster that can't be found must leave no new repository behind.
-    await_cluster(&context, &seeds, arguments.wait_for_cluster, |error| {
-        output.warn(&format!("{error}; it is asked for again"));
+    let discovery = await_cluster(&context, &seeds, arguments.wait_for_cluster, |why| {
+        output.warn(&format!("{why}; it is asked for again"));
     })
     .await?;
+    let unserved = discovery.topology().covered().complement();
+    if !unserved.is_empty() {
+        output.warn(&format!(
+            "no shard serves the slots {unserved}: they are followed from when one does, and backups are partial until then"
+        ));
+    }
     let repository = session.open_or_create(&location, &arguments.repo).await?;
     repository.check_signs()?;
     if let Some(spoiled) = repository.check_newest(&name).await? {
         output.warn(&format!("{spoiled}; nothing that is archived now replaces it: see `slotkeep verify`"));
     }
+    repos::warn_if_unlike(output, &repository, &name, &discovery).await;
     let options = ArchiveOptions {
         cluster: name,
         spool: arguments.spool.folder(),
@@ -191,6 +199,7 @@ fn render(status: &ArchiveStatus) -> String {
             status.agents, status.elsewhere
         ));
     }
+    lines.extend(status.no_backup.clone());
     if status.unfollowed > 0 {
         lines.push(format!("{} shards are followed by nobody", status.unfollowed));
     }

@@ -123,6 +123,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &BackupAr
     let reading = arguments.source.reading(&context, &mut plan, partial, engine).await?;
     // Only now: a cluster that can't be backed up must leave no new repository behind.
     let opened = destinations.open(session, output, &arguments.repo).await?;
+    repos::warn_if_unlike(output, &opened.repository, &destinations.name, &plan.discovery).await;
     output.note(&announce(&plan, &destinations.text()));
     let options = BackupOptions {
         cluster: destinations.name,

@@ -31,7 +31,7 @@ pub(crate) struct CompactArgs {
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &CompactArgs) -> Result<u8> {
     let (repository, cluster) = session.repository(&arguments.repo).await?;
     let options = CompactOptions { cluster, target_bytes: arguments.target_size };
-    let plan = CompactPlan::make(&repository, &options).await?;
+    let plan = session.unless_stopped(Box::pin(CompactPlan::make(&repository, &options))).await?;
     let report = if arguments.dry_run {
         plan.preview()
     } else {

@@ -49,8 +49,9 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &CopyArgs
     // Nothing has to open the target; it may have other readers by now.
     let mut target = session.open_options(&arguments.repo)?;
     (target.unlock, target.signing_keys) = (Unlock::default(), vec![]);
-    let target = Target::find(&source, Location::from_str(&arguments.to)?, target).await?;
-    let plan = CopyPlan::make(&source, &target, &options).await?;
+    let target = Target::find(&source, Location::from_str(&arguments.to)?, target);
+    let target = session.unless_stopped(Box::pin(target)).await?;
+    let plan = session.unless_stopped(Box::pin(CopyPlan::make(&source, &target, &options))).await?;
     let report = if arguments.dry_run {
         plan.preview()
     } else {

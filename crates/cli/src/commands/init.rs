@@ -14,7 +14,8 @@ use crate::session::Session;
 /// Make a repository
 ///
 /// With --recipient or --passphrase it is encrypted, and every backup signed by a key that this machine keeps.
-/// A new local folder that is not to be encrypted needs no `init`: the first backup into it makes it a repository.
+/// A new local folder that is not to be encrypted needs no `init`: the first backup into it makes it a repository, unless keys of an encrypted
+/// one are given.
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
     #[command(flatten)]

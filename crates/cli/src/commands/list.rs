@@ -5,6 +5,7 @@ use serde::Serialize;
 use slotkeep_format::manifest::ReadSource;
 use slotkeep_format::{Depth, Manifest, Severity, VerifyRecord};
 use slotkeep_jobs::log::Past;
+use slotkeep_jobs::log::origins::UnreadOrigin;
 use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, history_graph, restorable};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::{Listing, Problem, RepoError, Repository, UnreadableBackup};
@@ -32,6 +33,8 @@ struct List {
     /// What the logs lead to, of each cluster that has one.
     restorable: Vec<ClusterMoments>,
     unreadable: Vec<Unreadable>,
+    /// Records of where histories come from that can't be read: moments that need them are not among those above.
+    unreadable_histories: Vec<UnreadableHistory>,
     /// Why the first of those can't be read; one that was not signed here goes before all others.
     #[serde(skip)]
     worst: Option<Error>,
@@ -86,6 +89,8 @@ struct Proved {
     record: String,
 }
 
+/// What marks an end of a log behind which there may be more.
+const UNKNOWN: &str = " ??";
 /// So many records of verifications are looked through, the newest first.
 const RECORDS: usize = 16;
 
@@ -94,6 +99,17 @@ struct Unreadable {
     cluster: String,
     id: String,
     reason: String,
+}
+
+#[derive(Serialize)]
+struct UnreadableHistory {
+    cluster: String,
+    history: String,
+    /// The slots of its shard, if something else tells them.
+    slots: Option<String>,
+    object: String,
+    reason: String,
+    hint: Option<String>,
 }
 
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs) -> Result<u8> {
@@ -107,6 +123,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
         backups: vec![],
         restorable: vec![],
         unreadable: vec![],
+        unreadable_histories: vec![],
         worst: None,
     };
     for cluster in clusters {
@@ -114,6 +131,10 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
         let listing = if repository.is_readable() {
             let past = Past::load(&repository, &cluster).await?;
             list.restorable.extend(moments(&past, arguments.history).await?);
+            for unread in past.unread_origins() {
+                output.warn(&unread.words());
+                list.add_unread(&cluster, unread);
+            }
             Listing { backups: past.backups, unreadable: past.unreadable, ..Listing::default() }
         } else {
             repository.backups(&cluster).await?
@@ -126,10 +147,10 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
     }
     let now = session.now();
     output.data(&list, |list| render(list, now))?;
-    let (unreadable, all) = (list.unreadable.len(), list.unreadable.len() + list.backups.len());
+    let failed = list.failed();
     match list.worst {
         None => Ok(exit::OK),
-        Some(error) => Err(error.context(format!("{unreadable} of {all} backups can't be read"))),
+        Some(error) => Err(error.context(failed)),
     }
 }
 
@@ -138,10 +159,42 @@ impl List {
         let UnreadableBackup { id, error } = backup;
         let reason = error.to_string();
         self.unreadable.push(Unreadable { cluster: cluster.to_owned(), id, reason });
-        let is_forged = matches!(error.problem, Problem::Untrusted(_));
+        self.note(error.into());
+    }
+
+    fn add_unread(&mut self, cluster: &str, unread: UnreadOrigin) {
+        let UnreadOrigin { history, slots, object, reason, error } = unread;
+        self.unreadable_histories.push(UnreadableHistory {
+            cluster: cluster.to_owned(),
+            history: history.to_string(),
+            slots: slots.map(|slots| slots.to_string()),
+            object,
+            reason,
+            hint: error.advice().map(str::to_owned),
+        });
+        self.note(error);
+    }
+
+    fn note(&mut self, error: Error) {
+        let is_forged = error.kind() == ErrorKind::Untrusted;
         if self.worst.as_ref().is_none_or(|worst| is_forged && worst.kind() != ErrorKind::Untrusted) {
-            self.worst = Some(error.into());
+            self.worst = Some(error);
         }
+    }
+
+    /// What can't be read, in words.
+    fn failed(&self) -> String {
+        let (unreadable, all) = (self.unreadable.len(), self.unreadable.len() + self.backups.len());
+        let backups = (unreadable > 0).then(|| format!("{unreadable} of {all} backups can't be read"));
+        let histories = self.unreadable_histories.len();
+        let records = match histories {
+            0 => None,
+            1 => Some("the record of a history".to_owned()),
+            more => Some(format!("the records of {more} histories")),
+        };
+        let records =
+            records.map(|what| format!("{what} can't be read, and moments that need it are not shown"));
+        backups.into_iter().chain(records).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -251,11 +304,15 @@ fn row(manifest: &Manifest, records: &[VerifyRecord]) -> Row {
 
 fn render(list: &List, now: jiff::Timestamp) -> String {
     let mut parts = vec![render_backups(list, now)];
-    parts.extend(list.restorable.iter().map(render_moments));
+    parts.extend(list.restorable.iter().map(|of| {
+        let is_doubtful = list.unreadable_histories.iter().any(|unread| unread.cluster == of.cluster);
+        render_moments(of, is_doubtful)
+    }));
     parts.join("\n\n")
 }
 
-fn render_moments(of: &ClusterMoments) -> String {
+/// `is_doubtful`: whether a record can't be read without which moments can't be told.
+fn render_moments(of: &ClusterMoments, is_doubtful: bool) -> String {
     let mut lines = Vec::new();
     let Restorable { moments, shards } = &of.restorable;
     if of.history.is_none() || !shards.is_empty() {
@@ -269,20 +326,26 @@ fn render_moments(of: &ClusterMoments) -> String {
             width.unwrap_or_default()
         ));
         if moments.is_empty() {
-            lines.push(
-                "  none: there is no moment at which a base and the log of every shard are there".to_owned(),
-            );
+            let none = if is_doubtful {
+                "  none that can be told: where a history comes from can't be read (`slotkeep repair`)"
+            } else {
+                "  none: there is no moment at which a base and the log of every shard are there"
+            };
+            lines.push(none.to_owned());
         }
         for (number, span) in moments.iter().enumerate() {
             if let Some(before) = number.checked_sub(1).and_then(|before| moments.get(before)) {
-                lines.push(format!("  GAP  {} to {}", moment(before.to), moment(span.from)));
+                let what = if is_doubtful { "GAP, or not known: " } else { "GAP " };
+                lines.push(format!("  {what} {} to {}", moment(before.to), moment(span.from)));
             }
             lines.push(format!("  from {} to {}", moment(span.from), moment(span.to)));
         }
         let mut rows = table(&["  slots", "from", "to", "history", "offsets>"]);
         for shard in shards {
             let ends = shard.moments.map(|span| (moment(span.from), moment(span.to)));
-            let (from, to) = ends.unwrap_or_else(|| ("?".to_owned(), "?".to_owned()));
+            let (mut from, mut to) = ends.unwrap_or_else(|| ("?".to_owned(), "?".to_owned()));
+            from.push_str(if shard.unread_before.is_some() { UNKNOWN } else { "" });
+            to.push_str(if shard.unread_behind.is_some() { UNKNOWN } else { "" });
             rows.add_row([
                 format!("  {}", shard.slots),
                 from,
@@ -292,6 +355,11 @@ fn render_moments(of: &ClusterMoments) -> String {
             ]);
         }
         lines.push(table_text(&rows));
+        if shards.iter().any(|shard| shard.unread_before.is_some() || shard.unread_behind.is_some()) {
+            lines.push(format!(
+                " {UNKNOWN} what comes before, or where the log was left, can't be told until `slotkeep repair` has made a record again"
+            ));
+        }
     }
     for node in of.history.iter().flatten() {
         lines.push(render_node(node, of.history.as_deref().unwrap_or_default()));
@@ -314,7 +382,12 @@ fn render_node(node: &HistoryNode, all: &[HistoryNode]) -> String {
             "{indent}└─ {} goes on behind offset {} of {}",
             node.history, parent.offset, parent.history
         ),
-        None => format!("\n{indent}{}, slots {}", node.history, node.slots),
+        None => {
+            let unread = node.unread.as_ref();
+            let unread =
+                unread.map(|object| format!("; where it comes from can't be told: {object} can't be read"));
+            format!("\n{indent}{}, slots {}{}", node.history, node.slots, unread.unwrap_or_default())
+        }
     }];
     let pad = format!("{indent}   ");
     let mut rows: Vec<(u64, String)> = node

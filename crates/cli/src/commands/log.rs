@@ -58,6 +58,11 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &LogArgs)
         pattern: arguments.pattern.as_deref().map(Pattern::parse).transpose()?,
     };
     let past = Past::load(&repository, &name).await?;
+    for unread in past.unread_origins() {
+        let advice = unread.error.advice().unwrap_or_default();
+        let words = unread.words();
+        output.warn(&format!("{words}; its log is shown as that of a shard of its own: {advice}"));
+    }
     let progress = ShardProgress::new("reading the log".to_owned());
     let display = ByteDisplay::start(output, &[(Arc::clone(&progress), 0)]);
     let mut lines = Lines { output, text: String::new(), outcome: Ok(()) };

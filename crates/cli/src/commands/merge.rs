@@ -8,9 +8,8 @@ use slotkeep_format::Manifest;
 use slotkeep_jobs::engine::EngineOptions;
 use slotkeep_jobs::fold::FoldProgress;
 use slotkeep_jobs::merge::{MergeTarget, merge};
-use slotkeep_jobs::{Context, Error, ErrorKind, Result};
+use slotkeep_jobs::{Context, Result, WorkFolder};
 use slotkeep_repo::Repository;
-use tempfile::TempDir;
 
 use super::backup::summary;
 use super::restore::aim::{AimArgs, Wanted};
@@ -23,7 +22,8 @@ use crate::session::Session;
 /// Fold a backup and its log into a new full backup, without the cluster
 ///
 /// A private server on this machine, one shard after the other, loads the base, applies the log, and gives the result back. It needs as
-/// much memory as the shard's own server. Without a moment: up to the last one that the log leads to.
+/// much memory as the shard's own server. Without a moment: up to the last one that the log leads to; refused where shards
+/// have more behind it, such as a newer backup, unless `--at latest` says that it is meant.
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
     #[command(flatten)]
@@ -60,7 +60,8 @@ impl EngineArgs {
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &MergeArgs) -> Result<u8> {
     let (repository, name) = session.repository(&arguments.repo).await?;
     let context = session.context(&AccessArgs::default())?;
-    let wanted = arguments.aim.resolve_newest(output, &context, &repository, &name).await?;
+    let wanted = arguments.aim.resolve_newest(output, &context, &repository, &name);
+    let wanted = session.unless_stopped(Box::pin(wanted)).await?;
     let target = MergeTarget { repository: &repository, cluster: &name, shares_bases: true };
     let manifest = fold(output, &context, &repository, &wanted, &target, &arguments.engine).await?;
     output.data(&manifest, summary)?;
@@ -73,7 +74,7 @@ pub(crate) struct Folded {
     pub(crate) repository: Repository,
     pub(crate) manifest: Manifest,
     /// Keeps the repository.
-    pub(crate) folder: TempDir,
+    pub(crate) folder: WorkFolder,
 }
 
 impl Folded {
@@ -86,11 +87,7 @@ impl Folded {
         spool: &Path,
     ) -> Result<Self> {
         let context = session.context(&AccessArgs::default())?;
-        let folder =
-            tempfile::Builder::new().prefix("slotkeep-fold-").tempdir_in(spool).map_err(|error| {
-                let what = format!("can't make a temporary folder in {}: {error}", spool.display());
-                Error::new(ErrorKind::Failed, what).hint("name a folder with enough space: --spool DIR")
-            })?;
+        let folder = WorkFolder::for_fold(spool)?;
         let temporary = session.temporary_repository(folder.path()).await?;
         output.note("Applying the log with a private server first…");
         let cluster = &wanted.point.manifest.cluster;

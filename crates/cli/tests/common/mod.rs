@@ -67,6 +67,25 @@ pub fn slotkeep<A: AsRef<std::ffi::OsStr>>(arguments: &[A]) -> Run {
     Run::of(&command().args(arguments).output().unwrap())
 }
 
+/// Moves a folder away and puts a file in its place: even root can't write there. Who was writing in that instant may make a folder there.
+pub fn take_away(folder: &Path, away: &Path) {
+    std::fs::rename(folder, away).unwrap();
+    let away_for_good = (0..100).any(|_| {
+        let _ = std::fs::remove_dir_all(folder);
+        std::fs::write(folder, b"").is_ok()
+    });
+    assert!(away_for_good, "nothing could be put in the place of {}", folder.display());
+}
+
+/// Puts a folder back that was moved away, whatever is in its place by now.
+pub fn bring_back(away: &Path, folder: &Path) {
+    let back = (0..100).any(|_| {
+        let _ = std::fs::remove_file(folder).or_else(|_| std::fs::remove_dir_all(folder));
+        std::fs::rename(away, folder).is_ok()
+    });
+    assert!(back, "{} could not be put back", folder.display());
+}
+
 /// Every file below a folder, as path and content, in order. Others may write there: what goes while we look is left out.
 pub fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();

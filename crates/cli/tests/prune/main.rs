@@ -24,6 +24,7 @@ mod forks;
 mod hooked;
 mod late;
 mod lived;
+mod origin;
 mod refusing;
 mod repair;
 mod steps;

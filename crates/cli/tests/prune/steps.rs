@@ -204,7 +204,13 @@ fn a_rule_is_wanted_and_a_grace_of_an_hour() {
 }
 
 #[test]
-fn log_stays_where_a_history_has_lost_its_file() {
+fn log_stays_where_a_history_has_lost_its_file_or_it_is_damaged() {
+    log_stays(|file| std::fs::remove_file(file).unwrap());
+    log_stays(crate::repair::flip);
+}
+
+#[track_caller]
+fn log_stays(damage: fn(&std::path::Path)) {
     let bench = Bench::new();
     let repository = bench.open();
     let child = "d".repeat(40);
@@ -214,7 +220,7 @@ fn log_stays_where_a_history_has_lost_its_file() {
     let before = log();
     // No backup names the child any more: that it is needed follows from its parent alone.
     std::fs::remove_file(bench.object(&format!("main/backups/{}.json", bench.backup_ids()[2]))).unwrap();
-    std::fs::remove_file(bench.object(&format!("main/history/{child}/history.json"))).unwrap();
+    damage(&bench.object(&format!("main/history/{child}/history.json")));
     let marked = prune(&repository, &last(9), 48);
     assert!(marked.remarks.iter().any(|remark| remark.contains(&child)), "{:?}", marked.remarks);
     prune(&repository, &last(9), 73);

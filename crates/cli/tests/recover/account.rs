@@ -122,6 +122,13 @@ fn recover(name: &str) {
     assert_eq!(report["recovery"]["undone"]["matches"].as_array().unwrap().len(), 3, "{report}");
     compare(&account, &mut cluster_client(&nodes, None), end_ms, 0);
 
+    // Where nothing is said the newest backup is meant, and that there is more is said.
+    for (aim, is_told) in [(&[][..], true), (&["--backup", "latest"][..], false)] {
+        let run = bench.restore("plan", &nodes, &[aim, &["--dry-run"]].concat());
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        assert_eq!(run.stderr.contains("the log goes on to 20"), is_told, "{}", run.stderr);
+    }
+
     let too_late = bench.restore("late", &nodes, &["--at", "2100-01-01T00:00:00Z"]);
     too_late.failed(24, "their log ends at");
     let too_early = bench.restore("early", &nodes, &["--at", "2001-01-01T00:00:00Z"]);

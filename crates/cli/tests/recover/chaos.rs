@@ -14,6 +14,7 @@ use slotkeep_testkit::ledger::{Account, Bounds, Ledger, LedgerOptions};
 use slotkeep_testkit::{Cluster, ClusterBuilder, FailoverMode, Random, Server, servers};
 
 use crate::common::agent::Agent;
+use crate::common::bring_back;
 use crate::harness::{Bench, cluster_client, free_addrs, setting, stop_nodes};
 use crate::moments::{is_listed, next_restorable};
 use crate::recorder::{now, pause, sample};
@@ -102,12 +103,7 @@ impl Chaos {
                 let away = repo.with_extension("away");
                 fs::rename(&repo, &away).unwrap();
                 pause(1500);
-                // What was being written in that instant may have made a folder there, which a mount would hide.
-                let back = (0..100).any(|_| {
-                    let _ = fs::remove_dir_all(&repo);
-                    fs::rename(&away, &repo).is_ok()
-                });
-                assert!(back, "{} could not be put back", repo.display());
+                bring_back(&away, &repo);
                 "the repository was away".to_owned()
             }
             4 => {

@@ -302,7 +302,10 @@ fn shards_come_and_go_under_an_archive() {
     drop((cluster, alone));
 
     check_moved(&bench, &server, &account, "before", (known(&bench, before, 3), 3), FILLING);
-    check_moved(&bench, &server, &account, "between", (known(&bench, between, 4), 4), FILLING);
+    // Looks that were far apart may leave no moment at which it is certain that there were four.
+    let between = known(&bench, between, 4);
+    let shards = if plan(&bench, between, 4).code == 0 { 4 } else { 3 };
+    check_moved(&bench, &server, &account, "between", (between, shards), FILLING);
     check_moved(&bench, &server, &account, "after", (after, 3), FILLING);
     for (number, moment) in during.into_iter().enumerate() {
         let planned = [3, 4].map(|nodes| (nodes, plan(&bench, moment, nodes)));

@@ -38,19 +38,27 @@ impl Archived {
         backup(&cluster, &folder);
         cluster.failover(0).unwrap();
         writer.wait_for_more(300).unwrap();
+        let wait_kept = || {
+            let target = offsets(&cluster);
+            agent.wait_status("everything to be kept", |status| {
+                let shards = status["shards"].as_array().unwrap();
+                shards.len() == target.len()
+                    && shards
+                        .iter()
+                        .zip(&target)
+                        .all(|(shard, wanted)| shard["durable"].as_u64().unwrap() >= *wanted)
+            });
+        };
+        // There are segments before the one that this is in, and behind it.
+        wait_kept();
         cluster.client().unwrap().command(&["SET", "marked", "original"]).unwrap();
+        writer.wait_for_more(50).unwrap();
+        wait_kept();
+        writer.wait_for_more(50).unwrap();
         backup(&cluster, &folder);
         writer.stop();
         agent.wait_following();
-        let target = offsets(&cluster);
-        agent.wait_status("everything to be kept", |status| {
-            let shards = status["shards"].as_array().unwrap();
-            shards.len() == target.len()
-                && shards
-                    .iter()
-                    .zip(&target)
-                    .all(|(shard, wanted)| shard["durable"].as_u64().unwrap() >= *wanted)
-        });
+        wait_kept();
         agent.stop();
         Self { folder, engine: stock.program().to_owned() }
     }
@@ -68,8 +76,27 @@ impl Archived {
     }
 
     pub(crate) fn verify_at(&self, depth: &str, more: &[&str]) -> Run {
+        self.verify_with(&self.engine, depth, more)
+    }
+
+    /// A program that compacts the log and then is the engine.
+    fn compacting_engine(&self) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let program = self.spool().join(self.engine.file_name().unwrap());
+        let text = format!(
+            "#!/bin/sh\n'{}' compact --quiet --repo '{}' >/dev/null || exit 1\nexec '{}' \"$@\"\n",
+            env!("CARGO_BIN_EXE_slotkeep"),
+            self.repo().display(),
+            self.engine.display()
+        );
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        program
+    }
+
+    fn verify_with(&self, engine: &std::path::Path, depth: &str, more: &[&str]) -> Run {
         let repo = self.repo();
-        let (spool, engine) = (self.spool().to_str().unwrap(), self.engine.to_str().unwrap());
+        let (spool, engine) = (self.spool().to_str().unwrap(), engine.to_str().unwrap());
         let mut arguments = vec!["verify", "--json", "--depth", depth, "--spool", spool, "--engine", engine];
         arguments.extend(["--repo", repo.to_str().unwrap()]);
         arguments.extend(more);
@@ -93,8 +120,9 @@ fn backup(cluster: &Cluster, folder: &TempDir) {
         .expect_code(0);
 }
 
-/// Writes the segment that holds those bytes again, with others in their place: whole by all its checksums.
-pub(crate) async fn forge(repo: &std::path::Path, from: &[u8], to: &[u8]) {
+/// Writes the segment that holds those bytes again, with others in their place: whole by all its checksums. Gives the segment's first byte and the
+/// one behind its last.
+pub(crate) async fn forge(repo: &std::path::Path, from: &[u8], to: &[u8]) -> std::ops::Range<u64> {
     let repository = Repository::open(&Location::Folder(repo.to_owned())).await.unwrap();
     for history in repository.histories("main").await.unwrap() {
         for segment in repository.segments("main", &history).await.unwrap() {
@@ -118,7 +146,7 @@ pub(crate) async fn forge(repo: &std::path::Path, from: &[u8], to: &[u8]) {
                 times: record.times,
             };
             writer.finish(meta).await.unwrap();
-            return;
+            return segment.start..segment.end;
         }
     }
     panic!("no segment holds it");
@@ -137,7 +165,7 @@ fn the_log_leads_from_base_to_base(server_name: &str) {
     let again = archived.verify(&[]).expect_code(0).json();
     assert_eq!(again["totals"]["links_proved_before"], 4, "{again}");
 
-    RUNTIME.block_on(forge(&archived.repo(), b"original", b"tampered"));
+    let forged = RUNTIME.block_on(forge(&archived.repo(), b"original", b"tampered"));
     // By its structure all is well.
     let shallow = VerifyOptions { again: true, ..options(Depth::Structure) };
     assert_eq!(verify_at(&archived.repo(), &shallow).unwrap().findings, []);
@@ -152,6 +180,22 @@ fn the_log_leads_from_base_to_base(server_name: &str) {
     });
     assert!(latest.shards.iter().any(|shard| shard.base.rdb.path == object), "{object}");
     assert_eq!((&findings[0]["depth"], &findings[0]["check"]), (&"chain".into(), &"fold".into()));
+
+    // So it is although other segments hold the log before the fold has ended.
+    let repo = archived.repo();
+    let compact = ["compact", "--dry-run", "--json", "--repo", repo.to_str().unwrap()];
+    let plan = slotkeep(&compact).expect_code(0).json();
+    let joined = plan["groups"].as_array().unwrap().iter().any(|group| {
+        let (start, end) = (group["start"].as_u64().unwrap(), group["end"].as_u64().unwrap());
+        start <= forged.start && forged.end <= end
+    });
+    assert!(joined, "{forged:?}: {plan}");
+    let engine = archived.compacting_engine();
+    let record = archived.verify_with(&engine, "chain", &["--only", "--again"]).expect_code(42).json();
+    let what = record["findings"][0]["what"].as_str().unwrap();
+    assert!(what.contains("keys: \"marked\""), "{record}");
+    let plan = slotkeep(&compact).expect_code(0).json();
+    assert_eq!(plan["groups"], Json::Array(vec![]), "it was compacted meanwhile");
 }
 
 #[test]

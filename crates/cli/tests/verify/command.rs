@@ -10,7 +10,7 @@ use slotkeep_jobs::verify::{VerifyOptions, VerifyProgress, verify as verify_repo
 use slotkeep_repo::{Location, OpenOptions, RateLimit, Repository};
 
 use crate::common::{Run, slotkeep};
-use crate::harness::{Bench, RUNTIME, context, options};
+use crate::harness::{Bench, RUNTIME, context, objects, options};
 
 fn verify(bench: &Bench, more: &[&str]) -> Run {
     let repo = bench.text();
@@ -73,6 +73,41 @@ fn the_exit_code_tells_how_bad_it_is_and_the_record_is_kept() {
     fs::write(&record, text.replacen("structure", "objectsss", 1)).unwrap();
     let text = verify(&bench, &[]).expect_code(43).stdout;
     assert!(text.contains("WARNING") && text.contains("is proved again"), "{text}");
+}
+
+/// Flips a bit as a disk does: no time tells of it.
+fn rot(bench: &Bench, path: &str) {
+    let file = bench.object(path);
+    let modified = fs::metadata(&file).unwrap().modified().unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
+}
+
+#[test]
+fn what_a_second_look_found_is_not_forgotten() {
+    let whole = Bench::new();
+    let rdb = whole.latest().shards[0].base.rdb.path.clone();
+    let segment = objects(&whole.repo()).into_keys().find(|path| path.contains("/log/")).unwrap();
+    for path in [rdb, segment] {
+        let bench = Bench::new();
+        rot(&bench, &path);
+        // Nobody has looked again yet.
+        verify(&bench, &[]).expect_code(0);
+        verify(&bench, &["--again"]).expect_code(42);
+        for _ in 0..2 {
+            let record = verify(&bench, &["--json"]).expect_code(42).json();
+            let findings = record["findings"].as_array().unwrap();
+            assert!(findings.iter().any(|found| found["object"] == *path), "{record}");
+        }
+        // It was the cable: what is read and found right is proved again.
+        rot(&bench, &path);
+        verify(&bench, &[]).expect_code(0);
+        let record = verify(&bench, &["--json"]).expect_code(0).json();
+        assert_eq!(record["totals"]["stored_bytes"], 0, "nothing is read: {record}");
+    }
 }
 
 #[test]

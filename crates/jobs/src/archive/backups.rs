@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slotkeep_format::LineCut;
-use slotkeep_format::manifest::BackupKind;
+use slotkeep_format::manifest::{BackupKind, ShardCut};
 use slotkeep_model::{NodeAddr, Shard};
 
+use super::coverage::Coverage;
 use super::held::{Holdings, Lead};
 use super::lineage::Reach;
 use super::status::NoticeKind;
@@ -137,9 +138,7 @@ impl Supervisor<'_> {
                 // The line began anew since.
                 _ if base_now.is_some_and(|now| now != base.base.rdb.path) => Reach::Never,
                 Some(line) => line.reach(cut),
-                None if look && self.coverage.reaches(&base.history, base.offset, cut).await? => {
-                    Reach::Reached
-                }
+                None if look && is_covered(&mut self.coverage, member, cut).await? => Reach::Reached,
                 None => Reach::NotYet,
             };
             if reach == Reach::Never {
@@ -221,4 +220,13 @@ impl Supervisor<'_> {
             Lead::Nowhere | Lead::Broken(_) => Arc::clone(&member.base),
         })
     }
+}
+
+/// Whether the repository holds the log of a shard that another agent follows, up to the cut.
+async fn is_covered(coverage: &mut Coverage, member: &Member, cut: &ShardCut) -> Result<bool> {
+    let base = &member.base;
+    coverage.reaches(&base.history, base.offset, cut).await.map_err(|error| {
+        let slots = &member.shard.slots;
+        error.context(format!("whether the log of slots {slots} leads up to the cut can't be told"))
+    })
 }

@@ -8,10 +8,16 @@ use slotkeep_model::ReplId;
 use slotkeep_repo::Repository;
 
 use super::held::contiguous;
-use crate::Result;
+use crate::log::origins::says_nothing;
+use crate::{Error, Result};
 
 /// Histories in a row are no more than this.
 const MOST_GENERATIONS: usize = 10_000;
+
+/// What to do about a line of another agent that leads over a record which can't be read: the agent itself knows where its histories come from, and
+/// looks again only when it begins.
+const BROKEN_ADVICE: &str = "run `slotkeep repair`, which makes the record again from the log; or restart the agent that follows those slots: \
+     it begins anew there with a base";
 
 /// Answers, and remembers where histories come from, which never changes once it is known.
 pub(crate) struct Coverage {
@@ -62,7 +68,15 @@ impl Coverage {
         if let Some(known) = self.parents.get(history) {
             return Ok(known.clone());
         }
-        let Some(record) = self.repository.history(&self.cluster, history).await? else { return Ok(None) };
+        let record = match self.repository.history(&self.cluster, history).await {
+            // Only what runs with it in mind knows the way, and whoever restores does not.
+            Err(error) if says_nothing(&error.problem) => {
+                let words = error.to_string();
+                return Err(Error::new(Error::from(error).kind(), words).hint(BROKEN_ADVICE));
+            }
+            known => known?,
+        };
+        let Some(record) = record else { return Ok(None) };
         self.parents.insert(history.clone(), record.parent.clone());
         Ok(record.parent)
     }
@@ -76,22 +90,51 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_base_behind_where_the_line_left_its_history_is_not_covered() {
-        let folder = tempfile::tempdir().unwrap();
-        let location = Location::Folder(folder.path().join("repo"));
+    fn id(letter: &str) -> ReplId {
+        letter.repeat(40).parse().unwrap()
+    }
+
+    /// Where the log of `b` goes on behind offset 30 of `a`.
+    async fn failed_over(folder: &std::path::Path) -> (Repository, std::path::PathBuf) {
+        let location = Location::Folder(folder.join("repo"));
         let now = jiff::Timestamp::UNIX_EPOCH;
         let repository = Repository::init(&location, "0".repeat(32), now).await.unwrap();
-        let [old, new] = ["a", "b"].map(|letter| letter.repeat(40).parse::<ReplId>().unwrap());
         let record = HistoryRecord {
             format_version: HISTORY_VERSION,
-            history: new.clone(),
-            parent: Some(Parent { history: old.clone(), fork: 30 }),
+            history: id("b"),
+            parent: Some(Parent { history: id("a"), fork: 30 }),
             slots: slotkeep_model::SlotSet::full(),
             source: "127.0.0.1:1".parse().unwrap(),
             first_seen_at: now,
         };
         repository.put_history("main", &record).await.unwrap();
+        (repository, folder.join(format!("repo/main/history/{}/history.json", id("b"))))
+    }
+
+    #[tokio::test]
+    async fn a_damaged_record_on_the_way_is_said_and_not_asked_for_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let (repository, record) = failed_over(folder.path()).await;
+        let whole = std::fs::read(&record).unwrap();
+        std::fs::write(&record, b"{").unwrap();
+        let mut coverage = Coverage::new(&repository, "main");
+        let cut = ShardCut { history: id("b"), offset: 30 };
+        let error = coverage.reaches(&id("a"), 30, &cut).await.unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
+        assert!(error.to_string().contains(&format!("{}/history.json", id("b"))), "{error}");
+        assert!(error.advice().unwrap().contains("slotkeep repair"));
+        // A base of the history itself leads there without it.
+        assert!(coverage.reaches(&id("b"), 30, &cut).await.unwrap());
+        // It is read again when it was repaired.
+        std::fs::write(&record, whole).unwrap();
+        assert!(coverage.reaches(&id("a"), 30, &cut).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_base_behind_where_the_line_left_its_history_is_not_covered() {
+        let folder = tempfile::tempdir().unwrap();
+        let (repository, _) = failed_over(folder.path()).await;
+        let [old, new] = ["a", "b"].map(id);
         let mut coverage = Coverage::new(&repository, "main");
         let cut = ShardCut { history: new, offset: 30 };
         assert!(coverage.reaches(&old, 30, &cut).await.unwrap());

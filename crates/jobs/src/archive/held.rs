@@ -1,12 +1,13 @@
 //! What the repository holds already: bases, and how far the log behind each goes without a gap.
 //!
-//! Invariant: what can't be read costs what needs it and nothing else: a log that ends in it is taken for broken, so that it begins anew with a base.
+//! Invariant: what can't be read costs what needs it and nothing else. A log that ends in a segment that can't be read is gone on with from before it: nobody
+//! is to go on behind what can't be replayed, and servers and spools may still have those bytes.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use slotkeep_format::manifest::{BaseRecord, ShardRecord};
+use slotkeep_format::manifest::{BaseRecord, ShardRecord, sort_newest_first};
 use slotkeep_format::{Manifest, Parent};
 use slotkeep_model::{ReplId, ReplOffset, SlotSet};
 use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry};
@@ -17,6 +18,9 @@ use super::decide::Position;
 use crate::Result;
 use crate::backup::base::TakenBase;
 use crate::rdb_head::RdbHead;
+
+/// So many segments at the end of a history that can't be read are taken for a store that can't be read at all.
+const MOST_SPOILED: usize = 16;
 
 /// A base and the end of the log behind it.
 pub(crate) type Held = (Position, Arc<TakenBase>);
@@ -50,15 +54,17 @@ pub(crate) struct Holdings {
     /// Histories of which it can't be read where they come from, and why.
     unreadable: HashMap<ReplId, String>,
     segments: HashMap<ReplId, Vec<SegmentEntry>>,
-    /// Segments at the ends of logs that can't be read, and why.
-    spoiled: HashMap<String, String>,
+    /// Why segments at the ends of histories can't be read. They are none of `segments`.
+    spoiled: HashMap<ReplId, Vec<String>>,
+    /// What of it has not been told yet.
+    untold: Vec<String>,
 }
 
 impl Holdings {
     /// Looks at the repository.
     pub(crate) async fn read(repository: &Repository, cluster: &str) -> Result<Self> {
         let mut manifests = repository.backups(cluster).await?.backups;
-        manifests.sort_by_cached_key(|manifest| Reverse((manifest.order_at(), manifest.id.clone())));
+        sort_newest_first(&mut manifests);
         let (mut parents, mut unreadable) = (HashMap::new(), HashMap::new());
         for history in repository.histories(cluster).await? {
             match repository.history(cluster, &history).await {
@@ -82,6 +88,7 @@ impl Holdings {
             unreadable,
             segments: HashMap::new(),
             spoiled: HashMap::new(),
+            untold: Vec::new(),
         })
     }
 
@@ -109,13 +116,18 @@ impl Holdings {
         shards.map(|shard| &shard.base.rdb.path)
     }
 
+    /// Why segments were taken for not there, as far as that was not asked before.
+    pub(crate) fn newly_spoiled(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.untold)
+    }
+
     /// The newest base from which the log leads to the history that the server follows now, or to the one before. A segment at its end that can't be
     /// read is as good as none, unless the base lies at its end: whoever went on behind it would keep a log that nobody can replay.
     pub(crate) async fn leading_to(&mut self, server: &Replication) -> Result<Lead> {
         let followed = std::iter::once(&server.replid).chain(&server.previous_replid);
         let mut broken = followed.into_iter().find_map(|history| self.unreadable_above(history));
         for base in self.unlisted.clone() {
-            match self.behind_base(&base, server).await? {
+            match Box::pin(self.behind_base(&base, server)).await? {
                 Lead::Here(held) => return Ok(Lead::Here(held)),
                 Lead::Broken(why) => broken = Some(why),
                 Lead::Nowhere => {}
@@ -127,7 +139,7 @@ impl Holdings {
             let bases: Vec<Arc<TakenBase>> =
                 shards.map(|shard| Arc::new(TakenBase::of(shard, &manifest.id))).collect();
             for base in bases {
-                match self.behind_base(&base, server).await? {
+                match Box::pin(self.behind_base(&base, server)).await? {
                     Lead::Here(held) => return Ok(Lead::Here(held)),
                     Lead::Broken(why) => broken = Some(why),
                     Lead::Nowhere => {}
@@ -137,12 +149,13 @@ impl Holdings {
         Ok(broken.map_or(Lead::Nowhere, Lead::Broken))
     }
 
-    /// Why it can't be read where that history comes from, or one that it descends from.
+    /// Why it can't be read where that history comes from, or one that it descends from, or what a log of theirs ends in.
     fn unreadable_above(&self, history: &ReplId) -> Option<String> {
         let mut passed = HashSet::new();
         let mut at = history;
         while passed.insert(at) {
-            if let Some(why) = self.unreadable.get(at) {
+            let spoiled = self.spoiled.get(at).and_then(|all| all.last());
+            if let Some(why) = self.unreadable.get(at).or(spoiled) {
                 return Some(why.clone());
             }
             at = &self.parents.get(at)?.history;
@@ -163,30 +176,56 @@ impl Holdings {
 
     /// The base, and where the log behind it ends in what the server follows, if it leads there.
     async fn behind_base(&mut self, base: &Arc<TakenBase>, server: &Replication) -> Result<Lead> {
-        let ends = self.ends(&base.history, base.offset).await?;
         let rank = |history: &ReplId| match history {
             history if *history == server.replid => Some(0),
             history if Some(history) == server.previous_replid.as_ref() => Some(1),
             _ => None,
         };
-        let best = ends
-            .into_iter()
-            .filter_map(|end| Some((rank(&end.0)?, end)))
-            .min_by_key(|(rank, (_, offset))| (*rank, Reverse(*offset)));
-        let Some((_, (history, offset))) = best else { return Ok(Lead::Nowhere) };
-        let at_base = history == base.history && offset == base.offset;
-        let database = match self.database_at(&history, offset).await? {
-            Ok(database) => database,
-            // What lies before a base is not needed behind it.
-            Err(_) if at_base => None,
-            Err(why) => return Ok(Lead::Broken(why)),
-        };
-        // A server does not say again what it had selected when the base was made.
-        let database = match database {
-            None if at_base => self.database_of(base).await,
-            known => known,
-        };
-        Ok(Lead::Here((Position { history, offset, database }, Arc::clone(base))))
+        let mut passed_over = None;
+        loop {
+            let ends = self.ends(&base.history, base.offset).await?;
+            let best = ends
+                .into_iter()
+                .filter_map(|end| Some((rank(&end.0)?, end)))
+                .min_by_key(|(rank, (_, offset))| (*rank, Reverse(*offset)));
+            let Some((_, (history, offset))) = best else {
+                return Ok(passed_over.map_or(Lead::Nowhere, Lead::Broken));
+            };
+            let at_base = history == base.history && offset == base.offset;
+            let database = match self.database_at(&history, offset).await? {
+                Ok(database) => database,
+                // What lies before a base is not needed behind it.
+                Err(_) if at_base => None,
+                Err((segment, why)) => {
+                    if !self.pass_over(&segment, &why) {
+                        return Ok(Lead::Broken(why));
+                    }
+                    passed_over = Some(why);
+                    continue;
+                }
+            };
+            // A server does not say again what it had selected when the base was made.
+            let database = match database {
+                None if at_base => self.database_of(base).await,
+                known => known,
+            };
+            return Ok(Lead::Here((Position { history, offset, database }, Arc::clone(base))));
+        }
+    }
+
+    /// Takes a segment for not there; false if that has been done too often.
+    fn pass_over(&mut self, segment: &SegmentEntry, why: &str) -> bool {
+        let spoiled = self.spoiled.entry(segment.history.clone()).or_default();
+        if spoiled.len() >= MOST_SPOILED {
+            return false;
+        }
+        tracing::warn!("{why}; the log is gone on with from before it");
+        spoiled.push(why.to_owned());
+        self.untold.push(why.to_owned());
+        if let Some(segments) = self.segments.get_mut(&segment.history) {
+            segments.retain(|other| other.path() != segment.path());
+        }
+        true
     }
 
     /// The database that was selected when a base was made, if that can be read: whoever reads the log can look there as well.
@@ -225,36 +264,49 @@ impl Holdings {
         Ok(self.segments.get(history).map(Vec::as_slice).unwrap_or_default())
     }
 
-    /// The database that is selected behind `offset`, from the segment that ends there, or why that can't be read. Not known where segments are encrypted
-    /// and this machine only writes; whoever reads them knows it from the segments before.
+    /// The database that is selected behind `offset`, from the segment that ends there, or that segment and why it can't be read. Not known where segments
+    /// are encrypted and this machine only writes; whoever reads them knows it from the segments before.
     async fn database_at(
         &mut self,
         history: &ReplId,
         offset: u64,
-    ) -> Result<std::result::Result<Option<u32>, String>> {
+    ) -> Result<std::result::Result<Option<u32>, (SegmentEntry, String)>> {
         if !self.repository.is_readable() {
             return Ok(Ok(None));
         }
-        let behind = offset.saturating_add(1);
-        let last = self.segments_of(history).await?.iter().find(|segment| segment.end == behind).cloned();
-        let Some(last) = last else { return Ok(Ok(None)) };
-        if let Some(why) = self.spoiled.get(last.path()) {
-            return Ok(Err(why.clone()));
+        let Some(last) = self.last_segment(history, offset).await? else { return Ok(Ok(None)) };
+        let mut read = selected_behind(&self.repository, &last).await;
+        // One bad answer is not to cost what the segment holds.
+        if read.as_ref().is_err_and(is_spoiled) {
+            read = selected_behind(&self.repository, &last).await;
         }
-        match selected_behind(&self.repository, &last).await {
+        match read {
             Ok(database) => Ok(Ok(database)),
-            Err(error) if is_spoiled(&error) => {
-                let why = error.to_string();
-                self.spoiled.insert(last.path().to_owned(), why.clone());
-                Ok(Err(why))
-            }
+            Err(error) if is_spoiled(&error) => Ok(Err((last, error.to_string()))),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The segment that ends at `offset`, the shortest of those; where a history has no byte yet, that of the one it comes from.
+    async fn last_segment(&mut self, history: &ReplId, offset: u64) -> Result<Option<SegmentEntry>> {
+        let behind = offset.saturating_add(1);
+        let (mut at, mut passed) = (history.clone(), HashSet::new());
+        while passed.insert(at.clone()) {
+            let segments = self.segments_of(&at).await?;
+            if let Some(last) = segments.iter().rev().find(|segment| segment.end == behind) {
+                return Ok(Some(last.clone()));
+            }
+            match self.parents.get(&at).filter(|parent| parent.fork == offset) {
+                Some(parent) => at = parent.history.clone(),
+                None => break,
+            }
+        }
+        Ok(None)
     }
 }
 
 /// Whether an object is there and says nothing that can be gone by.
-const fn is_spoiled(error: &RepoError) -> bool {
+pub(crate) const fn is_spoiled(error: &RepoError) -> bool {
     matches!(error.problem, Problem::Damaged(_) | Problem::Untrusted(_))
 }
 
@@ -283,69 +335,5 @@ pub(crate) fn contiguous(ranges: impl Iterator<Item = (u64, u64)>, from: u64) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use slotkeep_format::HistoryRecord;
-    use slotkeep_format::lineage::HISTORY_VERSION;
-    use slotkeep_model::Role;
-    use slotkeep_repo::Location;
-
-    use super::*;
-
-    fn id(letter: &str) -> ReplId {
-        letter.repeat(40).parse().unwrap()
-    }
-
-    fn following(history: &str) -> Replication {
-        Replication {
-            role: Role::Primary,
-            replid: id(history),
-            previous_replid: None,
-            previous_valid_to: None,
-            offset: ReplOffset(100),
-            backlog: None,
-            link: None,
-            replicas: vec![],
-        }
-    }
-
-    #[tokio::test]
-    async fn a_history_that_cannot_be_read_breaks_the_logs_that_come_from_it_and_no_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = jiff::Timestamp::UNIX_EPOCH;
-        let location = Location::Folder(folder.path().join("repo"));
-        let repository = Repository::init(&location, "0".repeat(32), at).await.unwrap();
-        for (history, parent) in [("b", Some("a")), ("c", Some("b")), ("d", None)] {
-            let record = HistoryRecord {
-                format_version: HISTORY_VERSION,
-                history: id(history),
-                parent: parent.map(|parent| Parent { history: id(parent), fork: 10 }),
-                slots: "0-16383".parse().unwrap(),
-                source: "127.0.0.1:1".parse().unwrap(),
-                first_seen_at: at,
-            };
-            repository.put_history("main", &record).await.unwrap();
-        }
-        let damaged = folder.path().join(format!("repo/main/history/{}/history.json", id("b")));
-        assert!(damaged.exists());
-        std::fs::write(&damaged, b"{").unwrap();
-        let mut holdings = Holdings::read(&repository, "main").await.unwrap();
-        for history in ["b", "c"] {
-            let lead = holdings.leading_to(&following(history)).await.unwrap();
-            assert!(matches!(&lead, Lead::Broken(why) if why.contains(id("b").as_str())), "{lead:?}");
-        }
-        for history in ["a", "d"] {
-            let lead = holdings.leading_to(&following(history)).await.unwrap();
-            assert!(matches!(lead, Lead::Nowhere), "{lead:?}");
-        }
-    }
-
-    #[test]
-    fn a_log_is_held_up_to_its_first_gap() {
-        let ranges = [(1, 11), (11, 21), (15, 18), (22, 31)];
-        assert_eq!(contiguous(ranges.into_iter(), 0), 20);
-        assert_eq!(contiguous(ranges.into_iter(), 12), 20);
-        assert_eq!(contiguous(ranges.into_iter(), 21), 30);
-        assert_eq!(contiguous(ranges.into_iter(), 40), 40);
-        assert_eq!(contiguous(std::iter::empty(), 7), 7);
-    }
-}
+#[path = "held_tests.rs"]
+mod tests;

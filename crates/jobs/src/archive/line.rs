@@ -15,6 +15,7 @@ use slotkeep_repo::Repository;
 use slotkeep_wire::info::Replication;
 use slotkeep_wire::replica::Request;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::beginning::Beginning;
@@ -140,7 +141,7 @@ pub(crate) struct Line {
     /// Nodes that failed since the line last got on, in order.
     failed: Vec<(NodeAddr, Error)>,
     pub(crate) lost_at: Option<Duration>,
-    pub(crate) stop: tokio_util::sync::CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 /// The way to a line.
@@ -154,7 +155,7 @@ pub(crate) struct LineHandle {
     pub(crate) state: watch::Receiver<LineState>,
     pub(crate) sealed: watch::Receiver<super::sealer::SealState>,
     pub(crate) primary_offset: Arc<AtomicU64>,
-    stop: tokio_util::sync::CancellationToken,
+    stop: CancellationToken,
     /// Taken once it has ended.
     pub(crate) task: Option<tokio::task::JoinHandle<Result<()>>>,
     _sampler: Option<AbortOnDropHandle<()>>,
@@ -192,6 +193,10 @@ impl Line {
             repository: job.repository.clone(),
             folder: Arc::clone(&job.folder),
             patience: job.patience,
+            halt: match job.patience {
+                Patience::None => job.context.stop.clone(),
+                Patience::Persistent => CancellationToken::new(),
+            },
             line: Some(state.clone()),
             lease: lease.clone(),
             abandoned: job.abandoned.clone(),

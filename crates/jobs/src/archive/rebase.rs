@@ -10,11 +10,13 @@ use slotkeep_format::Parent;
 use slotkeep_model::ReplId;
 use slotkeep_repo::layout::BaseLayout;
 use slotkeep_wire::replica::Request;
+use tokio_util::sync::CancellationToken;
 
 use super::decide::{Position, Refusal};
 use super::gates::Turn;
 use super::line::{ANSWER_LIMIT, End, Line, fork_of};
 use super::link::{Answer, Link};
+use super::sealer::Patience;
 use super::session::Session;
 use super::status::{LinePhase, NoticeKind};
 use crate::backup::base::{Announced, receive};
@@ -84,7 +86,7 @@ impl Line {
             receive(&context, &shared.repository, &mut link, header, announced, &self.progress).await?;
         if !shared.follows {
             drop(link);
-            let base = received.store(&shared.repository).await?;
+            let base = received.store(&context, &shared.repository).await?;
             self.progress.enter(Phase::Done);
             self.state.send_modify(|state| state.base = Some(Arc::new(base)));
             return Ok(End::Stopped);
@@ -93,9 +95,14 @@ impl Line {
         let database = received.database();
         let parent = self.parent_of(&history, candidates).await;
         self.announce_break(&history, offset.0, refusal);
-        let repository = shared.repository.clone();
+        // An archive ends in order, with a base that was received; a job alone is to end soon.
+        let stop = match shared.patience {
+            Patience::None => context.stop.clone(),
+            Patience::Persistent => CancellationToken::new(),
+        };
+        let (repository, context) = (shared.repository.clone(), Context { stop, ..context.clone() });
         let storing = tokio::spawn(async move {
-            let stored = received.store(&repository).await;
+            let stored = received.store(&context, &repository).await;
             drop(turn);
             stored
         });

@@ -64,6 +64,9 @@ impl Supervisor<'_> {
         let wanted = division.take.iter().filter_map(|number| self.names.get(*number).cloned());
         let wanted = wanted.filter(|(_, name)| self.unreachable.may_take(name)).collect();
         self.take(wanted).await?;
+        for words in self.share.new_strangers() {
+            self.watch.board.pin(NoticeKind::Trouble, None, words);
+        }
         self.tell().await;
         for told in self.share.new_cuts() {
             if let Some(line) = self.fleet.line(&told.line) {
@@ -207,8 +210,14 @@ impl Supervisor<'_> {
         holdings: &mut Holdings,
     ) -> Result<()> {
         let lead = holdings.leading_to(&replication).await?;
+        for why in holdings.newly_spoiled() {
+            let words = format!(
+                "{why}; the log is gone on with from before it, as far as the spool and the servers still have what it held"
+            );
+            self.watch.board.pin(NoticeKind::Trouble, Some(&shard.slots), words);
+        }
         let waiting = match &lead {
-            Lead::Here((position, _)) => self.abandoned.take_next(position).await,
+            Lead::Here((position, _)) => self.abandoned.take_next(position, &replication).await,
             Lead::Nowhere | Lead::Broken(_) => Vec::new(),
         };
         let progress = ShardProgress::new(format!("slots {}", shard.slots));

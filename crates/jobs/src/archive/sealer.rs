@@ -4,25 +4,25 @@
 //! lies behind that is asked for again from the server; a segment that is there already and whole is as good as one that was written. Where a line has a
 //! lease, nothing counts as sealed before the lease was confirmed afterwards, and once it is lost nothing more is written for the line.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use slotkeep_format::lineage::HISTORY_VERSION;
-use slotkeep_format::{Effort, HistoryRecord, Parent, SpoolHeader, SpoolReader, SpoolRecord, Timeline};
-use slotkeep_model::{ReplId, ReplOffset};
-use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry, SegmentMeta};
-use slotkeep_wire::stream::{Splitter, StreamStart};
+use slotkeep_format::{Effort, HistoryRecord, Parent, SpoolHeader, SpoolReader, SpoolRecord};
+use slotkeep_model::ReplId;
+use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry, SegmentMeta, SegmentWriter, StoredObject};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::held::contiguous;
+use super::held::{contiguous, is_spoiled};
 use super::line::LineState;
 use super::pack::Packed;
+use super::scan::{scan_file, split, unreadable};
 use super::share::TakenLease;
 use super::spool::{ClosedFile, SpoolFolder};
 use crate::{Context, Error, ErrorKind, Result};
@@ -31,91 +31,6 @@ const READ_BYTES: usize = 256 << 10;
 /// The pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// What a spool file was found to hold.
-#[derive(Clone, Debug)]
-pub(crate) struct Scanned {
-    pub(crate) header: SpoolHeader,
-    /// Its last safe cut; nothing if it holds no whole command.
-    pub(crate) end: Option<u64>,
-    /// The database selected there, if it is known.
-    pub(crate) database: Option<u32>,
-    commands: u64,
-    /// Commands behind the last safe cut: of a transaction that has not ended yet.
-    open_commands: u64,
-    times: Timeline,
-}
-
-/// Reads a file that is not being written; `None` if it has not even a header.
-pub(crate) fn scan(path: &Path) -> std::io::Result<Option<Scanned>> {
-    use std::io::Read;
-    let mut file = std::fs::File::open(path)?;
-    let mut buffer = vec![0; READ_BYTES];
-    let mut reader = SpoolReader::default();
-    let mut found: Option<(Scanned, Splitter)> = None;
-    let mut samples = Vec::new();
-    'file: loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            break;
-        }
-        reader.feed(buffer.get(..read).unwrap_or_default());
-        loop {
-            match reader.record() {
-                Ok(Some(SpoolRecord::Header(header))) => found = Some(begun(*header)),
-                Ok(Some(SpoolRecord::Bytes(bytes))) => {
-                    let Some((scanned, splitter)) = &mut found else { break 'file };
-                    if !count(scanned, splitter, &bytes) {
-                        break 'file;
-                    }
-                }
-                Ok(Some(SpoolRecord::Time(sample))) => samples.push(sample),
-                Ok(None) => break,
-                // A tail that was not written to its end, as after a loss of power.
-                Err(error) => {
-                    tracing::info!(file = %path.display(), %error, "a spool file ends early");
-                    break 'file;
-                }
-            }
-        }
-    }
-    Ok(found.map(|(mut scanned, _)| {
-        for sample in samples {
-            if scanned.end.is_some_and(|end| sample.offset <= end) {
-                scanned.times.push(sample);
-            }
-        }
-        scanned
-    }))
-}
-
-fn begun(header: SpoolHeader) -> (Scanned, Splitter) {
-    let start = StreamStart {
-        offset: ReplOffset(header.start.saturating_sub(1)),
-        db: header.database,
-        in_transaction: false,
-    };
-    let database = header.database;
-    let scanned =
-        Scanned { header, end: None, database, commands: 0, open_commands: 0, times: Timeline::default() };
-    (scanned, Splitter::new(start))
-}
-
-/// Counts the commands; false if the bytes are no stream.
-fn count(scanned: &mut Scanned, splitter: &mut Splitter, mut bytes: &[u8]) -> bool {
-    loop {
-        match splitter.next(&mut bytes) {
-            Ok(Some(_)) => scanned.open_commands = scanned.open_commands.saturating_add(1),
-            Ok(None) => return true,
-            Err(_) => return false,
-        }
-        if splitter.safe_cut() == splitter.offset() {
-            scanned.end = Some(splitter.offset().0);
-            scanned.database = splitter.db();
-            scanned.commands = scanned.commands.saturating_add(std::mem::take(&mut scanned.open_commands));
-        }
-    }
-}
 
 /// How far a line has been sealed.
 #[derive(Clone, Debug, Default)]
@@ -145,6 +60,9 @@ pub(crate) struct Sealer {
     pub(crate) repository: Repository,
     pub(crate) folder: Arc<SpoolFolder>,
     pub(crate) patience: Patience,
+    /// Cancelled when nothing more is to be sealed, not even what is on its way to the store. An archive seals what it has received; of a backup
+    /// that the user stops nobody needs it.
+    pub(crate) halt: CancellationToken,
     /// How the line stands, which knows of histories that it passed before they had a byte: no file is theirs.
     pub(crate) line: Option<watch::Receiver<LineState>>,
     /// The line's lease, where there are leases.
@@ -230,7 +148,11 @@ impl Sealer {
     ) -> Result<bool> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match Box::pin(self.seal(file, known)).await {
+            let sealed = tokio::select! {
+                sealed = Box::pin(self.seal(file, known)) => sealed,
+                () = self.halt.cancelled() => return Err(Error::interrupted()),
+            };
+            let error = match sealed {
                 Ok(Outcome::Lost) => return Ok(false),
                 Ok(Outcome::Sealed(sealed)) => {
                     publish.send_modify(|state| {
@@ -264,10 +186,13 @@ impl Sealer {
         {
             return Ok(Outcome::Lost);
         }
-        let sealed = match file.packed.take() {
-            Some(packed) => Some(store_packed(&self.repository, *packed, known).await?),
-            None => store_file((&self.repository, &self.folder), &file.path, known, file.effort).await?,
+        let mut sealed = match file.packed.take() {
+            Some(packed) => store_packed(&self.repository, *packed, known).await?,
+            None => None,
         };
+        if sealed.is_none() {
+            sealed = store_file((&self.repository, &self.folder), &file.path, known, file.effort).await?;
+        }
         if let Some(lease) = &self.lease
             && !lease.confirm().await?
         {
@@ -281,13 +206,13 @@ impl Sealer {
 /// Deals with a file that no line will seal: it is deleted if the repository has what it holds, whoever wrote that. Else it is sealed, if that is
 /// `wanted`; segments may overlap, and these bytes may be the only ones there are. Says whether the file is gone.
 pub(crate) async fn settle_file(
-    repository: &Repository,
-    folder: &SpoolFolder,
+    (repository, folder): (&Repository, &SpoolFolder),
     path: &Path,
     wanted: bool,
+    known: &WholeSegments,
 ) -> Result<bool> {
     if let Some((scanned, end)) = scan_file(path).await?
-        && !is_held(repository, &scanned.header, end).await?
+        && !is_held(repository, &scanned.header, end, known).await?
     {
         if !wanted {
             return Ok(false);
@@ -298,8 +223,30 @@ pub(crate) async fn settle_file(
     Ok(true)
 }
 
-/// Whether whole segments hold everything from the header's start up to `end`. One that is damaged holds nothing.
-async fn is_held(repository: &Repository, header: &SpoolHeader, end: u64) -> Result<bool> {
+/// Which segments were found to be whole or not, as the store showed them then: a file that is tried again and again does not read them each time.
+#[derive(Debug, Default)]
+pub(crate) struct WholeSegments(Mutex<HashMap<String, (StoredObject, bool)>>);
+
+impl WholeSegments {
+    fn of(&self, segment: &SegmentEntry) -> Option<bool> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stored, is_whole) = known.get(segment.path())?;
+        (*stored == segment.stored()).then_some(*is_whole)
+    }
+
+    fn note(&self, segment: &SegmentEntry, is_whole: bool) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(segment.path().to_owned(), (segment.stored(), is_whole));
+    }
+}
+
+/// Whether whole segments hold everything from the header's start up to `end`. One that is damaged, or not of this repository's writers, holds nothing.
+async fn is_held(
+    repository: &Repository,
+    header: &SpoolHeader,
+    end: u64,
+    known: &WholeSegments,
+) -> Result<bool> {
     let mut segments = repository.segments(&header.cluster, &header.history).await?;
     segments.retain(|segment| segment.end > header.start && segment.start <= end);
     let covered = |segments: &[SegmentEntry]| {
@@ -311,10 +258,17 @@ async fn is_held(repository: &Repository, header: &SpoolHeader, end: u64) -> Res
     }
     let mut whole = Vec::new();
     for segment in segments {
-        match read_whole(repository, &segment).await {
-            Ok(()) => whole.push(segment),
-            Err(RepoError { problem: Problem::Damaged(_) | Problem::Missing, .. }) => {}
-            Err(error) => return Err(error.into()),
+        let is_whole = match known.of(&segment) {
+            Some(is_whole) => is_whole,
+            None => match read_whole(repository, &segment).await {
+                Ok(()) => true,
+                Err(error) if is_spoiled(&error) || matches!(error.problem, Problem::Missing) => false,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        known.note(&segment, is_whole);
+        if is_whole {
+            whole.push(segment);
         }
     }
     Ok(covered(&whole))
@@ -331,23 +285,41 @@ async fn read_whole(repository: &Repository, segment: &SegmentEntry) -> Result<(
     Ok(())
 }
 
-/// A segment that another wrote, or this agent before it was killed, is as good as ours if it is whole.
-async fn must_be_whole(repository: &Repository, header: &SpoolHeader, range: Range<u64>) -> Result<()> {
+/// Whether a segment is stored.
+enum Put {
+    Stored,
+    /// One of its name is there and is not whole: what is to be done about it.
+    InTheWay(Error),
+}
+
+/// How it went with storing a segment. One that another wrote, or this agent before it was killed, is as good as ours if it is whole.
+async fn outcome<T>(
+    repository: &Repository,
+    header: &SpoolHeader,
+    range: Range<u64>,
+    stored: Result<T, RepoError>,
+) -> Result<Put> {
+    match stored {
+        Ok(_) => return Ok(Put::Stored),
+        Err(RepoError { problem: Problem::Exists, .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
     let segments = repository.segments(&header.cluster, &header.history).await?;
     let there = segments.iter().find(|segment| (segment.start, segment.end) == (range.start, range.end));
     // A listing that lags: the next try looks again.
     let missing = || Error::new(ErrorKind::Repository, "a segment that exists is not listed yet");
     let there = there.ok_or_else(missing)?;
-    read_whole(repository, there).await.map_err(|error| match &error.problem {
+    match read_whole(repository, there).await {
+        Ok(()) => Ok(Put::Stored),
         // In the words themselves: a running archive tells no hints.
-        Problem::Damaged(_) => Error::new(
+        Err(error) if is_spoiled(&error) => Ok(Put::InTheWay(Error::new(
             ErrorKind::Corrupt,
             format!(
                 "{error}; what it is to hold stays in the spool: delete that object by hand, and it is written anew, as nothing is ever overwritten"
             ),
-        ),
-        _ => error.into(),
-    })
+        ))),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Waits about that long (between half of it and all of it), or until the job is stopped.
@@ -361,19 +333,6 @@ pub(crate) async fn wait(context: &Context, stop: &CancellationToken, pause: Dur
         () = context.clock.sleep(jittered) => {}
         () = stop.cancelled() => {}
     }
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
-    Error::new(ErrorKind::Failed, format!("can't read spool file {}: {error}", path.display()))
-}
-
-/// What a file holds, and the end of its last whole command; nothing if there is none.
-pub(crate) async fn scan_file(path: &Path) -> Result<Option<(Scanned, u64)>> {
-    let file: PathBuf = path.to_owned();
-    let scanned = tokio::task::spawn_blocking(move || scan(&file)).await;
-    let scanned = scanned.map_err(|error| Error::new(ErrorKind::Failed, error.to_string()))?;
-    let scanned = scanned.map_err(|error| unreadable(path, &error))?;
-    Ok(scanned.and_then(|scanned| Some((scanned.clone(), scanned.end?))))
 }
 
 /// Which histories are written down already, and what else is known of where they come from.
@@ -401,12 +360,13 @@ impl Histories {
     }
 }
 
-/// Stores a segment that was packed while its file was written; gives its end.
+/// Stores a segment that was packed while its file was written; gives its end, or nothing if one of its name is in the way: its file can be stored
+/// in pieces.
 async fn store_packed(
     repository: &Repository,
     packed: Packed,
     known: &mut Histories,
-) -> Result<(ReplId, u64)> {
+) -> Result<Option<(ReplId, u64)>> {
     let header = &packed.header;
     known.store(repository, header).await?;
     let meta = SegmentMeta {
@@ -418,73 +378,83 @@ async fn store_packed(
     };
     let range = header.start..packed.end.saturating_add(1);
     let put = repository.put_segment(&header.cluster, &header.history, range.clone(), packed.pack, meta);
-    match put.await {
-        Ok(_) => {}
-        Err(RepoError { problem: Problem::Exists, .. }) => must_be_whole(repository, header, range).await?,
-        Err(error) => return Err(error.into()),
-    }
-    Ok((header.history.clone(), packed.end))
+    let stored = put.await;
+    Ok(match outcome(repository, header, range, stored).await? {
+        Put::Stored => Some((header.history.clone(), packed.end)),
+        Put::InTheWay(_) => None,
+    })
 }
 
-/// Stores what a file holds as a segment; gives the segment's end, or nothing if the file holds no whole command.
+/// Stores what a file holds as a segment; gives the segment's end, or nothing if the file holds no whole command. Where one of that name is there and
+/// is not whole, it is stored as smaller ones: nothing is overwritten, and these bytes are not to wait until somebody deletes it.
 async fn store_file(
     (repository, folder): (&Repository, &SpoolFolder),
     path: &Path,
     known: &mut Histories,
     effort: Effort,
 ) -> Result<Option<(ReplId, u64)>> {
-    let unreadable = |error: std::io::Error| unreadable(path, &error);
     // Never closed.
     let _turn = folder.reading.acquire().await;
     let Some((scanned, end)) = scan_file(path).await? else { return Ok(None) };
     let header = &scanned.header;
     known.store(repository, header).await?;
-    let range = header.start..end.saturating_add(1);
-    let behind = range.end;
-    let created = repository.create_segment_with(&header.cluster, &header.history, range, effort).await;
-    match created {
-        Ok(mut segment) => {
-            let mut left = behind.saturating_sub(header.start);
-            let mut source = tokio::fs::File::open(path).await.map_err(unreadable)?;
-            let mut buffer = vec![0; READ_BYTES];
-            let mut reader = SpoolReader::default();
-            while left > 0 {
-                let read = source.read(&mut buffer).await.map_err(unreadable)?;
-                if read == 0 {
-                    break;
-                }
-                reader.feed(buffer.get(..read).unwrap_or_default());
-                while let Ok(Some(record)) = reader.record() {
-                    let SpoolRecord::Bytes(bytes) = record else { continue };
-                    let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-                    segment.write(bytes.get(..wanted).unwrap_or_default()).await?;
-                    left = left.saturating_sub(wanted as u64);
-                }
+    let mut open = vec![(scanned.beginning(), scanned.reached(end))];
+    while let Some((from, to)) = open.pop() {
+        let range = from.offset.saturating_add(1)..to.offset.saturating_add(1);
+        let created = repository.create_segment_with(&header.cluster, &header.history, range.clone(), effort);
+        let stored = match created.await {
+            Ok(mut segment) => {
+                write(&mut segment, path, (header.start, &range)).await?;
+                let meta = SegmentMeta {
+                    database: from.database,
+                    commands: to.commands.saturating_sub(from.commands),
+                    source: header.source.clone(),
+                    server: header.server.clone(),
+                    times: scanned.times_between(from, to),
+                };
+                segment.finish(meta).await.map(drop)
             }
-            let meta = SegmentMeta {
-                database: header.database,
-                commands: scanned.commands,
-                source: header.source.clone(),
-                server: header.server.clone(),
-                times: scanned.times.clone(),
-            };
-            match segment.finish(meta).await {
-                Ok(_) => {}
-                Err(RepoError { problem: Problem::Exists, .. }) => {
-                    must_be_whole(repository, header, header.start..behind).await?;
-                }
-                Err(error) => return Err(error.into()),
-            }
+            Err(error) => Err(error),
+        };
+        if let Put::InTheWay(why) = outcome(repository, header, range, stored).await? {
+            let middle = split(path, (from, to)).await?.ok_or(why)?;
+            open.extend([(middle, to), (from, middle)]);
         }
-        Err(RepoError { problem: Problem::Exists, .. }) => {
-            must_be_whole(repository, header, header.start..behind).await?;
-        }
-        Err(error) => return Err(error.into()),
     }
     Ok(Some((header.history.clone(), end)))
 }
 
-fn history_record(header: &SpoolHeader, history: &ReplId, parent: Option<Parent>) -> HistoryRecord {
+/// Writes those bytes of a file that begins with that offset.
+async fn write(segment: &mut SegmentWriter, path: &Path, (start, range): (u64, &Range<u64>)) -> Result<()> {
+    let unreadable = |error: std::io::Error| unreadable(path, &error);
+    let mut source = tokio::fs::File::open(path).await.map_err(unreadable)?;
+    let mut buffer = vec![0; READ_BYTES];
+    let mut reader = SpoolReader::default();
+    let mut at = start;
+    while at < range.end {
+        let read = source.read(&mut buffer).await.map_err(unreadable)?;
+        if read == 0 {
+            break;
+        }
+        reader.feed(buffer.get(..read).unwrap_or_default());
+        while let Ok(Some(record)) = reader.record() {
+            let SpoolRecord::Bytes(bytes) = record else { continue };
+            let within = |offset: u64| {
+                usize::try_from(offset.saturating_sub(at)).unwrap_or(usize::MAX).min(bytes.len())
+            };
+            let wanted = bytes.get(within(range.start)..within(range.end)).unwrap_or_default();
+            segment.write(wanted).await?;
+            at = at.saturating_add(bytes.len() as u64);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn history_record(
+    header: &SpoolHeader,
+    history: &ReplId,
+    parent: Option<Parent>,
+) -> HistoryRecord {
     HistoryRecord {
         format_version: HISTORY_VERSION,
         history: history.clone(),

@@ -62,6 +62,12 @@ impl Bench {
         path
     }
 
+    /// Deals with a file as with one that no line will seal.
+    async fn settle(&self, file: &Path, wanted: bool) -> Result<bool> {
+        let known = WholeSegments::default();
+        settle_file((&self.repository, &self.spool), file, wanted, &known).await
+    }
+
     async fn segments(&self) -> Vec<u64> {
         let segments = self.repository.segments("main", &history()).await.unwrap();
         segments.iter().map(|segment| segment.start).collect()
@@ -100,6 +106,7 @@ async fn a_seal_counts_only_if_the_lease_is_confirmed_behind_it() {
             repository: bench.repository.clone(),
             folder: Arc::clone(&bench.spool),
             patience: Patience::Persistent,
+            halt: CancellationToken::new(),
             line: None,
             lease: Some(Arc::clone(&lease)),
             abandoned: Some(abandoned_sender.clone()),
@@ -135,10 +142,10 @@ async fn a_seal_counts_only_if_the_lease_is_confirmed_behind_it() {
     assert!(other.confirm().await.unwrap());
 
     // What the repository has is deleted, what it has not is kept until that is wanted.
-    assert!(settle_file(&bench.repository, &bench.spool, &second, false).await.unwrap());
-    assert!(!settle_file(&bench.repository, &bench.spool, &third, false).await.unwrap());
+    assert!(bench.settle(&second, false).await.unwrap());
+    assert!(!bench.settle(&third, false).await.unwrap());
     assert!(!second.exists() && third.exists());
-    assert!(settle_file(&bench.repository, &bench.spool, &third, true).await.unwrap());
+    assert!(bench.settle(&third, true).await.unwrap());
     assert!(!third.exists());
     assert_eq!(bench.segments().await, [1, 1 + length, 1 + 2 * length]);
 }
@@ -148,7 +155,7 @@ async fn a_seal_counts_only_if_the_lease_is_confirmed_behind_it() {
 async fn what_whole_segments_hold_is_held_whatever_lies_damaged_beside_them() {
     let bench = Bench::new().await;
     let settle = async |start: u64, commands: usize, wanted: bool| {
-        settle_file(&bench.repository, &bench.spool, &bench.file_of(start, commands), wanted).await
+        bench.settle(&bench.file_of(start, commands), wanted).await
     };
     assert!(settle(1, 1, true).await.unwrap());
     let segments = bench.repository.segments("main", &history()).await.unwrap();
@@ -162,6 +169,84 @@ async fn what_whole_segments_hold_is_held_whatever_lies_damaged_beside_them() {
     assert!(settle(1, 2, true).await.unwrap());
     assert!(settle(1, 1, false).await.unwrap());
     assert!(settle(1, 2, false).await.unwrap());
+}
+
+/// The same where nobody else has the bytes: they do not wait until somebody deletes what is in the way.
+#[tokio::test]
+async fn what_lies_damaged_under_a_name_is_sealed_under_others() {
+    let bench = Bench::new().await;
+    let length = COMMAND.len() as u64;
+    let repo = bench.folder.path().join("repo");
+    let damage = async |range: Range<u64>| {
+        let segments = bench.repository.segments("main", &history()).await.unwrap();
+        let entry = segments.iter().find(|one| (one.start, one.end) == (range.start, range.end)).unwrap();
+        std::fs::OpenOptions::new().write(true).open(repo.join(entry.path())).unwrap().set_len(20).unwrap();
+    };
+    let whole = 1..4 * length + 1;
+    let file = bench.file_of(1, 4);
+    assert!(bench.settle(&file, true).await.unwrap());
+    damage(whole.clone()).await;
+    // A line's own file, which is packed already.
+    let (closed_sender, mut closed) = mpsc::unbounded_channel();
+    let clock = Arc::new(SystemClock::new());
+    let writer = SpoolWriter::start(Arc::clone(&bench.spool), history(), 0, closed_sender, clock);
+    writer.begin(header(1), None).await.unwrap();
+    writer.bytes(COMMAND.repeat(4), 4 * length).await.unwrap();
+    for number in 0..=4 {
+        writer.time(TimeSample { from_ms: 5, until_ms: 6, offset: number * length }).await.unwrap();
+    }
+    let end = PieceEnd { end: 4 * length, commands: 4, full: false };
+    writer.begin(header(4 * length + 1), Some(end)).await.unwrap();
+    let file = closed.recv().await.unwrap();
+    assert!(file.packed.is_some());
+    let path = file.path.clone();
+    let (record, raw) = sealed(&bench, file, 2 * length + 1).await;
+    assert_eq!((record.commands, record.times.samples().len()), (2, 3));
+    assert_eq!(raw, COMMAND.repeat(2));
+    assert!(!path.exists());
+    assert_eq!(bench.segments().await, [1, 1, 2 * length + 1]);
+    // Half of it is damaged as well, and what one command takes alone can't be cut.
+    damage(1..2 * length + 1).await;
+    let file = bench.file_of(1, 4);
+    assert!(bench.settle(&file, true).await.unwrap());
+    assert_eq!(bench.segments().await, [1, 1, 1, length + 1, 2 * length + 1]);
+    for start in [0, length] {
+        damage(start + 1..start + length + 1).await;
+    }
+    let file = bench.file_of(1, 4);
+    let error = bench.settle(&file, true).await.unwrap_err();
+    assert!(error.to_string().contains("delete that object by hand") && file.exists(), "{error}");
+}
+
+/// A file that can't be sealed is tried again and again.
+#[tokio::test]
+async fn a_segment_is_read_once_to_know_whether_it_is_whole() {
+    let bench = Bench::new().await;
+    bench.settle(&bench.file(1), true).await.unwrap();
+    let segments = bench.repository.segments("main", &history()).await.unwrap();
+    let path = bench.folder.path().join("repo").join(segments[0].path());
+    let bytes = std::fs::read(&path).unwrap();
+    let written_at = path.metadata().unwrap().modified().unwrap();
+    // Behind the store's back: it shows the same as before.
+    let put = |bytes: &[u8], at: std::time::SystemTime| {
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_modified(at).unwrap();
+    };
+    let spoiled = vec![0; bytes.len()];
+    let held = async |known: &WholeSegments| {
+        is_held(&bench.repository, &header(1), COMMAND.len() as u64, known).await.unwrap()
+    };
+    let known = WholeSegments::default();
+    assert!(held(&known).await);
+    put(&spoiled, written_at);
+    assert!(held(&known).await, "it was read again");
+    let other = WholeSegments::default();
+    assert!(!held(&other).await);
+    put(&bytes, written_at);
+    assert!(!held(&other).await, "it was read again");
+    // It was written anew.
+    put(&bytes, written_at + Duration::from_secs(5));
+    assert!(held(&other).await && held(&known).await);
 }
 
 /// Who has slept longer than its lease asks before it writes.
@@ -186,6 +271,7 @@ async fn sealed(bench: &Bench, file: ClosedFile, start: u64) -> (SegmentRecord, 
         repository: bench.repository.clone(),
         folder: Arc::clone(&bench.spool),
         patience: Patience::None,
+        halt: CancellationToken::new(),
         line: None,
         lease: None,
         abandoned: None,
@@ -274,6 +360,7 @@ async fn a_history_that_ended_before_its_first_byte_is_written_down_with_the_nex
         repository: bench.repository.clone(),
         folder: Arc::clone(&bench.spool),
         patience: Patience::None,
+        halt: CancellationToken::new(),
         line: Some(line),
         lease: None,
         abandoned: None,

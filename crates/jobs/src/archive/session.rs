@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use slotkeep_format::spool::SPOOL_VERSION;
-use slotkeep_format::{Parent, SpoolHeader};
+use slotkeep_format::{HistoryRecord, Parent, SpoolHeader};
 use slotkeep_model::{NodeAddr, ReplId};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -19,7 +19,7 @@ use super::line::{Ack, End, Line, LineState};
 use super::link::Link;
 use super::pack::PieceEnd;
 use super::sampler::Sampled;
-use super::sealer::Patience;
+use super::sealer::{Patience, history_record};
 use super::spool::{SpoolState, SpoolStopped, SpoolWriter};
 use super::status::{LinePhase, NoticeKind};
 use crate::backup::Candidate;
@@ -147,6 +147,7 @@ impl<'l> Session<'l> {
     /// Goes over to the next history.
     fn enter(&mut self, fork: &Fork, line: &Line) {
         let parent = Parent { history: self.header.history.clone(), fork: fork.offset };
+        self.write_down_if_empty(fork, line);
         line.state.send_modify(|state| state.lineage.add(&fork.history, &parent));
         let words = format!(
             "{} goes on as history {} from offset {} on (it was {})",
@@ -160,6 +161,18 @@ impl<'l> Session<'l> {
         self.header.history = fork.history.clone();
         self.header.parent = Some(parent);
         self.header.begun_at = line.context.clock.now();
+    }
+
+    /// Writes down where a history comes from that ends before its first byte. No file is its own, and whoever takes this line over, or this agent after it
+    /// was killed, would not find the way to the next one. The stream does not wait for it: a segment of the next one writes it down as well.
+    fn write_down_if_empty(&self, fork: &Fork, line: &Line) {
+        let Some(record) = record_of_empty(&self.header, fork) else { return };
+        let shared = Arc::clone(&line.shared);
+        tokio::spawn(async move {
+            if let Err(error) = shared.repository.put_history(&shared.cluster, &record).await {
+                tracing::info!(%error, "a history without a byte is written down with the next one");
+            }
+        });
     }
 
     /// Follows the stream until something comes between.
@@ -424,6 +437,12 @@ impl<'l> Session<'l> {
     }
 }
 
+/// What is to be written down of a history that the stream leaves at `fork`, if that is where it began.
+fn record_of_empty(header: &SpoolHeader, fork: &Fork) -> Option<HistoryRecord> {
+    let parent = header.parent.clone().filter(|parent| parent.fork == fork.offset)?;
+    Some(history_record(header, &header.history, Some(parent)))
+}
+
 /// Takes notice of what the sealer has reached. In a job that does not wait for the repository, trouble there ends it.
 fn take_notice(line: &mut Line) -> Result<()> {
     let sealed = line.sealer.state.borrow_and_update().clone();
@@ -463,6 +482,33 @@ fn spool_failed(why: Option<&std::io::Error>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_history_that_ends_where_it_began_is_written_down_by_itself() {
+        let id = |letter: &str| -> ReplId { letter.repeat(40).parse().unwrap() };
+        let parent = Parent { history: id("a"), fork: 100 };
+        let header = |parent: Option<&Parent>| SpoolHeader {
+            format_version: SPOOL_VERSION,
+            cluster: "main".to_owned(),
+            history: id("b"),
+            parent: parent.cloned(),
+            start: 101,
+            database: None,
+            slots: slotkeep_model::SlotSet::full(),
+            source: "127.0.0.1:1".parse().unwrap(),
+            server: slotkeep_format::manifest::ServerRecord {
+                product: slotkeep_format::manifest::ProductRecord::Valkey,
+                version: "9.1.2".to_owned(),
+            },
+            begun_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let left_at = |offset: u64| Fork { history: id("c"), offset };
+        let record = record_of_empty(&header(Some(&parent)), &left_at(100)).unwrap();
+        assert_eq!((record.history, record.parent.as_ref()), (id("b"), Some(&parent)));
+        // Its own segments write it down.
+        assert_eq!(record_of_empty(&header(Some(&parent)), &left_at(128)), None);
+        assert_eq!(record_of_empty(&header(None), &left_at(100)), None);
+    }
 
     #[test]
     fn what_is_sealed_behind_a_base_that_is_not_stored_is_not_complete() {

@@ -80,6 +80,15 @@ impl SpoolFolder {
 
     fn lock(path: PathBuf, limit_bytes: u64, passing: bool) -> Result<Self> {
         private::make_folder(&path).map_err(|error| failed("make", &path, &error))?;
+        // One that was there may have been made by hand, or copied.
+        let open = private::close_folder(&path).map_err(|error| failed("close to others", &path, &error))?;
+        if let Some(mode) = open {
+            tracing::warn!(
+                "{} is another user's folder and not closed to others (mode {mode:o}): they may read what waits there, in plain; run `chmod 700` on it as its \
+                 owner, or name another folder with --spool",
+                path.display()
+            );
+        }
         let name = path.join(LOCK);
         let options = private::to_write().create(true).truncate(false).open(&name);
         let lock = options.map_err(|error| failed("open", &name, &error))?;
@@ -225,6 +234,20 @@ mod tests {
 
     use super::*;
     use crate::ports::SystemRng;
+
+    #[test]
+    fn a_folder_of_ours_that_others_may_read_is_closed_to_them() {
+        let place = tempfile::tempdir().unwrap();
+        let (id, cluster) = ("0123456789abcdef", "main");
+        let folder = SpoolFolder::place(place.path(), id, cluster);
+        fs::create_dir(&folder).unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+        for open in [0o755, 0o2770, 0o701] {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(open)).unwrap();
+            drop(SpoolFolder::open(place.path(), id, cluster, 1 << 20).unwrap());
+            assert_eq!(mode(&folder), open & !0o077);
+        }
+    }
 
     #[test]
     fn what_is_received_is_for_this_user_alone() {

@@ -82,6 +82,9 @@ pub struct ArchiveStatus {
     /// Why this agent can't see what the others do, if it can't.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Why the backup that is due can't be written, if this agent writes the backups and it can't.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_backup: Option<String>,
     /// This agent's shards, in the order of their slots.
     pub shards: Vec<ShardStatus>,
 }

@@ -20,6 +20,7 @@ use super::intake::SealPolicy;
 use super::leftovers::{Abandoned, seal_leftovers};
 use super::line::{ANSWER_LIMIT, Ack, LineHandle, Shared};
 use super::looks::{LOOK_LIMIT, Looks};
+use super::orphans::Orphans;
 use super::sealer::Patience;
 use super::share::{Near, Share, ShareOptions, TakenLease, Unreachable};
 use super::spool::SpoolFolder;
@@ -100,7 +101,8 @@ pub async fn archive(
     let folder = SpoolFolder::open(&options.spool, repository_id, &options.cluster, limit)?;
     let changed = Arc::new(Notify::new());
     let lease_time = options.share.lease_time;
-    let share = Share::start(context, repository, &options.cluster, &folder, lease_time, &changed);
+    let share =
+        Share::start(context, repository, &options.cluster, &folder, lease_time, &changed, &discovery);
     let share = context.unless_stopped(share).await?;
     let leftovers = match seal_leftovers(context, repository, &folder, &watch.board, lease_time).await {
         Ok(leftovers) => leftovers,
@@ -137,6 +139,7 @@ pub async fn archive(
         near: Near::new(options.share.near.clone()),
         share,
         unreachable: Unreachable::default(),
+        orphans: Orphans::default(),
         names: Vec::new(),
         abandoned: Abandoned::new(abandoned, leftovers, context.clock.elapsed()),
         coverage: Coverage::new(repository, &options.cluster),
@@ -149,6 +152,7 @@ pub async fn archive(
         pending: None,
         next_backup_at: Duration::ZERO,
         last_trouble: None,
+        no_backup: None,
         started_at: context.clock.now(),
     };
     let outcome = context.unless_stopped(Box::pin(supervisor.run())).await;
@@ -170,6 +174,7 @@ pub(super) struct Supervisor<'a> {
     pub(super) share: Share,
     pub(super) near: Near,
     pub(super) unreachable: Unreachable,
+    orphans: Orphans,
     /// All shards, with the names of their lines.
     pub(super) names: Vec<(Shard, String)>,
     pub(super) abandoned: Abandoned,
@@ -185,6 +190,8 @@ pub(super) struct Supervisor<'a> {
     /// No backup is tried before, after one that failed.
     pub(super) next_backup_at: Duration,
     last_trouble: Option<String>,
+    /// Why the backup that is due can't be written.
+    no_backup: Option<String>,
     pub(super) started_at: jiff::Timestamp,
 }
 
@@ -211,12 +218,17 @@ impl Supervisor<'_> {
             } else if new_leases {
                 self.reconcile_or_say().await;
             }
-            if let Err(error) = self.back_up().await {
-                if error.kind() == ErrorKind::Interrupted {
-                    return Err(error);
+            match self.back_up().await {
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                Err(error) => {
+                    self.no_backup(&error);
+                    self.give_backup_up();
                 }
-                self.trouble("no backup could be written yet", &error);
-                self.give_backup_up();
+                // Between two tries nothing has been found out.
+                Ok(()) if self.pending.is_none() && self.context.clock.elapsed() >= self.next_backup_at => {
+                    self.no_backup = None;
+                }
+                Ok(()) => {}
             }
             self.settle_abandoned().await;
             self.publish();
@@ -226,6 +238,16 @@ impl Supervisor<'_> {
     /// Says what failed, once in a row.
     pub(super) fn trouble(&mut self, doing: &str, error: &Error) {
         self.trouble_in_words(format!("{doing}: {error}"));
+    }
+
+    /// Says why no backup can be written, and what to do about it where nothing but a person can.
+    fn no_backup(&mut self, error: &Error) {
+        let is_for_a_person = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Untrusted);
+        let advice = error.advice().filter(|_| is_for_a_person);
+        let advice = advice.map(|advice| format!("; {advice}")).unwrap_or_default();
+        let words = format!("no backup could be written yet: {error}{advice}");
+        self.no_backup = Some(words.clone());
+        self.trouble_in_words(words);
     }
 
     /// The same, in words.
@@ -252,6 +274,7 @@ impl Supervisor<'_> {
         let seeds: Vec<NodeAddr> = known.into_iter().chain(self.seeds.iter().cloned()).collect();
         let began_at = match self.discover(&seeds).await {
             Ok((discovery, began_at)) => {
+                self.share.see(&discovery);
                 self.discovery = discovery;
                 began_at
             }
@@ -260,7 +283,7 @@ impl Supervisor<'_> {
                 return false;
             }
         };
-        self.seen = look_at_shards(self.context, &self.discovery).await;
+        self.seen = look_at_shards(self.context, self.discovery.topology()).await;
         match record(self.context, &self.discovery, &self.seen) {
             Err(error) => self.trouble("the cluster's shape can't be written down", &error),
             Ok(record) => {
@@ -341,7 +364,7 @@ impl Supervisor<'_> {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let now = self.context.clock.elapsed();
         let mut lines: Vec<&LineHandle> = self.fleet.lines.iter().collect();
         lines.sort_by_key(|line| line.shard.borrow().slots.ranges().first().map(|range| range.first()));
@@ -355,7 +378,17 @@ impl Supervisor<'_> {
             others.partition(|(_, name)| share.is_with_another(name));
         status.elsewhere = elsewhere.len();
         status.unfollowed = unfollowed.len();
+        let unfollowed = unfollowed.into_iter().map(|(shard, name)| (name.as_str(), &shard.slots));
+        let limit = self.options.share.lease_time;
+        if let Some(slots) = self.orphans.note(unfollowed, now, limit) {
+            let words = format!(
+                "nobody has followed this for {} s: what is written there is in no log",
+                limit.as_secs()
+            );
+            self.watch.board.pin(NoticeKind::Trouble, Some(&slots), words);
+        }
         status.trouble = self.share.trouble().map(|trouble| trouble.to_string());
+        status.no_backup.clone_from(&self.no_backup);
         status.shards = lines.into_iter().map(|line| line.status(now)).collect();
     }
 

@@ -1,20 +1,27 @@
 //! How the cluster looks, with the histories of its shards and the slots that are on their way.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use slotkeep_format::lineage::TOPOLOGY_VERSION;
 use slotkeep_format::manifest::NodeRecord;
 use slotkeep_format::{ShardState, TopologyRecord};
-use slotkeep_model::{Node, Shard, SlotSet};
+use slotkeep_model::{Node, Shard, SlotSet, Topology};
 use slotkeep_wire::info::Replication;
 use slotkeep_wire::topology::SlotMove;
 
 use super::line::ANSWER_LIMIT;
+use super::looks::LOOK_LIMIT;
 use crate::backup::new_backup_id;
 use crate::discover::{Discovery, read_view, replication_of};
 use crate::{Context, Result};
 
-/// How many nodes are asked at a time.
-const QUESTIONS_IN_FLIGHT: usize = 16;
+/// How many nodes are asked at a time: many, as each that is silent keeps a place for as long as an answer may take.
+const QUESTIONS_IN_FLIGHT: usize = 128;
+/// How long all of them may take, so that what the first said is not too old with the last: who was not asked by then counts as silent.
+const ALL_ANSWERS_LIMIT: Duration = ANSWER_LIMIT.saturating_mul(2);
+// The cluster is found before, by one node's answer.
+const _: () = assert!(ANSWER_LIMIT.as_secs() + ALL_ANSWERS_LIMIT.as_secs() < LOOK_LIMIT.as_secs());
 
 /// A shard, with what its primary says of itself.
 #[derive(Clone, Debug)]
@@ -45,11 +52,13 @@ impl SeenShard {
 }
 
 /// Asks every primary.
-pub(crate) async fn look_at_shards(context: &Context, discovery: &Discovery) -> Vec<SeenShard> {
-    let cluster_mode = discovery.topology().cluster_mode;
-    let asked = futures::stream::iter(discovery.topology().shards.clone()).map(|shard| async move {
+pub(crate) async fn look_at_shards(context: &Context, topology: &Topology) -> Vec<SeenShard> {
+    let cluster_mode = topology.cluster_mode;
+    let until = context.clock.elapsed().saturating_add(ALL_ANSWERS_LIMIT);
+    let asked = futures::stream::iter(topology.shards.clone()).map(|shard| async move {
         let silent = SeenShard::unanswered(shard.clone());
-        let seen = context.within(ANSWER_LIMIT, look_at(context, shard, cluster_mode)).await;
+        let limit = until.saturating_sub(context.clock.elapsed()).min(ANSWER_LIMIT);
+        let seen = context.within(limit, look_at(context, shard, cluster_mode)).await;
         seen.unwrap_or(silent)
     });
     asked.buffered(QUESTIONS_IN_FLIGHT).collect().await

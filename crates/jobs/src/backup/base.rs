@@ -1,6 +1,7 @@
 //! A base: from the snapshot on a link to its record.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use slotkeep_format::LineBase;
@@ -21,6 +22,9 @@ use crate::archive::link::{Interruption, Link};
 use crate::fold::Folded;
 use crate::progress::{Phase, ShardProgress};
 use crate::{Context, Error, ErrorKind, Result};
+
+/// How long what was begun may take to be removed after the user has stopped the job. Where a store does not answer, that would take minutes.
+const CLEANING_LIMIT: Duration = Duration::from_secs(10);
 
 /// A base that has been stored.
 #[derive(Clone, Debug)]
@@ -67,12 +71,12 @@ pub(crate) async fn receive(
     announced: Announced,
     progress: &Arc<ShardProgress>,
 ) -> Result<Received> {
-    let mut taking = Taking::begin(repository, announced, progress).await?;
+    let mut taking = Taking::begin(context, repository, announced, progress).await?;
     let received = tokio::select! {
         received = link.receive(header, &mut taking.pipeline) => received,
         () = context.stop.cancelled() => Err(Interruption::Other(Error::interrupted())),
     };
-    taking.end(repository, received, progress).await
+    taking.end(context, repository, received, progress).await
 }
 
 /// A base whose RDB is being written.
@@ -85,11 +89,13 @@ pub(crate) struct Taking {
 impl Taking {
     /// Begins a base.
     pub(crate) async fn begin(
+        context: &Context,
         repository: &Repository,
         announced: Announced,
         progress: &Arc<ShardProgress>,
     ) -> Result<Self> {
-        let pipeline = Pipeline::start(repository, &announced.layout, Arc::clone(progress)).await?;
+        let started = Pipeline::start(repository, &announced.layout, Arc::clone(progress));
+        let pipeline = context.unless_stopped(Box::pin(started)).await?;
         progress.enter(Phase::Running);
         Ok(Self { pipeline, announced })
     }
@@ -97,27 +103,28 @@ impl Taking {
     /// Ends it, with what came of the writing. Unless that succeeded, nothing of it stays in the repository.
     pub(crate) async fn end(
         self,
+        context: &Context,
         repository: &Repository,
         written: Result<(), Interruption>,
         progress: &ShardProgress,
     ) -> Result<Received> {
         let Self { pipeline, announced } = self;
-        let error = match written {
-            Ok(()) => {
-                progress.enter(Phase::Finishing);
-                return Ok(Received { pipeline, announced });
-            }
-            Err(Interruption::Pipeline) => {
-                let cause = pipeline.abandon().await;
+        let Err(interruption) = written else {
+            progress.enter(Phase::Finishing);
+            return Ok(Received { pipeline, announced });
+        };
+        let cleaned = async {
+            let cause = pipeline.abandon().await;
+            discard(repository, &announced.layout).await;
+            cause
+        };
+        let cause = clean_up(context, Box::pin(cleaned)).await.flatten();
+        Err(match interruption {
+            Interruption::Other(error) => error,
+            Interruption::Pipeline => {
                 cause.unwrap_or_else(|| Error::new(ErrorKind::Failed, "the snapshot could not be stored"))
             }
-            Err(Interruption::Other(error)) => {
-                pipeline.abandon().await;
-                error
-            }
-        };
-        discard(repository, &announced.layout).await;
-        Err(error)
+        })
     }
 }
 
@@ -127,18 +134,38 @@ impl Received {
         self.pipeline.head().database
     }
 
-    /// Waits until the base is durable. Unless it succeeds, nothing of it stays in the repository.
-    pub(crate) async fn store(self, repository: &Repository) -> Result<TakenBase> {
+    /// Waits until the base is durable. Unless it succeeds, or if the job is stopped before, nothing of it stays in the repository.
+    pub(crate) async fn store(self, context: &Context, repository: &Repository) -> Result<TakenBase> {
         let Self { pipeline, announced } = self;
         let layout = announced.layout.clone();
-        let stored = match pipeline.finish().await {
-            Ok(report) => describe(repository, report, announced).await,
-            Err(error) => Err(error),
+        let store = async {
+            let report = pipeline.finish(&context.stop).await?;
+            describe(repository, report, announced).await
         };
+        // What stops it here is a store that does not answer.
+        let stored = clean_up(context, Box::pin(store)).await.unwrap_or_else(|| Err(Error::interrupted()));
         if stored.is_err() {
-            discard(repository, &layout).await;
+            clean_up(context, Box::pin(discard(repository, &layout))).await;
         }
         stored
+    }
+}
+
+/// What `work` gives, which removes what was begun; nothing if the user has stopped the job and it takes too long then.
+pub(crate) async fn clean_up<T>(context: &Context, work: impl Future<Output = T>) -> Option<T> {
+    let too_long = async {
+        context.stop.cancelled().await;
+        context.clock.sleep(CLEANING_LIMIT).await;
+    };
+    tokio::select! {
+        done = work => Some(done),
+        () = too_long => {
+            tracing::warn!(
+                "the repository does not answer: what was begun may stay in it, unlisted; `slotkeep prune` deletes it, or what the bucket's rules say of \
+                 uploads that were broken off"
+            );
+            None
+        }
     }
 }
 

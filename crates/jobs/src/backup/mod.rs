@@ -47,6 +47,7 @@ use crate::ports::random_hex;
 use crate::progress::{Phase, ShardProgress};
 use crate::settings::{SettingsOptions, read_settings};
 use crate::{Context, Error, ErrorKind, Result};
+use base::clean_up;
 use commit::{Heading, Part, commit};
 use companions::find_held_by_all;
 
@@ -219,7 +220,7 @@ impl<'a> Run<'a> {
                 for row in progress.iter().filter(|row| row.phase() != Phase::Done) {
                     row.enter(Phase::Failed);
                 }
-                fleet.take_back(&HashSet::new()).await;
+                clean_up(self.context, Box::pin(fleet.take_back(&HashSet::new()))).await;
                 Err(error)
             }
         }
@@ -321,7 +322,7 @@ impl<'a> Run<'a> {
         };
         let parts: Vec<Part> = fleet.lines.iter().zip(cuts).map(part).collect::<Result<_>>()?;
         if heading.cut.is_some() {
-            let seen = view::look_at_shards(self.context, discovery).await;
+            let seen = view::look_at_shards(self.context, discovery.topology()).await;
             let record = view::record(self.context, discovery, &seen)?;
             self.repository.put_topology(&self.options.cluster, &record).await?;
         }

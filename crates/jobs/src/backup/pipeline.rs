@@ -25,6 +25,7 @@ use slotkeep_repo::{ObjectWriter, Repository};
 use slotkeep_wire::transfer::MARK_LEN;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::buffers::Buffers;
 use super::interpret::{Interpretation, Interpreter};
@@ -71,6 +72,8 @@ pub(crate) struct Pipeline {
     head: Option<RdbHead>,
     progress: Arc<ShardProgress>,
     tasks: Tasks,
+    /// Cancelled when nothing of it is to stay: what is on its way to the store is not waited for then.
+    given_up: CancellationToken,
 }
 
 struct Tasks {
@@ -100,17 +103,18 @@ impl Pipeline {
         let (rdb_pieces, rdb_queue) = mpsc::channel(QUEUE_PIECES);
         let (index_pieces, index_queue) = mpsc::channel(QUEUE_PIECES);
         let (seen, counted) = (Arc::clone(&progress), Arc::clone(&progress));
+        let given_up = CancellationToken::new();
         let tasks = Tasks {
             store: tokio::task::spawn_blocking(move || store_worker(store_queue, &rdb_pieces)),
             interpret: tokio::task::spawn_blocking(move || {
                 interpret_worker(interpret_queue, &index_pieces, &seen)
             }),
-            rdb: tokio::spawn(upload(rdb, rdb_queue, Some(counted))),
-            index: tokio::spawn(upload(index, index_queue, None)),
+            rdb: tokio::spawn(upload(rdb, rdb_queue, Some(counted), given_up.clone())),
+            index: tokio::spawn(upload(index, index_queue, None, given_up.clone())),
         };
         let buffers = Arc::<Buffers>::default();
         let frame = buffers.take(FRAME_RAW_BYTES + UNCERTAIN_BYTES);
-        Ok(Self { store, interpret, buffers, frame, certain: 0, head: None, progress, tasks })
+        Ok(Self { store, interpret, buffers, frame, certain: 0, head: None, progress, tasks, given_up })
     }
 
     /// Where the next bytes may be read to.
@@ -171,8 +175,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Ends the RDB, and gives what was stored once it is durable. Not cancel-safe.
-    pub(crate) async fn finish(mut self) -> Result<PipelineReport> {
+    /// Ends the RDB, and gives what was stored once it is durable. When `stop` is cancelled before, the base is given up. Not cancel-safe.
+    pub(crate) async fn finish(mut self, stop: &CancellationToken) -> Result<PipelineReport> {
         let ended = async {
             if self.certain > 0 {
                 self.dispatch().await?;
@@ -181,15 +185,25 @@ impl Pipeline {
             let _ = self.interpret.send(Raw::End).await;
             Ok::<(), Stopped>(())
         };
-        let ended = ended.await;
-        let Self { store, interpret, tasks, .. } = self;
+        let ended = tokio::select! {
+            ended = ended => ended,
+            () = stop.cancelled() => Err(Stopped),
+        };
+        let Self { store, interpret, tasks, given_up, .. } = self;
         drop((store, interpret));
-        tasks.collect(ended).await
+        let collected = tasks.collect(ended);
+        tokio::pin!(collected);
+        tokio::select! {
+            report = &mut collected => return report,
+            () = stop.cancelled() => given_up.cancel(),
+        }
+        collected.await.map_err(|_| Error::interrupted())
     }
 
     /// Gives the base up: nothing of it stays in the repository. Gives the reason why the pipeline stopped, if it was its own.
     pub(crate) async fn abandon(self) -> Option<Error> {
-        let Self { store, interpret, tasks, .. } = self;
+        let Self { store, interpret, tasks, given_up, .. } = self;
+        given_up.cancel();
         drop((store, interpret));
         tasks.collect(Err(Stopped)).await.err()
     }
@@ -240,7 +254,7 @@ pub(crate) async fn index_again(
     let (pieces, index_queue) = mpsc::channel(QUEUE_PIECES);
     let progress = ShardProgress::new(String::new());
     let worker = tokio::task::spawn_blocking(move || interpret_worker(queue, &pieces, &progress));
-    let upload = tokio::spawn(upload(index, index_queue, None));
+    let upload = tokio::spawn(upload(index, index_queue, None, CancellationToken::new()));
     let fed = async {
         let mut envelope = Envelope::new();
         while let Some(frame) = stored.next().await? {
@@ -342,29 +356,129 @@ fn interpret_worker(
     Ok(interpretation)
 }
 
-/// Writes the pieces of one object. Gives none if the queue ended without its end mark: then the object was aborted.
+/// Writes the pieces of one object. Gives none if it was given up, or if the queue ended without its end mark: then the object was aborted.
 async fn upload(
     mut writer: ObjectWriter,
     mut queue: mpsc::Receiver<Stored>,
     progress: Option<Arc<ShardProgress>>,
+    given_up: CancellationToken,
+) -> Result<Option<ObjectRecord>> {
+    let written = tokio::select! {
+        biased;
+        // A part may be on its way for minutes.
+        () = given_up.cancelled() => Ok(None),
+        written = write_all(&mut writer, &mut queue, progress.as_deref()) => written,
+    };
+    // Who fills the queue must not wait for the store.
+    drop(queue);
+    match written {
+        Ok(Some(record)) => Ok(Some(record)),
+        Ok(None) => {
+            writer.abort().await?;
+            Ok(None)
+        }
+        Err(error) => {
+            // The first error is the one to report.
+            let _ = writer.abort().await;
+            Err(error)
+        }
+    }
+}
+
+/// Not cancel-safe: cancelled, the object must be aborted.
+async fn write_all(
+    writer: &mut ObjectWriter,
+    queue: &mut mpsc::Receiver<Stored>,
+    progress: Option<&ShardProgress>,
 ) -> Result<Option<ObjectRecord>> {
     loop {
         match queue.recv().await {
             Some(Stored::Piece(piece)) => {
-                if let Some(progress) = &progress {
+                if let Some(progress) = progress {
                     add(&progress.stored_bytes, piece.len() as u64);
                 }
-                if let Err(error) = writer.write(piece).await {
-                    // The first error is the one to report.
-                    let _ = writer.abort().await;
-                    return Err(error.into());
-                }
+                writer.write(piece).await?;
             }
             Some(Stored::End { raw_bytes }) => return Ok(Some(writer.finish(raw_bytes).await?)),
-            None => {
-                writer.abort().await?;
-                return Ok(None);
+            None => return Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use slotkeep_model::ReplOffset;
+    use slotkeep_repo::{Location, OpenOptions, RateLimit};
+
+    use super::*;
+    use crate::ports::{Rng, SystemRng};
+
+    const RAW_BYTES: usize = 5 << 20;
+    /// So much has been given to the upload when it can take no more.
+    const TAKEN_BYTES: u64 = 2 << 20;
+    /// A part would take a quarter of an hour.
+    const BYTES_PER_S: u64 = 1000;
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A base in the folder, whose parts are on their way.
+    async fn under_way(folder: &Path) -> Pipeline {
+        let location = Location::Folder(folder.to_owned());
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        Repository::init(&location, "0".repeat(32), now).await.unwrap();
+        let options = OpenOptions { limit: RateLimit::new(BYTES_PER_S), ..OpenOptions::default() };
+        let repository = Repository::open_with(&location, &options).await.unwrap();
+        let history = "a".repeat(40).parse().unwrap();
+        let layout = BaseLayout::new("main", &history, ReplOffset(1), "id");
+        let progress = ShardProgress::new(String::new());
+        let mut pipeline = Pipeline::start(&repository, &layout, Arc::clone(&progress)).await.unwrap();
+        let mut raw = vec![0; RAW_BYTES];
+        SystemRng.fill(&mut raw).unwrap();
+        pipeline.write(&raw).await.unwrap();
+        while progress.stored_bytes.load(Ordering::Relaxed) <= TAKEN_BYTES {
+            tokio::task::yield_now().await;
+        }
+        pipeline
+    }
+
+    /// The files that are there, whatever they are called.
+    fn left(folder: &Path) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut open = vec![folder.to_owned()];
+        while let Some(next) = open.pop() {
+            for entry in std::fs::read_dir(next).unwrap() {
+                let entry = entry.unwrap();
+                if entry.file_type().unwrap().is_dir() {
+                    open.push(entry.path());
+                } else {
+                    found.push(entry.file_name().into_string().unwrap());
+                }
             }
         }
+        found
+    }
+
+    #[tokio::test]
+    async fn a_base_that_is_given_up_does_not_wait_for_its_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let given_up = async { under_way(folder.path()).await.abandon().await };
+        tokio::time::timeout(LIMIT, given_up).await.unwrap();
+        assert_eq!(left(folder.path()), ["slotkeep.json"]);
+    }
+
+    #[tokio::test]
+    async fn a_base_that_is_being_finished_is_given_up_when_the_user_stops() {
+        let folder = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let finished = async {
+            let pipeline = under_way(folder.path()).await;
+            let (finished, ()) = futures::join!(pipeline.finish(&stop), async { stop.cancel() });
+            finished
+        };
+        let finished = tokio::time::timeout(LIMIT, finished).await.unwrap();
+        assert_eq!(finished.err().unwrap().kind(), ErrorKind::Interrupted);
+        assert_eq!(left(folder.path()), ["slotkeep.json"]);
     }
 }

@@ -70,14 +70,18 @@ pub async fn check(context: &Context, seeds: &[NodeAddr], options: &CheckOptions
 }
 
 async fn look(context: &Context, seeds: &[NodeAddr], options: &CheckOptions) -> Result<CheckReport> {
-    let (mut findings, needed_bytes) = match discover(context, seeds).await {
-        Ok(discovery) => look_at_cluster(context, &discovery, options.watch).await,
+    let found = match discover(context, seeds).await {
         // The user may not even look around: that is what was asked.
-        Err(error) if error.kind() == ErrorKind::Permission => (blind(context, &error), 0),
-        Err(error) => return Err(error),
+        Err(error) if error.kind() == ErrorKind::Permission => Err(error),
+        found => Ok(found?),
+    };
+    let (mut findings, needed_bytes) = match &found {
+        Ok(discovery) => look_at_cluster(context, discovery, options.watch).await,
+        Err(error) => (blind(context, error), 0),
     };
     if let Some((location, cluster)) = &options.repository {
-        let facts = repository::gather(context, location, cluster, &options.open).await?;
+        let facts =
+            repository::gather(context, location, cluster, &options.open, found.as_ref().ok()).await?;
         findings.extend(repository::judge(facts, needed_bytes));
     }
     Ok(CheckReport::of(findings))

@@ -1,9 +1,13 @@
 //! The checks of the repository.
 
 use jiff::Timestamp;
+use slotkeep_format::Manifest;
+use slotkeep_format::manifest::sort_newest_first;
 use slotkeep_repo::{Listing, Location, OpenOptions, Probe, RepoError, Repository};
 
 use super::finding::{Finding, Findings, Subject, size, span};
+use crate::discover::Discovery;
+use crate::kinship;
 use crate::ports::random_hex;
 use crate::{Context, Error, Result};
 
@@ -18,6 +22,8 @@ pub(super) struct RepositoryFacts {
     pub(super) signs: Result<(), RepoError>,
     /// Whether nothing is remembered of a repository that is signed.
     pub(super) forgets: bool,
+    /// That the cluster is another than the one it knows under that name, if it seems so.
+    pub(super) unlike: Option<String>,
     /// What a probe has shown, unless there was nothing to probe.
     pub(super) probe: Result<Probe, RepoError>,
     /// Free space, where that can be known.
@@ -35,14 +41,15 @@ pub(super) enum State {
     Unusable(RepoError),
 }
 
-/// Looks at the repository. What is written to probe it is deleted again.
+/// Looks at the repository, for the cluster that was found, if one was. What is written to probe it is deleted again.
 pub(super) async fn gather(
     context: &Context,
     location: &Location,
     cluster: &str,
     open: &OpenOptions,
+    discovery: Option<&Discovery>,
 ) -> Result<RepositoryFacts> {
-    let (mut signs, mut forgets) = (Ok(()), false);
+    let (mut signs, mut forgets, mut unlike) = (Ok(()), false, None);
     let state = match location.can_become_repository().await {
         Ok(true) => match Repository::check_may_be_made(location, open).await {
             Ok(()) => State::New,
@@ -52,7 +59,15 @@ pub(super) async fn gather(
             Ok(repository) => {
                 signs = repository.check_signs();
                 forgets = open.state.is_none() && repository.file().signing_key.is_some();
-                State::Open(repository.backups(cluster).await)
+                let listing = repository.backups(cluster).await;
+                if let Some(discovery) = discovery {
+                    let mut backups: Vec<&Manifest> =
+                        listing.iter().flat_map(|listing| &listing.backups).collect();
+                    sort_newest_first(&mut backups);
+                    let looked = repository.newest_topology(cluster).await;
+                    unlike = kinship::judge(cluster, discovery, backups.first().copied(), looked);
+                }
+                State::Open(listing)
             }
             Err(error) => State::Unusable(error),
         },
@@ -61,13 +76,14 @@ pub(super) async fn gather(
     let probe = location.probe(&random_hex(&*context.rng, 16)?).await;
     let free_bytes = location.free_bytes().await.ok().flatten();
     let now = context.clock.now();
-    Ok(RepositoryFacts { location: location.to_string(), state, signs, forgets, probe, free_bytes, now })
+    let location = location.to_string();
+    Ok(RepositoryFacts { location, state, signs, forgets, unlike, probe, free_bytes, now })
 }
 
 /// Every finding about the repository; a backup is expected to need `needed_bytes` at the most.
 pub(super) fn judge(facts: RepositoryFacts, needed_bytes: u64) -> Vec<Finding> {
     let mut out = Findings::about(Subject::Repository);
-    let RepositoryFacts { location, state, signs, forgets, probe, free_bytes, now } = facts;
+    let RepositoryFacts { location, state, signs, forgets, unlike, probe, free_bytes, now } = facts;
     let usable = match state {
         State::Open(listing) => {
             out.ok("open", format!("{location} is a repository"));
@@ -86,6 +102,9 @@ pub(super) fn judge(facts: RepositoryFacts, needed_bytes: u64) -> Vec<Finding> {
     if usable {
         if let Err(error) = signs {
             failed("signing key", error, &mut out);
+        }
+        if let Some(unlike) = unlike {
+            out.warning("cluster", unlike, kinship::ADVICE);
         }
         if forgets {
             out.warning(

@@ -63,7 +63,8 @@ impl<'a> Run<'a> {
         let mut spoiled: Vec<(&SegmentEntry, Error)> = Vec::new();
         for entry in &plan.unproved {
             self.unless_stopped()?;
-            match whole(self.repository, entry).await {
+            let read = Box::pin(async { Ok(whole(self.repository, entry).await) });
+            match self.context.unless_stopped(read).await? {
                 Ok((record, _)) => {
                     self.prove(ledger, &entry.stored(), &record.blake3).await?;
                     self.read_again = self.read_again.saturating_add(1);
@@ -110,7 +111,8 @@ impl<'a> Run<'a> {
         let mut rest = entries;
         while !rest.is_empty() {
             self.unless_stopped()?;
-            let Joined { count, seam, large } = join(self.repository, &self.plan.cluster, rest).await?;
+            let joined = Box::pin(join(self.repository, &self.plan.cluster, rest));
+            let Joined { count, seam, large } = self.context.unless_stopped(joined).await?;
             if let Some((object, blake3)) = large {
                 self.prove(ledger, &object, &blake3).await?;
             }

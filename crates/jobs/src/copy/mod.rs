@@ -51,7 +51,18 @@ impl Target {
             return Err(Error::new(ErrorKind::Usage, "source and target are the same place")
                 .hint("give the other repository with --to"));
         }
-        let repository = source.open_target(&location, &options).await?;
+        let repository = source.open_target(&location, &options).await.map_err(|error| {
+            let is_plain = matches!(error.problem, Problem::WouldBePlain(_));
+            let error = Error::from(error);
+            if !is_plain {
+                return error;
+            }
+            let advice = format!(
+                "{} is not encrypted, and neither would its copy be: where that is meant, make the target first with `slotkeep init --repo {location}`",
+                source.location()
+            );
+            Error::new(error.kind(), error.to_string()).hint(advice)
+        })?;
         if let Some(target) = &repository
             && !source.mirrors(target)
         {
@@ -132,7 +143,9 @@ impl CopyPlan {
             Some(repository) => repository,
             None => {
                 let nonce = random_hex(&*context.rng, 16)?;
-                source.make_mirror(&target.location, &nonce, &target.options).await?
+                // The next copy goes on with one that was broken off.
+                let made = source.make_mirror(&target.location, &nonce, &target.options);
+                context.unless_stopped(Box::pin(async { Ok(made.await?) })).await?
             }
         };
         progress.enter(Phase::Running);
@@ -244,8 +257,10 @@ async fn cluster_plan(
             Ok(way) => {
                 wanted.push(Wanted { manifest, ways: way.parts, leads: way.leads });
             }
+            // What is wrong is not the manifest: the words say what is.
             Err(error) if is_of_object(&error.problem) => {
-                refused.push(refusal(&manifest_file(cluster, &manifest.id), error));
+                let why = error.to_string();
+                refused.push(Refused { why, ..refusal(&manifest_file(cluster, &manifest.id), error) });
             }
             Err(error) => return Err(error.into()),
         }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use slotkeep_format::Manifest;
 use slotkeep_model::{NodeAddr, TimestampMs};
 use slotkeep_repo::{Location, OpenOptions, RateLimit, Repository};
-use tempfile::TempDir;
 
 use crate::archive::SealPolicy;
 use crate::backup::{BackupOptions, BackupPlan, Prefer, backup, plan};
@@ -15,7 +14,7 @@ use crate::dataset::moment;
 use crate::discover::discover;
 use crate::ports::random_hex;
 use crate::progress::ShardProgress;
-use crate::{Context, Error, ErrorKind, Result};
+use crate::{Context, Result, WorkFolder};
 
 /// A dataset that can be compared.
 pub struct Snapshot {
@@ -23,7 +22,7 @@ pub struct Snapshot {
     repository: Repository,
     manifest: Manifest,
     /// Keeps the temporary folder of a captured cluster.
-    _folder: Option<TempDir>,
+    _folder: Option<WorkFolder>,
 }
 
 /// A running cluster that is about to be captured.
@@ -61,7 +60,7 @@ impl Snapshot {
     }
 
     /// A backup whose log has been applied to its bases, in a repository in a temporary folder.
-    pub fn of_folded(id: &str, repository: Repository, manifest: Manifest, folder: TempDir) -> Self {
+    pub fn of_folded(id: &str, repository: Repository, manifest: Manifest, folder: WorkFolder) -> Self {
         Self { name: format!("backup {id}"), repository, manifest, _folder: Some(folder) }
     }
 
@@ -76,14 +75,7 @@ impl Snapshot {
 
     /// Captures a running cluster into a temporary folder, which is removed with the snapshot.
     pub async fn of_cluster(context: &Context, capture: &Capture, how: &CaptureOptions<'_>) -> Result<Self> {
-        let folder =
-            tempfile::Builder::new().prefix("slotkeep-diff-").tempdir_in(how.spool).map_err(|error| {
-                Error::new(
-                    ErrorKind::Failed,
-                    format!("can't make a temporary folder in {}: {error}", how.spool.display()),
-                )
-                .hint("name a folder with enough space: --spool DIR")
-            })?;
+        let folder = WorkFolder::make(how.spool, "diff")?;
         let location = Location::Folder(folder.path().to_owned());
         let id = random_hex(&*context.rng, 32)?;
         let limited = OpenOptions { limit: how.limit.clone(), ..OpenOptions::default() };

@@ -97,6 +97,11 @@ async fn wait(
         let past = Past::load(repository, cluster).await?;
         for shard in &mut shards {
             shard.kept = kept(&past, shard);
+            if shard.kept.is_none() {
+                past.expect_way_to(&past.chain.path(&shard.history)).map_err(|error| {
+                    error.context(format!("what is kept of slots {} can't be told", shard.slots))
+                })?;
+            }
             if let Some(kept) = shard.kept.filter(|kept| *kept < shard.offset)
                 && heartbeats_alone(context, shard, kept).await
             {

@@ -268,6 +268,24 @@ impl Chain {
         (seen <= self.lived(child)).then_some(child)
     }
 
+    /// Whether the main line through `history` is the same whatever `other`, of which it is not known where it comes from, descends from: the
+    /// cluster was seen to follow that one, and later every one that the line goes on with.
+    pub fn leaves_out(&self, history: &ReplId, other: &ReplId) -> bool {
+        if self.strands.get(other).is_none_or(|other| other.seen == i64::MIN) {
+            return false;
+        }
+        let left = self.lived(other);
+        let (mut at, mut passed) = (history, BTreeSet::new());
+        while passed.insert(at) {
+            match self.main_child(at) {
+                Some(child) if self.lived(child) > left => at = child,
+                Some(_) => return false,
+                None => return self.strands.get(at).is_some_and(|last| last.seen > left),
+            }
+        }
+        false
+    }
+
     /// The history at which the main line through `history` ends.
     pub fn main_tip(&self, history: &ReplId) -> ReplId {
         let mut passed = BTreeSet::new();

@@ -33,6 +33,8 @@ pub(crate) fn named(entry: &SegmentEntry) -> Named {
 pub(crate) struct Overlaps {
     /// By path.
     open: BTreeMap<String, Open>,
+    /// How many of them cover others.
+    covers: usize,
 }
 
 struct Open {
@@ -66,8 +68,8 @@ impl Overlaps {
                 self.open(inside);
                 covers = true;
             }
-            if covers {
-                self.open(object).covers = true;
+            if covers && !std::mem::replace(&mut self.open(object).covers, true) {
+                self.covers = self.covers.saturating_add(1);
             }
         }
     }
@@ -91,7 +93,7 @@ impl Overlaps {
         let mut reads = futures::stream::iter(files)
             .map(async |file| Ok::<_, RepoError>((file.modified_ms, word(repository, cluster, &file).await?)))
             .buffered(READS_IN_FLIGHT);
-        while self.open.values().any(|open| open.covers)
+        while self.covers > 0
             && let Some((at_ms, word)) = reads.try_next().await?
         {
             self.hear(at_ms, word, &mut words);
@@ -99,6 +101,13 @@ impl Overlaps {
         let left = self.open.into_iter().filter(|(_, open)| open.covers);
         words.unproved = left.map(|(path, _)| path).collect();
         Ok(words)
+    }
+
+    /// Leaves out what is known.
+    fn close(&mut self, path: &str) {
+        if self.open.remove(path).is_some_and(|open| open.covers) {
+            self.covers = self.covers.saturating_sub(1);
+        }
     }
 
     fn hear(&mut self, at_ms: i64, word: Word, words: &mut Words) {
@@ -110,7 +119,7 @@ impl Overlaps {
                             == (proof.stored_bytes, proof.modified_ms)
                     };
                     if self.open.get(&proof.object).is_some_and(speaks) {
-                        self.open.remove(&proof.object);
+                        self.close(&proof.object);
                         words.proved.insert(proof.object);
                     }
                 }
@@ -118,7 +127,7 @@ impl Overlaps {
             Word::Record(record) => {
                 for found in record.findings.into_iter().filter(|found| found.severity == Severity::Problem) {
                     if self.open.get(&found.object).is_some_and(|open| open.object.modified_ms <= at_ms) {
-                        self.open.remove(&found.object);
+                        self.close(&found.object);
                         words.spoiled.insert(found.object);
                     }
                 }
@@ -136,7 +145,7 @@ enum Word {
 }
 
 /// The id of a verification, if the path is that of its record.
-fn record_id(path: &str) -> Option<&str> {
+pub(crate) fn record_id(path: &str) -> Option<&str> {
     let mut parts = path.rsplit('/');
     let id = parts.next()?.strip_suffix(".json")?;
     (parts.next() == Some("verify") && parts.count() == 1).then_some(id)
@@ -178,37 +187,106 @@ impl Words {
         open
     }
 
-    /// Leaves out what may be damaged, as long as others hold the same bytes.
-    pub(crate) fn without_doubtful(&self, mut segments: Vec<SegmentEntry>) -> Vec<SegmentEntry> {
+    /// Leaves out what may be damaged, as long as others hold the same bytes. The segments are given in the order of their starts.
+    pub(crate) fn without_doubtful(&self, segments: Vec<SegmentEntry>) -> Vec<SegmentEntry> {
+        if self.spoiled.is_empty() && self.unproved.is_empty() {
+            return segments;
+        }
+        let usable = |one: &SegmentEntry| if self.spoiled.contains(one.path()) { 0 } else { one.end };
+        let mut reach = Reach::of(segments.iter().map(|one| (one.start, usable(one))));
+        let mut left_out = BTreeSet::new();
         // What is known to be damaged first: what is only not proved may be needed in its place.
         for doubtful in [&self.spoiled, &self.unproved] {
-            let paths = segments.iter().map(SegmentEntry::path).filter(|path| doubtful.contains(*path));
-            let paths: Vec<String> = paths.map(str::to_owned).collect();
-            for path in paths {
-                let others = segments
-                    .iter()
-                    .filter(|other| other.path() != path && !self.spoiled.contains(other.path()));
-                let ranges: Vec<Range<u64>> = others.map(|other| other.start..other.end).collect();
-                segments.retain(|one| one.path() != path || !hold(&ranges, one.start..one.end));
+            for (number, one) in segments.iter().enumerate().filter(|(_, one)| doubtful.contains(one.path()))
+            {
+                let own = reach.change(number, 0);
+                if reach.holds(one.start..one.end) {
+                    left_out.insert(number);
+                } else {
+                    reach.change(number, own);
+                }
             }
         }
-        segments
+        let numbered = segments.into_iter().enumerate();
+        numbered.filter(|(number, _)| !left_out.contains(number)).map(|(_, segment)| segment).collect()
     }
 }
 
-/// Whether ranges, given in the order of their starts, hold all of these bytes together.
-pub(crate) fn hold(ranges: &[Range<u64>], wanted: Range<u64>) -> bool {
-    let mut at = wanted.start;
-    for range in ranges.iter().take_while(|range| range.start < wanted.end) {
-        if range.start > at {
-            return false;
+/// How far the log goes without a gap, where some of its segments may not be used: ends of segments in a tree of maxima, so that to leave one out and
+/// to look for those that hold its bytes costs little however many there are.
+struct Reach {
+    starts: Vec<u64>,
+    /// The leaves, of which each is the end of a segment, or 0 if it may not be used, are its second half; what is at `n` is the greater one of what is at
+    /// `2n` and `2n + 1`.
+    tree: Vec<u64>,
+}
+
+impl Reach {
+    /// Of starts and ends, in the order of the starts.
+    fn of(ranges: impl Iterator<Item = (u64, u64)>) -> Self {
+        let (starts, ends): (Vec<u64>, Vec<u64>) = ranges.unzip();
+        let mut tree = vec![0; starts.len()];
+        tree.extend(ends);
+        let mut reach = Self { starts, tree };
+        for number in (1..reach.starts.len()).rev() {
+            reach.renew(number);
         }
-        at = at.max(range.end);
-        if at >= wanted.end {
-            return true;
+        reach
+    }
+
+    fn at(&self, number: usize) -> u64 {
+        self.tree.get(number).copied().unwrap_or(0)
+    }
+
+    fn renew(&mut self, number: usize) {
+        let greater = self.at(number * 2).max(self.at(number * 2 + 1));
+        if let Some(place) = self.tree.get_mut(number) {
+            *place = greater;
         }
     }
-    at >= wanted.end
+
+    /// Gives a segment another end; returns the one that it had.
+    fn change(&mut self, segment: usize, end: u64) -> u64 {
+        let mut number = self.starts.len().saturating_add(segment);
+        let Some(place) = self.tree.get_mut(number) else { return 0 };
+        let before = std::mem::replace(place, end);
+        while number > 1 {
+            number /= 2;
+            self.renew(number);
+        }
+        before
+    }
+
+    /// The farthest end of the first segments.
+    fn farthest(&self, first: usize) -> u64 {
+        let (mut from, mut to) = (self.starts.len(), self.starts.len().saturating_add(first));
+        let mut farthest = 0;
+        while from < to {
+            if from % 2 == 1 {
+                farthest = self.at(from).max(farthest);
+                from += 1;
+            }
+            if to % 2 == 1 {
+                to -= 1;
+                farthest = self.at(to).max(farthest);
+            }
+            (from, to) = (from / 2, to / 2);
+        }
+        farthest
+    }
+
+    /// Whether the segments that may be used hold all of these bytes together.
+    fn holds(&self, wanted: Range<u64>) -> bool {
+        let mut at = wanted.start;
+        while at < wanted.end {
+            let farthest = self.farthest(self.starts.partition_point(|start| *start <= at));
+            if farthest <= at {
+                return false;
+            }
+            at = farthest;
+        }
+        true
+    }
 }
 
 #[cfg(test)]

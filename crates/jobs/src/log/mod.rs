@@ -9,6 +9,7 @@ mod commands;
 pub(crate) mod cover;
 mod database;
 mod files;
+pub mod origins;
 mod past;
 pub mod pattern;
 pub mod point;

@@ -10,11 +10,12 @@ use slotkeep_format::lease::PRESENCE_PREFIX;
 use slotkeep_format::manifest::{BackupKind, FORMAT_VERSION, ShardRecord};
 use slotkeep_format::{HistoryRecord, Manifest, SegmentRecord, TopologyRecord};
 use slotkeep_model::{ReplId, SlotSet};
-use slotkeep_repo::{Listing, Problem, Repository, SegmentEntry, UnreadableBackup, layout};
+use slotkeep_repo::{Listing, Problem, RepoError, Repository, SegmentEntry, UnreadableBackup, layout};
 
 use super::chain::{BasePlace, Chain, Path, Piece, Place};
 use super::cover::{Overlaps, named};
 use super::files::{self, FileLines};
+use super::origins::says_nothing;
 use crate::backup::how_read;
 use crate::{Error, ErrorKind, Result};
 
@@ -40,6 +41,8 @@ pub struct Past {
     pub topologies: Vec<TopologyRecord>,
     /// Where histories come from, as far as it was written down.
     pub histories: BTreeMap<ReplId, HistoryRecord>,
+    /// Histories whose records can't be read, and why.
+    pub(super) unread: BTreeMap<ReplId, RepoError>,
     /// How all of it belongs together.
     pub chain: Chain,
     /// What backups of append-only files tell.
@@ -109,7 +112,10 @@ impl Past {
         known.retain(|history| !made_up.contains(history));
         let read: Vec<_> = futures::stream::iter(known)
             .map(async |history| {
-                let record = repository.history(cluster, &history).await?;
+                let record = match repository.history(cluster, &history).await {
+                    Err(error) if says_nothing(&error.problem) => Err(error),
+                    known => Ok(known?),
+                };
                 let segments = repository.segments(cluster, &history).await?;
                 Ok::<_, Error>((history, record, segments))
             })
@@ -126,6 +132,7 @@ impl Past {
             newest_spoiled,
             topologies,
             histories: BTreeMap::new(),
+            unread: BTreeMap::new(),
             chain: Chain::default(),
             segments: BTreeMap::new(),
             bases: Vec::new(),
@@ -139,6 +146,10 @@ impl Past {
         // Who can't read what verifications have left goes by the names alone.
         let words = overlaps.ask(repository, cluster).await.unwrap_or_default();
         for (history, record, segments) in read {
+            let record = record.unwrap_or_else(|error| {
+                past.unread.insert(history.clone(), error);
+                None
+            });
             past.add_history(history, record, words.without_doubtful(segments));
         }
         past.add_bases();
@@ -305,11 +316,14 @@ impl Past {
         let mut known: BTreeMap<ReplId, u64> = BTreeMap::new();
         let mut logs = Vec::new();
         for tip in self.chain.tips() {
-            let slots = self.slots_of(tip).cloned().unwrap_or_default();
-            if !wanted(&slots) {
+            let path = self.chain.path(tip);
+            let slots = self.slots_of(tip).cloned();
+            // Of which shard it is may stand in a record that can't be read.
+            let is_told = slots.is_some() || !self.unread.contains_key(tip);
+            let slots = slots.unwrap_or_default();
+            if is_told && !wanted(&slots) {
                 continue;
             }
-            let path = self.chain.path(tip);
             let mut segments = Vec::new();
             for mut piece in path.pieces(0, u64::MAX - 1) {
                 let known = known.entry(piece.history.clone()).or_default();

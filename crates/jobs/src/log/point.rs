@@ -217,6 +217,13 @@ async fn of_backup(past: &Past, manifest: &Manifest) -> Result<Point> {
         let path = past.chain.path(&cut.history);
         let base = Place { history: record.history.clone(), offset: record.offset };
         if !path.holds(&base) {
+            past.expect_way_to(&path).map_err(|error| {
+                let slots = &record.slots;
+                error.context(format!(
+                    "what leads from the base of slots {slots} to the end of backup {} can't be told",
+                    manifest.id
+                ))
+            })?;
             let what = format!(
                 "the cut of slots {} (history {}) does not follow their base (history {})",
                 record.slots, cut.history, base.history
@@ -274,6 +281,7 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
                 (path, Cut { offset: place.offset, may_lack_ms: None, from_ms: None })
             }
             None => {
+                past.expect_main_line(&history, &state.slots)?;
                 let path = past.chain.path(&past.chain.main_tip(&history));
                 let cut = cut_by(past, &path, (moment_ms, end), &state.slots).await?;
                 (path, cut)
@@ -290,6 +298,9 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
         shards.push((ShardPoint { importing, migrating, unfollowed, ..point }, number));
     }
     if let Some((_, place)) = places.iter().enumerate().find(|(number, _)| !used.contains(number)) {
+        past.expect_origins().map_err(|error| {
+            error.context(format!("which shard history {} belongs to at {at} can't be told", place.history))
+        })?;
         let what = format!("history {} belongs to no shard of the cluster as it was at {at}", place.history);
         return Err(Error::new(ErrorKind::Usage, what)
             .hint("`slotkeep list --history` shows the histories; name each shard at most once"));
@@ -322,8 +333,10 @@ pub(crate) async fn way_to(past: &Past, slots: &SlotSet, place: &Place) -> Resul
 }
 
 async fn shard_point(past: &Past, slots: &SlotSet, path: &Path, cut: &Cut) -> Result<(ShardPoint, usize)> {
-    let (base, log) =
-        past.chain.route(path, cut.offset).map_err(|missing| no_route(past, slots, cut.offset, &missing))?;
+    let (base, log) = past
+        .chain
+        .route(path, cut.offset)
+        .map_err(|missing| no_route(past, (slots, path, cut.offset), &missing))?;
     let number = base.number;
     let (manifest, record) = past
         .base(number)
@@ -348,7 +361,13 @@ async fn shard_point(past: &Past, slots: &SlotSet, path: &Path, cut: &Cut) -> Re
     Ok((point, number))
 }
 
-fn no_route(past: &Past, slots: &SlotSet, offset: u64, missing: &Unreachable) -> Error {
+fn no_route(past: &Past, (slots, path, offset): (&SlotSet, &Path, u64), missing: &Unreachable) -> Error {
+    // Behind a base of its own nothing needs the record.
+    if missing.gap.is_none()
+        && let Err(error) = past.expect_way_to(path)
+    {
+        return error.context(format!("what leads slots {slots} to offset {offset} can't be told"));
+    }
     let place = |place: &Option<Place>| {
         place
             .as_ref()

@@ -15,12 +15,15 @@ use super::commands::{Seen, scan};
 use super::past::{OwnLog, Past};
 use super::pattern::Pattern;
 use super::point::Span;
-use super::times::Written;
+use super::times::{Times, Written, untold};
 use crate::progress::{ShardProgress, add};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// Matches that are this close to each other are one accident, in ms.
 pub const ACCIDENT_MS: i64 = 60_000;
+
+/// When a segment ends of which nothing tells: behind everything else.
+const NO_MOMENT_MS: i64 = i64::MAX;
 
 /// A command that matches.
 #[derive(Clone, Debug, Serialize)]
@@ -95,12 +98,13 @@ pub async fn find(
     while let Some(line) = next_line(&mut lines, direction) {
         line.search(context, pattern, direction, progress).await?;
     }
-    accident(lines, direction).ok_or_else(|| {
+    let found = accident(lines, direction).ok_or_else(|| {
         let when = after.map(|after| format!(" after {after}")).unwrap_or_default();
         let what = format!("no command that matches `{}` is in the log{when}", pattern.as_str());
         Error::new(ErrorKind::NotFound, what)
             .hint("`slotkeep log` shows what is in it, destructive commands first")
-    })
+    })?;
+    if found.moment_ms == NO_MOMENT_MS { Err(untold()) } else { Ok(found) }
 }
 
 /// The line whose next segment is to be searched now; none when the rest is too far away from what was found.
@@ -163,7 +167,7 @@ impl Line<'_> {
     /// Goes to the first segment to search.
     async fn start(&mut self, direction: Direction) -> Result<()> {
         self.next_ms = match direction {
-            Direction::Back => i64::MAX,
+            Direction::Back => NO_MOMENT_MS,
             Direction::Forth(after_ms) => after_ms,
         };
         if let Direction::Forth(after_ms) = direction {
@@ -214,13 +218,19 @@ impl Line<'_> {
         else {
             return Ok(());
         };
+        // One that was sealed at once may have no sample of its own: those around it tell.
+        let around = if self.past.record(entry).await?.times.samples().is_empty() {
+            Times::on(self.past, &self.path).written(part.start).await?
+        } else {
+            Written::default()
+        };
         let mut found: Vec<Match> = Vec::new();
         let read = |bytes| add(&progress.raw_bytes, bytes);
         scan(context, self.past, (entry, part), read, |seen| {
             if !pattern.matches(&seen.command) {
                 return ControlFlow::Continue(());
             }
-            let Some(matched) = self.matched(seen) else { return ControlFlow::Continue(()) };
+            let Some(matched) = self.matched(seen, around) else { return ControlFlow::Continue(()) };
             match direction {
                 Direction::Forth(after_ms) if matched.time_ms <= after_ms => ControlFlow::Continue(()),
                 Direction::Forth(_) => {
@@ -242,9 +252,11 @@ impl Line<'_> {
         self.look_ahead(direction).await
     }
 
-    fn matched(&self, seen: &Seen<'_>) -> Option<Match> {
+    /// `around`: what samples of other segments tell.
+    fn matched(&self, seen: &Seen<'_>, around: Written) -> Option<Match> {
         let offset = seen.command.start.0;
         let (from_ms, until_ms) = seen.segment.times.produced(offset);
+        let (from_ms, until_ms) = (from_ms.or(around.from_ms), until_ms.or(around.until_ms));
         let place = self.path.place(seen.cut_before);
         let before = place
             .or_else(|| Some(Place { history: seen.segment.history.clone(), offset: seen.cut_before }))?;

@@ -8,7 +8,7 @@ use slotkeep_repo::SegmentEntry;
 use super::chain::Path;
 use super::files::narrowed;
 use super::past::Past;
-use crate::Result;
+use crate::{Error, ErrorKind, Result};
 
 /// The samples of a path, found by reading the records of a few segments.
 pub(super) struct Times<'a> {
@@ -34,6 +34,12 @@ pub(super) struct Written {
     pub(super) from_ms: Option<i64>,
     /// Not after this.
     pub(super) until_ms: Option<i64>,
+}
+
+/// That it is not known when something was written.
+pub(super) fn untold() -> Error {
+    let what = "nothing tells when those bytes were written: the log has no time samples there";
+    Error::new(ErrorKind::Gap, what).hint("restore a backup (--backup, `slotkeep list`)")
 }
 
 impl<'a> Times<'a> {

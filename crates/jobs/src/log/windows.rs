@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use slotkeep_format::TimeSample;
 use slotkeep_model::{ReplId, SlotSet};
+use slotkeep_repo::RepoError;
 
 use super::chain::{Path, Piece, Place, Window, as_text};
 use super::past::Past;
@@ -56,6 +57,12 @@ pub struct ShardWindow {
     /// How far apart the time samples in its newest segment are while writes come, in ms: of a moment, at most writes of so long
     /// before it may be missing.
     pub uncertainty_ms: Option<u64>,
+    /// The record that can't be read and that says what leads to the first place: what is before it may be kept, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unread_before: Option<String>,
+    /// A record that can't be read and by which the shard may have left this log before its last place: its moments are not among those of all shards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unread_behind: Option<String>,
 }
 
 /// Finds the windows of all shards and what they have in common.
@@ -80,6 +87,9 @@ pub async fn restorable(past: &Past) -> Result<Restorable> {
 async fn line_windows(past: &Past, tip: &ReplId, path: &Path) -> Result<Vec<ShardWindow>> {
     let times = Times::on(past, path);
     let slots = past.slots_of(tip).cloned().unwrap_or_default();
+    let object = |error: Option<&RepoError>| error.map(|error| error.on.clone());
+    let mut unread_before = object(past.unread_before(path));
+    let unread_behind = object(past.unread_behind(tip));
     let mut windows = Vec::new();
     for Window { from, to } in past.chain.windows(path) {
         let inside = |sample: &TimeSample| from <= sample.offset && sample.offset <= to;
@@ -94,6 +104,8 @@ async fn line_windows(past: &Past, tip: &ReplId, path: &Path) -> Result<Vec<Shar
             from: from_place,
             to: to_place,
             moments: first.zip(last).and_then(|(first, last)| moments(first.until_ms, last.until_ms)),
+            unread_before: unread_before.take(),
+            unread_behind: unread_behind.clone(),
         });
     }
     Ok(windows)
@@ -126,7 +138,9 @@ fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Vec<Moment
         let mut spans = if view.shards.is_empty() { vec![] } else { vec![valid] };
         for state in &view.shards {
             let mut tips: Vec<ReplId> = Vec::new();
-            if let Ok(history) = View::history_of(past, state) {
+            if let Ok(history) = View::history_of(past, state)
+                && past.unread_behind(&history).is_none()
+            {
                 tips.extend(past.files.like(&history).into_iter().cloned());
                 tips.push(past.chain.main_tip(&history));
             }
@@ -163,6 +177,9 @@ pub struct HistoryNode {
     pub slots: SlotSet,
     /// Where it comes from: the last byte that it has in common with its parent.
     pub parent: Option<Place>,
+    /// The record that says so, if it can't be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unread: Option<String>,
     /// Its bases.
     pub bases: Vec<NodeBase>,
     /// What there is of its log, without the tail.
@@ -240,6 +257,7 @@ async fn node(past: &Past, history: &ReplId) -> Result<HistoryNode> {
             .chain
             .parent(history)
             .map(|parent| Place { history: parent.history.clone(), offset: parent.fork }),
+        unread: past.unread.get(history).map(|error| error.on.clone()),
         bases: bases.collect(),
         log: logs,
         divergent: match tail {

@@ -91,6 +91,12 @@ impl Stock {
                     ));
                 }
                 Ok(None) => {}
+                Err(error) if matches!(error.problem, Problem::Damaged(_)) => {
+                    stock.lineage_known = false;
+                    stock.remarks.push(format!(
+                        "{error}: no log is deleted until `slotkeep repair` has made it again"
+                    ));
+                }
                 Err(error) => {
                     stock.lineage_known = false;
                     stock.remark(error)?;

@@ -3,7 +3,6 @@
 //! One shard's base at a time is folded, into a folder for temporary files. Keys that have expired at the later moment count as absent.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -23,17 +22,27 @@ use crate::log::chain::{BasePlace, Piece, Place};
 use crate::log::point::{Point, ShardPoint};
 use crate::merge::{MergeTarget, merge};
 use crate::ports::random_hex;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, WorkFolder};
 
 const FOLD: (Depth, &str) = (Depth::Chain, "fold");
 /// So many keys that differ are named.
 const NAMED_KEYS: usize = 20;
+/// How often a pair is folded at most, where compactions change meanwhile which segments hold its log.
+const MOST_FOLDS: usize = 3;
 
 /// Two bases and the log between them.
 struct Link {
     before: BasePlace,
     after: BasePlace,
     log: Vec<Piece>,
+}
+
+/// What a look at a link came to.
+enum Outcome {
+    Proved,
+    Found(Box<VerifyFinding>),
+    /// It is not there any more as it was.
+    GivenUp,
 }
 
 impl Run<'_> {
@@ -62,19 +71,19 @@ impl Run<'_> {
             if stored.is_some_and(proved) {
                 self.totals.links_proved_before = self.totals.links_proved_before.saturating_add(1);
             } else if self.is_sound(&past, &link, before, after) {
-                let mut found = self.link(repository, &past, &link, (manifest, before, after)).await?;
-                if found.is_some() && self.is_pruned(repository, &past, &link).await? {
-                    found = None;
-                } else if found.is_none() {
-                    self.totals.links_proved = self.totals.links_proved.saturating_add(1);
-                    if let Some(stored) = stored {
-                        let now = self.context.clock.now();
-                        self.ledger.prove(stored, &object.blake3, Depth::Chain, now).await?;
-                        // Each takes long.
-                        self.ledger.flush().await?;
+                match self.link(repository, &past, &link, (manifest, before, after)).await? {
+                    Outcome::Proved => {
+                        self.totals.links_proved = self.totals.links_proved.saturating_add(1);
+                        if let Some(stored) = stored {
+                            let now = self.context.clock.now();
+                            self.ledger.prove(stored, &object.blake3, Depth::Chain, now).await?;
+                            // Each takes long.
+                            self.ledger.flush().await?;
+                        }
                     }
+                    Outcome::Found(found) => self.findings.push(*found),
+                    Outcome::GivenUp => {}
                 }
-                self.findings.extend(found);
             }
             progress.links.fetch_add(1, Ordering::Relaxed);
         }
@@ -85,50 +94,41 @@ impl Run<'_> {
     fn is_sound(&self, past: &Past, link: &Link, before: &ShardRecord, after: &ShardRecord) -> bool {
         let mut needed: BTreeSet<String> =
             before.base.objects().chain(after.base.objects()).map(|object| object.path.clone()).collect();
-        let segments = link.log.iter().flat_map(|piece| past.segments_for(piece));
-        needed.extend(segments.map(|(entry, _)| entry.path().to_owned()));
+        needed.extend(segments_of(past, link));
         let spoilt = |finding: &VerifyFinding| {
             finding.severity == Severity::Problem && needed.contains(&finding.object)
         };
         !self.findings.iter().any(spoilt)
     }
 
-    /// Whether the link is not there any more as it was: its bases, or segments of its log, have been pruned meanwhile.
-    async fn is_pruned(&self, repository: &Repository, past: &Past, link: &Link) -> Result<bool> {
-        let parts = |past: &Past, link: &Link| {
-            let base = |number| past.base(number).map(|(_, shard)| shard.base.rdb.path.clone());
-            let segments = link.log.iter().flat_map(|piece| past.segments_for(piece));
-            let segments: Vec<String> = segments.map(|(entry, _)| entry.path().to_owned()).collect();
-            (base(link.before.number), base(link.after.number), segments)
-        };
-        let was = parts(past, link);
-        let now = Past::load(repository, &self.options.cluster).await?;
-        Ok(!links(&now).iter().any(|link| parts(&now, link) == was))
-    }
-
+    /// Proves one link. What differs is a finding whatever has been done to the repository meanwhile; that it could not be folded is none if a prune
+    /// has given up its bases or its log since, and where other segments hold that log now, they are tried.
     async fn link(
         &self,
         repository: &Repository,
         past: &Arc<Past>,
         link: &Link,
         (manifest, before, after): (&Manifest, &ShardRecord, &ShardRecord),
-    ) -> Result<Option<VerifyFinding>> {
+    ) -> Result<Outcome> {
         let object = &after.base.rdb.path;
-        let compared = self.fold(repository, past, link, (manifest, before, after)).await;
-        let difference = match compared {
-            Ok(difference) => difference,
-            Err(error) => return of_failure(error, before, object).map(Some),
-        };
-        if difference.is_empty() {
-            return Ok(None);
+        let mut past = Arc::clone(past);
+        let mut folds = 1;
+        loop {
+            let error = match self.fold(repository, &past, link, (manifest, before, after)).await {
+                Ok(difference) => return Ok(of_difference(&difference, before, after, &link.log)),
+                Err(error) => error,
+            };
+            let found = of_failure(error, before, object)?;
+            let now = Arc::new(Past::load(repository, &self.options.cluster).await?);
+            if is_given_up(&now, link, [before, after]) {
+                return Ok(Outcome::GivenUp);
+            }
+            if folds == MOST_FOLDS || segments_of(&past, link) == segments_of(&now, link) {
+                return Ok(Outcome::Found(Box::new(found)));
+            }
+            past = now;
+            folds += 1;
         }
-        let mut found = problem(FOLD, object, words(&difference, before, &link.log), BASE_ADVICE);
-        found.offset = Some(after.offset);
-        found.advice = Some(
-            "the base is what the server held; moments between the two bases may come back with these keys wrong: keep both bases, and report it"
-                .to_owned(),
-        );
-        Ok(Some(found))
     }
 
     /// Folds the first base up to the second and compares.
@@ -139,7 +139,7 @@ impl Run<'_> {
         link: &Link,
         (manifest, before, after): (&Manifest, &ShardRecord, &ShardRecord),
     ) -> Result<Diff> {
-        let spool = temporary(&self.options.spool)?;
+        let spool = WorkFolder::make(&self.options.spool, "verify")?;
         let location = Location::Folder(spool.path().to_owned());
         let id = random_hex(&*self.context.rng, 32)?;
         let target = Repository::init(&location, id, self.context.clock.now()).await?;
@@ -155,6 +155,21 @@ impl Run<'_> {
         let options = DiffOptions { limit: NAMED_KEYS, expiry_slack_ms: expiry_slack_ms(server) };
         Box::pin(diff(self.context, &folded, &base, options)).await
     }
+}
+
+/// Whether a base of the link is named no more, or bytes of its log are gone.
+fn is_given_up(now: &Past, link: &Link, bases: [&ShardRecord; 2]) -> bool {
+    let named = |wanted: &ShardRecord| {
+        let mut bases = now.chain.bases().iter().filter_map(|base| now.base(base.number));
+        bases.any(|(_, shard)| shard.base.rdb.path == wanted.base.rdb.path)
+    };
+    !bases.into_iter().all(named) || now.chain.first_gap(&link.log).is_some()
+}
+
+/// The segments from which the log of a link is read.
+fn segments_of(past: &Past, link: &Link) -> Vec<String> {
+    let segments = link.log.iter().flat_map(|piece| past.segments_for(piece));
+    segments.map(|(entry, _)| entry.path().to_owned()).collect()
 }
 
 /// Every pair of neighbouring bases on a path that the log joins, the oldest first.
@@ -210,16 +225,6 @@ fn point(manifest: &Manifest, before: &ShardRecord, after: &ShardRecord, link: &
     Point { manifest: alone(manifest, before), at: None, shards: vec![shard], passed_over: vec![] }
 }
 
-pub(super) fn temporary(spool: &Path) -> Result<tempfile::TempDir> {
-    tempfile::Builder::new().prefix("slotkeep-verify-").tempdir_in(spool).map_err(|error| {
-        Error::new(
-            ErrorKind::Failed,
-            format!("can't make a temporary folder in {}: {error}", spool.display()),
-        )
-        .hint("name a folder with enough space for a base: --spool DIR")
-    })
-}
-
 fn words(difference: &Diff, before: &ShardRecord, log: &[Piece]) -> String {
     let keys: Vec<_> = difference.keys.iter().map(|key| shortened(&key.key)).collect();
     let bytes = log.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.bytes()));
@@ -235,6 +240,20 @@ fn words(difference: &Diff, before: &ShardRecord, log: &[Piece]) -> String {
         words += "; the function libraries differ";
     }
     words
+}
+
+/// What a fold says of the link.
+fn of_difference(difference: &Diff, before: &ShardRecord, after: &ShardRecord, log: &[Piece]) -> Outcome {
+    if difference.is_empty() {
+        return Outcome::Proved;
+    }
+    let mut found = problem(FOLD, &after.base.rdb.path, words(difference, before, log), BASE_ADVICE);
+    found.offset = Some(after.offset);
+    found.advice = Some(
+        "the base is what the server held; moments between the two bases may come back with these keys wrong: keep both bases, and report it"
+            .to_owned(),
+    );
+    Outcome::Found(Box::new(found))
 }
 
 /// What a fold that failed says of the link.

@@ -199,7 +199,7 @@ impl Drill<'_, '_> {
         self.record.rto_ms = Some(self.steps.since_start_ms());
         let mut found = Vec::new();
         self.steps.begin("compare");
-        found.extend(self.compare(&context, &seeds).await?);
+        found.extend(Box::pin(self.compare(&context, &seeds)).await?);
         self.steps.begin("functions");
         found.extend(context.unless_stopped(self.functions(&context, &seeds)).await?);
         if let Some(checks) = &self.checks {

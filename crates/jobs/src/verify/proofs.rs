@@ -1,18 +1,23 @@
 //! What was proved: read from earlier runs, and written down while a run goes on.
 //!
-//! Invariant: a proof is written only for an object that was read to its end and found right; it counts as long as the store shows the
-//! object with the same length and the same time of writing, and in a signed repository only if it is signed.
+//! Invariants: a proof is written only for an object that was read to its end and found right; it counts as long as the store shows the
+//! object with the same length and the same time of writing, and in a signed repository only if it is signed. Of each object the newest word
+//! counts, damage before proof: what a later run found wrong with it is not forgotten until it was read again and found right.
 
 use std::collections::{BTreeMap, HashMap};
 
+use futures::StreamExt;
 use jiff::Timestamp;
 use slotkeep_format::verify::VERIFY_VERSION;
-use slotkeep_format::{Depth, Proof, Proofs, Severity, VerifyFinding};
+use slotkeep_format::{Depth, Proof, Proofs, Severity, VerifyFinding, VerifyRecord};
 use slotkeep_repo::{Area, Problem, RepoError, Repository, StoredObject};
 
 use super::findings::{finding, of_object};
 use crate::Result;
+use crate::log::cover::record_id;
 
+/// How many files are read at a time.
+const READS_IN_FLIGHT: usize = 4;
 /// A file of proofs is written when so many have come together. A run that is killed proves as many again at the most.
 const PROOFS_PER_FILE: usize = 2_000;
 
@@ -48,9 +53,17 @@ impl Known {
         findings: &mut Vec<VerifyFinding>,
     ) -> Result<(Self, Gone)> {
         let (mut known, mut gone) = (Self::default(), Gone::new());
-        for object in repository.stored_objects(cluster, Area::Verifications).await? {
-            match repository.proofs(&object).await {
-                Ok(Some(file)) => {
+        let mut files = repository.stored_objects(cluster, Area::Verifications).await?;
+        files.sort_by_key(|file| (file.modified_ms, record_id(&file.path).is_some()));
+        let mut reads = futures::stream::iter(files)
+            .map(async |file| {
+                let word = word(repository, cluster, &file).await;
+                (file, word)
+            })
+            .buffered(READS_IN_FLIGHT);
+        while let Some((object, word)) = reads.next().await {
+            match word {
+                Ok(Word::Proofs(file)) => {
                     for proof in file.proofs {
                         let path = fingerprint(&proof.object);
                         if is_present(path) {
@@ -60,7 +73,8 @@ impl Known {
                         }
                     }
                 }
-                Ok(None) => {}
+                Ok(Word::Record(record)) => record.findings.iter().for_each(|found| known.take_back(found)),
+                Ok(Word::Nothing) => {}
                 Err(RepoError { problem: Problem::Untrusted(what), .. }) => {
                     let advice = "what it says was proved is proved again; find out who can write to the repository, and delete it";
                     let at = (Depth::Objects, "signature");
@@ -95,6 +109,19 @@ impl Known {
         }
     }
 
+    /// Hears what was found later. That a base and its log do not give the next one says nothing of the object itself.
+    fn take_back(&mut self, found: &VerifyFinding) {
+        if found.severity < Severity::Problem {
+            return;
+        }
+        let path = fingerprint(&found.object);
+        if found.depth <= Depth::Structure {
+            self.proofs.remove(&path);
+        } else if let Some(known) = self.proofs.get_mut(&path) {
+            known.depth = known.depth.min(Depth::Structure);
+        }
+    }
+
     /// When that object was proved to that depth, if it was and has not changed. `blake3` is what it should have, if that is known.
     pub(super) fn proved(
         &self,
@@ -106,6 +133,28 @@ impl Known {
         let unchanged = (known.stored_bytes, known.modified_ms) == (object.bytes, object.modified_ms)
             && blake3.is_none_or(|blake3| known.blake3_start == start_of(blake3));
         (unchanged && known.depth >= depth).then_some(known.at)
+    }
+}
+
+/// What a file in the folder of verifications says.
+enum Word {
+    Proofs(Proofs),
+    Record(Box<VerifyRecord>),
+    Nothing,
+}
+
+/// A record that can't be read says nothing.
+async fn word(repository: &Repository, cluster: &str, file: &StoredObject) -> Result<Word, RepoError> {
+    let Some(id) = record_id(&file.path) else {
+        return Ok(repository.proofs(file).await?.map_or(Word::Nothing, Word::Proofs));
+    };
+    match repository.verification(cluster, id).await {
+        Ok(record) => Ok(Word::Record(Box::new(record))),
+        Err(RepoError {
+            problem: Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Newer(_) | Problem::Missing,
+            ..
+        }) => Ok(Word::Nothing),
+        Err(error) => Err(error),
     }
 }
 

@@ -63,13 +63,15 @@ pub(crate) async fn create_new(
         failures += 1;
         match problem {
             Problem::Exists => return Err(NotCreated { problem, is_certain: true }),
-            Problem::Store(_) if failures < TRIES => pause::before_try(failures).await,
+            Problem::Store(_) | Problem::NoKeys(_) if failures < TRIES => pause::before_try(failures).await,
             // Whatever was answered at last: an answer before it may have been lost, also where the library tried by itself.
             problem => {
                 return match holds(store, path, &stored).await {
                     Ok(()) => Ok(()),
                     Err(Problem::Exists) => Err(NotCreated { problem: Problem::Exists, is_certain: true }),
-                    Err(Problem::Missing) => Err(NotCreated { problem, is_certain: !on_its_way }),
+                    Err(Problem::Missing | Problem::NoBucket) => {
+                        Err(NotCreated { problem, is_certain: !on_its_way })
+                    }
                     Err(_) => Err(NotCreated { problem, is_certain: false }),
                 };
             }

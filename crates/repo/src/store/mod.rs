@@ -6,6 +6,7 @@
 //! lost is looked at instead of being taken for someone else's ([`create`]). A local folder's large objects go to the disk as they are
 //! written ([`early`]), and those of other stores in parts that grow ([`parts`]).
 
+pub(crate) mod answer;
 pub(crate) mod aws;
 mod create;
 mod early;

@@ -38,7 +38,7 @@ impl RateLimit {
         Some(Self { bytes_per_s, passed_at: Arc::new(Mutex::new(pause::now())) })
     }
 
-    /// Waits until that many bytes may have passed.
+    /// Waits until that many bytes may have passed. Cancelled, they have not passed, and those that come later do not wait for them.
     async fn pass(&self, bytes: usize) {
         let takes_ns = (bytes as u128).saturating_mul(1_000_000_000) / u128::from(self.bytes_per_s.get());
         let takes = Duration::from_nanos(u64::try_from(takes_ns).unwrap_or(u64::MAX));
@@ -49,7 +49,25 @@ impl RateLimit {
             *passed_at = begins.checked_add(takes).unwrap_or(begins);
             *passed_at
         };
+        let mut turn = Turn { limit: self, takes, has_passed: false };
         pause::until(until).await;
+        turn.has_passed = true;
+    }
+}
+
+/// Bytes that wait until they may have passed.
+struct Turn<'a> {
+    limit: &'a RateLimit,
+    takes: Duration,
+    has_passed: bool,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.has_passed {
+            let mut passed_at = self.limit.passed_at.lock().unwrap_or_else(PoisonError::into_inner);
+            *passed_at = passed_at.checked_sub(self.takes).unwrap_or(*passed_at);
+        }
     }
 }
 
@@ -155,5 +173,20 @@ impl MultipartUpload for LimitedUpload {
 
     async fn abort(&mut self) -> Result<()> {
         self.inner.abort().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_that_were_given_up_hold_up_nobody() {
+        let limit = RateLimit::new(1000).unwrap();
+        // More than an hour.
+        assert!(limit.pass(4_000_000).now_or_never().is_none());
+        tokio::time::timeout(Duration::from_secs(60), limit.pass(200)).await.unwrap();
     }
 }

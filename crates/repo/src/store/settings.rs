@@ -5,12 +5,15 @@
 use std::ffi::OsString;
 
 use object_store::ObjectStoreScheme;
+use object_store::aws::AmazonS3ConfigKey;
+use object_store::azure::AzureConfigKey;
+use object_store::gcp::GoogleConfigKey;
 use url::Url;
 
 use crate::error::{Problem, causes};
 
 /// Variables that hold an address, in lower case as all names here.
-const ADDRESSES: [&str; 13] = [
+const ADDRESSES: [&str; 14] = [
     "aws_endpoint",
     "aws_endpoint_url",
     "aws_endpoint_url_s3",
@@ -23,12 +26,21 @@ const ADDRESSES: [&str; 13] = [
     "azure_identity_endpoint",
     "azure_authority_host",
     "azure_storage_authority_host",
+    AZURITE,
     "google_base_url",
 ];
 /// Names of files may hold any character, and the key of a service account is JSON.
 const FREE_TEXT: [&str; 6] =
     ["_profile", "_file", "_path", "_credentials", "_service_account", "_service_account_key"];
-const PREFIXES: [&str; 3] = ["aws_", "google_", "azure_"];
+const PREFIXES: [&str; 4] = ["aws_", "google_", "azure_", "azurite_"];
+/// Where the library looks for the emulator, which it asks the environment itself.
+const AZURITE: &str = "azurite_blob_storage_url";
+const USES_EMULATOR: &str = "azure_storage_use_emulator";
+const AZURE_ENDPOINTS: [&str; 2] = ["azure_storage_endpoint", "azure_endpoint"];
+const GOOGLE_ANONYMOUS: &str = "google_skip_signature";
+const GOOGLE_TOKEN: &str = "google_bearer_token";
+/// What the library takes for yes.
+const YES: [&str; 5] = ["1", "true", "on", "yes", "y"];
 const NO_ACCOUNT: &str = "Account must be specified";
 
 /// The variables that this store understands, with names in lower case, as the library wants them.
@@ -36,17 +48,21 @@ pub(crate) fn of_environment(
     scheme: &ObjectStoreScheme,
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Vec<(String, String)>, Problem> {
-    let prefix = match scheme {
-        ObjectStoreScheme::GoogleCloudStorage => "GOOGLE_",
-        ObjectStoreScheme::MicrosoftAzure => "AZURE_",
-        _ => "AWS_",
+    let prefixes: &[&str] = match scheme {
+        ObjectStoreScheme::GoogleCloudStorage => &["GOOGLE_"],
+        ObjectStoreScheme::MicrosoftAzure => &["AZURE_", "AZURITE_"],
+        _ => &["AWS_"],
     };
     let text =
         variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let own = text.filter(|(name, value)| name.starts_with(prefix) && !value.trim().is_empty());
-    own.map(|(name, value)| {
+    let is_own = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    let own = text.filter(|(name, value)| is_own(name) && !value.trim().is_empty());
+    let each = own.map(|(name, value)| {
         let lower = name.to_ascii_lowercase();
-        let settled = if ADDRESSES.contains(&lower.as_str()) {
+        let settled = if !is_known(scheme, &lower) {
+            // Another program's.
+            Ok(value)
+        } else if ADDRESSES.contains(&lower.as_str()) {
             address(&value)
         } else if FREE_TEXT.iter().any(|end| lower.ends_with(end)) {
             Ok(value)
@@ -54,8 +70,38 @@ pub(crate) fn of_environment(
             plain(&value)
         };
         settled.map(|value| (lower, value)).map_err(|what| Problem::Settings(format!("{name}: {what}")))
-    })
-    .collect()
+    });
+    together(each.collect::<Result<_, _>>()?)
+}
+
+/// What variables mean where the library does not see them together.
+fn together(mut settings: Vec<(String, String)>) -> Result<Vec<(String, String)>, Problem> {
+    let is_yes = |value: &str| YES.contains(&value.to_ascii_lowercase().as_str());
+    let has = |names: &[&str]| settings.iter().find(|(name, _)| names.contains(&name.as_str()));
+    let says_yes = |name: &str| has(&[name]).is_some_and(|(_, value)| is_yes(value));
+    if let Some((name, _)) = has(&AZURE_ENDPOINTS).filter(|_| says_yes(USES_EMULATOR)) {
+        // The library would go to the emulator's usual address and say nothing.
+        return Err(Problem::Settings(format!(
+            "{} is not used with {}=true: {} is the emulator's address, http://127.0.0.1:10000 if it is not set",
+            name.to_ascii_uppercase(),
+            USES_EMULATOR.to_ascii_uppercase(),
+            AZURITE.to_ascii_uppercase(),
+        )));
+    }
+    if says_yes(GOOGLE_ANONYMOUS) && has(&[GOOGLE_TOKEN]).is_none() {
+        // The library would read without a token, and ask the machine for one where it writes.
+        settings.push((GOOGLE_TOKEN.to_owned(), String::new()));
+    }
+    Ok(settings)
+}
+
+/// Whether the library takes a variable for a setting of that store.
+fn is_known(scheme: &ObjectStoreScheme, name: &str) -> bool {
+    match scheme {
+        ObjectStoreScheme::GoogleCloudStorage => name.parse::<GoogleConfigKey>().is_ok(),
+        ObjectStoreScheme::MicrosoftAzure => name.parse::<AzureConfigKey>().is_ok(),
+        _ => name.parse::<AmazonS3ConfigKey>().is_ok(),
+    }
 }
 
 /// An address as a URL over which the library does not stumble; else what is wrong with it.
@@ -181,6 +227,35 @@ mod tests {
     }
 
     #[test]
+    fn the_emulators_address_is_one() {
+        let read = |variables: &[(&str, &str)]| {
+            let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+            of_environment(&ObjectStoreScheme::MicrosoftAzure, variables)
+                .map_err(|problem| problem.to_string())
+        };
+        let (emulator, endpoint) =
+            (("AZURE_STORAGE_USE_EMULATOR", "True"), ("AZURE_STORAGE_ENDPOINT", "http://x:1/account"));
+        let refused = read(&[emulator, endpoint]).unwrap_err();
+        assert!(
+            refused.contains("AZURE_STORAGE_ENDPOINT is not")
+                && refused.contains(": AZURITE_BLOB_STORAGE_URL is"),
+            "{refused}"
+        );
+        assert_eq!(read(&[("AZURE_STORAGE_USE_EMULATOR", "no"), endpoint]).unwrap().len(), 2);
+        assert_eq!(read(&[emulator, ("AZURITE_BLOB_STORAGE_URL", "http://x:1")]).unwrap().len(), 2);
+        // The library would end the program.
+        let refused = read(&[emulator, ("AZURITE_BLOB_STORAGE_URL", "localhost:10000")]).unwrap_err();
+        assert!(refused.contains("AZURITE_BLOB_STORAGE_URL: it does not begin"), "{refused}");
+    }
+
+    #[test]
+    fn who_is_nobody_at_google_writes_as_nobody() {
+        let read = |name, value| read(&ObjectStoreScheme::GoogleCloudStorage, name, value).unwrap();
+        assert!(read("GOOGLE_SKIP_SIGNATURE", "true").contains(&(GOOGLE_TOKEN.to_owned(), String::new())));
+        assert_eq!(read("GOOGLE_SKIP_SIGNATURE", "false").len(), 1);
+    }
+
+    #[test]
     fn a_secret_in_the_librarys_words_is_not_passed_on() {
         let variables = [("google_service_account_key".to_owned(), "\"hunter2\"".to_owned())];
         let error =
@@ -196,6 +271,7 @@ mod tests {
 
     #[test]
     fn what_can_not_be_sent_is_refused_and_not_repeated() {
+        use ObjectStoreScheme as S;
         let scheme = ObjectStoreScheme::AmazonS3;
         for value in ["hun\nter2", "hünter2"] {
             let refused = read(&scheme, "AWS_SECRET_ACCESS_KEY", value).unwrap_err();
@@ -205,5 +281,14 @@ mod tests {
         assert_eq!(trimmed, [("aws_access_key_id".to_owned(), "some".to_owned())]);
         let file = read(&scheme, "AWS_WEB_IDENTITY_TOKEN_FILE", "/run/ünter").unwrap();
         assert_eq!(file[0].1, "/run/ünter");
+        // What other programs are told stands in nobody's way.
+        for (scheme, name) in [
+            (S::AmazonS3, "AWS_CA_BUNDLE"),
+            (S::AmazonS3, "AWS_VAULT"),
+            (S::MicrosoftAzure, "AZURE_CONFIG_DIR"),
+            (S::GoogleCloudStorage, "GOOGLE_OTHER"),
+        ] {
+            assert_eq!(read(&scheme, name, "/ünter").unwrap()[0].1, "/ünter");
+        }
     }
 }

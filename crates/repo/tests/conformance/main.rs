@@ -1,4 +1,5 @@
-//! One suite for every store: a local folder, two S3 servers, a store that ignores conditions, and stores that fail.
+//! One suite for every store: a local folder, two S3 servers, a store that ignores conditions, stores that fail, and any store that the environment
+//! names.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
 mod companions;
@@ -10,10 +11,10 @@ mod unknown;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use object_store::ObjectStore;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, parse_url_opts};
 use slotkeep_testkit::stores::S3Server;
 
 use faults::Faulty;
@@ -61,6 +62,24 @@ async fn s3_of_s3s_fs() {
     let files = tempfile::tempdir().unwrap();
     let path = files.path().to_owned();
     in_a_bucket(move || S3Server::start_s3s_fs(&path).unwrap()).await;
+}
+
+/// Where `SLOTKEEP_CONFORMANCE` holds an address such as `az://container`, with the store's own variables beside it; what is written below it stays.
+/// `scripts/azurite.sh` runs it on the emulator of Azure.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_that_the_environment_names() {
+    let Ok(address) = std::env::var("SLOTKEEP_CONFORMANCE") else { return };
+    let address = address.parse().unwrap();
+    let variables: Vec<_> =
+        std::env::vars().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
+    for protection in Protection::ALL {
+        let (store, prefix) = parse_url_opts(&address, variables.clone()).unwrap();
+        // The identity is random: nobody else has been there.
+        let mut place = Place::in_bucket(Arc::from(store), protection);
+        let unique = place.identity.to_public().to_string();
+        place.store = Arc::new(PrefixStore::new(place.store, prefix.join(unique)));
+        suite::run(&place).await;
+    }
 }
 
 #[tokio::test]

@@ -248,7 +248,7 @@ async fn objects(repository: &Repository) {
     repository.discard("main/small").await.unwrap();
     assert!(matches!(repository.read(&record, 100).await.unwrap_err().problem, Problem::Missing));
 
-    let writer = repository.create_object("main/empty".to_owned()).await.unwrap();
+    let mut writer = repository.create_object("main/empty".to_owned()).await.unwrap();
     let record = writer.finish(0).await.unwrap();
     assert_eq!(repository.read(&record, 100).await.unwrap(), b"");
     let mut writer = repository.create_object("main/aborted".to_owned()).await.unwrap();

@@ -159,7 +159,12 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
         None => None,
     };
     let past = match &repository {
-        Some((repository, name)) => Some(Arc::new(Past::load(repository, name).await?)),
+        Some((repository, name)) => {
+            let past = Past::load(repository, name).await?;
+            // What a server lacks that took over is told by where histories come from.
+            past.expect_origins()?;
+            Some(Arc::new(past))
+        }
         None => None,
     };
     let addrs = |texts: &[String]| texts.iter().map(|text| parse_addr(text)).collect::<Result<Vec<_>>>();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::Args;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use slotkeep_format::Manifest;
 use slotkeep_jobs::log::Past;
@@ -11,12 +11,16 @@ use slotkeep_jobs::log::chain::Place;
 use slotkeep_jobs::log::pattern::Pattern;
 use slotkeep_jobs::log::point::{Aim, PassedOver, Point, ShardPoint, Span, resolve};
 use slotkeep_jobs::log::search::{Accident, find};
+use slotkeep_jobs::log::windows::restorable;
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::{Context, Error, ErrorKind, Result};
 use slotkeep_repo::{BackupSelector, Repository};
 
 use crate::output::{Output, bytes, table, table_text};
 use crate::progress::ByteDisplay;
+
+/// A backup is taken while servers write: a little log behind its cut is nothing to speak of.
+const MORE_WORTH_SAYING: SignedDuration = SignedDuration::from_secs(1);
 
 /// What to restore.
 #[derive(Debug, Default, Args)]
@@ -116,7 +120,8 @@ impl AimArgs {
         Ok(Wanted { point, past: Some(past), accident })
     }
 
-    /// The same, but the last moment that the log leads to, if there is a log and nothing was said.
+    /// The same, but the last moment that the log leads to, if there is a log and nothing was said. Where there is more behind that moment, it has to be
+    /// said that it is meant.
     pub(crate) async fn resolve_newest(
         &self,
         output: &Output,
@@ -128,6 +133,11 @@ impl AimArgs {
             let past = Past::load(repository, cluster).await?;
             if past.has_log() {
                 let point = resolve(&past, &Aim::Latest).await?;
+                if let Some(passed) = point.passed_over.first() {
+                    return Err(Error::new(ErrorKind::Gap, words_of(passed, point.at)).hint(
+                        "`--at latest` takes that moment all the same; `--backup` names a backup, and `slotkeep list` shows them",
+                    ));
+                }
                 warn(output, &point);
                 return Ok(Wanted { point, past: Some(Arc::new(past)), accident: None });
             }
@@ -167,6 +177,33 @@ impl Wanted {
         Ok(Self { point, past: Some(Arc::new(past)), accident: None })
     }
 
+    /// Says so if the log goes on behind a backup, which is what is restored where nothing was said. What can't be read of the log is in
+    /// nobody's way here: the backup does not need it.
+    pub(crate) async fn warn_of_more(&self, output: &Output, repository: &Repository, cluster: &str) {
+        let past = match &self.past {
+            Some(past) => Arc::clone(past),
+            None => match Past::load(repository, cluster).await {
+                Ok(past) => Arc::new(past),
+                Err(_) => return,
+            },
+        };
+        if !past.has_log() {
+            return;
+        }
+        let Ok(Some(last)) = restorable(&past).await.map(|found| found.moments.last().map(|span| span.to))
+        else {
+            return;
+        };
+        let manifest = &self.point.manifest;
+        let taken_at = manifest.cut.as_ref().map_or(manifest.finished_at, |cut| cut.at);
+        if last.duration_since(taken_at) > MORE_WORTH_SAYING {
+            output.warn(&format!(
+                "this is backup {}, of {taken_at}; the log goes on to {last}: `--at latest` restores that, `--backup latest` says that the backup is meant",
+                manifest.id
+            ));
+        }
+    }
+
     /// What to say about the way, if it leads beyond a backup's bases.
     pub(crate) fn recovery(&self) -> Option<Recovery<'_>> {
         self.past.is_some().then(|| Recovery {
@@ -179,9 +216,12 @@ impl Wanted {
 }
 
 impl Recovery<'_> {
-    /// The moment, by the servers' clocks.
-    pub(crate) const fn at(&self) -> Option<Timestamp> {
-        self.at
+    /// What is restored, as the beginning of a sentence; `backup` is the one whose bases are used.
+    pub(crate) fn what(&self, backup: &str) -> String {
+        match self.at {
+            Some(at) => format!("The cluster as it was at {at}"),
+            None => format!("Backup {backup} with its log"),
+        }
     }
 }
 
@@ -204,6 +244,13 @@ fn warn(output: &Output, point: &Point) {
 fn words_of(passed: &PassedOver, at: Option<Timestamp>) -> String {
     let slots = &passed.slots;
     let why = match (&passed.from, passed.since) {
+        _ if at.is_some_and(|at| passed.goes_on_from(at)) => {
+            let until = passed.until.map(|until| format!(" to {until}")).unwrap_or_default();
+            let first = passed.held_back_by.as_ref();
+            let first =
+                first.map(|first| format!(", and that of slots {first} ends first")).unwrap_or_default();
+            format!("the log goes on{until}{first}")
+        }
         (Some(from), Some(since)) => {
             format!(
                 "there is a gap before {since}, where the log goes on behind a base at {}:{}",
@@ -295,6 +342,29 @@ pub(crate) fn span(span: Option<&Span>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_passed_over_is_said_with_its_reason() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let slots = |text: &str| text.parse().unwrap();
+        let place = |offset| Some(Place { history: "a".repeat(40).parse().unwrap(), offset });
+        let passed = PassedOver {
+            slots: slots("0-99"),
+            from: place(7),
+            to: place(90),
+            since: Some(at(10)),
+            until: Some(at(900)),
+            held_back_by: Some(slots("100-16383")),
+        };
+        let words = words_of(&passed, Some(at(60)));
+        assert!(
+            words.ends_with("of slots 0-99, the log goes on to 1970-01-01T00:15:00Z, and that of slots 100-16383 ends first"),
+            "{words}"
+        );
+        let behind_a_gap = PassedOver { held_back_by: None, ..passed.clone() };
+        let words = words_of(&behind_a_gap, Some(at(9)));
+        assert!(words.contains("there is a gap before 1970-01-01T00:00:10Z"), "{words}");
+    }
 
     #[test]
     fn moments_need_an_offset() {

@@ -296,11 +296,7 @@ fn keys(report: &Report<'_>, node: &NodePlan) -> Option<u64> {
 /// What is restored, as the beginning of a sentence.
 fn what(report: &Report<'_>) -> String {
     let backup = &report.plan.backup;
-    let Some(recovery) = &report.recovery else { return format!("Backup {backup}") };
-    match recovery.at() {
-        Some(at) => format!("The cluster as it was at {at}"),
-        None => format!("Backup {backup} with its log"),
-    }
+    report.recovery.as_ref().map_or_else(|| format!("Backup {backup}"), |recovery| recovery.what(backup))
 }
 
 fn conclusion(report: &Report<'_>) -> String {

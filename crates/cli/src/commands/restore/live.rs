@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use slotkeep_jobs::discover::{Discovery, discover};
 use slotkeep_jobs::progress::ShardProgress;
 use slotkeep_jobs::restore::live::{Coverage, LiveOptions, LivePlan, LiveReport, OnConflict, plan, restore};
@@ -13,7 +14,7 @@ use slotkeep_model::NodeAddr;
 use slotkeep_repo::Repository;
 
 use super::RestoreArgs;
-use super::aim::{Wanted, render as render_recovery};
+use super::aim::{Recovery, Wanted, render as render_recovery};
 use crate::args::AccessArgs;
 use crate::commands::merge::{EngineArgs, Folded};
 use crate::exit;
@@ -76,6 +77,16 @@ enum OnConflictArg {
     Replace,
 }
 
+/// What was restored.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    restored: &'a LiveReport,
+    /// How the log led to the point; absent where a backup was restored that has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery: Option<Recovery<'a>>,
+}
+
 pub(crate) async fn run(
     session: &Session,
     output: &Output,
@@ -124,14 +135,15 @@ pub(crate) async fn run(
     for warning in &plan.warnings {
         output.warn(warning);
     }
+    let recovery = wanted.recovery();
+    if let Some(recovery) = &recovery {
+        output.note(&render_recovery(recovery));
+    }
     if arguments.dry_run {
-        if let Some(recovery) = wanted.recovery() {
-            output.note(&render_recovery(&recovery));
-        }
-        output.data(&plan, describe)?;
+        output.data(&plan, |plan| describe(plan, recovery.as_ref()))?;
         return Ok(exit::OK);
     }
-    output.note(&announce(&plan));
+    output.note(&announce(&plan, recovery.as_ref()));
     let progress: Vec<Arc<ShardProgress>> =
         manifest.shards.iter().map(|shard| ShardProgress::new(format!("slots {}", shard.slots))).collect();
     let told = plan.warnings.len();
@@ -142,7 +154,7 @@ pub(crate) async fn run(
     for warning in report.warnings.iter().skip(told) {
         output.warn(warning);
     }
-    output.data(&report, summary)?;
+    output.data(&Report { restored: &report, recovery }, summary)?;
     Ok(exit::OK)
 }
 
@@ -169,13 +181,13 @@ fn default_state(backup: &str, target: &Discovery) -> Result<PathBuf> {
     Ok(folder.join("slotkeep").join(format!("restore-{backup}-{name}.json")))
 }
 
-fn announce(plan: &LivePlan) -> String {
+fn announce(plan: &LivePlan, recovery: Option<&Recovery<'_>>) -> String {
     let primaries = plan.nodes.len();
     let begun =
         plan.resumes_at_percent.map(|percent| format!(", resuming at {percent} %")).unwrap_or_default();
     format!(
-        "backup {}, {} keys, {} → {} {}, {primaries} {}{begun}",
-        plan.backup,
+        "{}, {} keys, {} → {} {}, {primaries} {}{begun}",
+        recovery.map_or_else(|| format!("backup {}", plan.backup), |_| "the state above".to_owned()),
         count(plan.keys),
         bytes(plan.rdb_bytes),
         plan.server,
@@ -185,7 +197,7 @@ fn announce(plan: &LivePlan) -> String {
 }
 
 /// The plan for people.
-fn describe(plan: &LivePlan) -> String {
+fn describe(plan: &LivePlan, recovery: Option<&Recovery<'_>>) -> String {
     let mut rows = table(&["node", "server", "slots", "keys there>", "keys to come>"]);
     for node in &plan.nodes {
         rows.add_row([
@@ -203,13 +215,17 @@ fn describe(plan: &LivePlan) -> String {
     format!(
         "{}\n{functions}\n{}\nKeys that exist: {}. Nothing was written.",
         table_text(&rows),
-        announce(plan),
+        announce(plan, recovery),
         plan.on_conflict
     )
 }
 
 /// The table of what each node took, and the line that says what happened.
-fn summary(report: &LiveReport) -> String {
+fn summary(of: &Report<'_>) -> String {
+    let report = of.restored;
+    let backup = &report.backup;
+    let what =
+        of.recovery.as_ref().map_or_else(|| format!("Backup {backup}"), |recovery| recovery.what(backup));
     let mut rows = table(&["node", "keys>"]);
     for node in &report.nodes {
         rows.add_row([node.node.clone(), count(node.restored)]);
@@ -232,9 +248,8 @@ fn summary(report: &LiveReport) -> String {
         more => format!(", {more} function libraries"),
     };
     format!(
-        "{}\n\nBackup {}: {} keys restored{more}{functions}, {} sent, {}.",
+        "{}\n\n{what}: {} keys restored{more}{functions}, {} sent, {}.",
         table_text(&rows),
-        report.backup,
         count(report.restored),
         bytes(report.sent_bytes),
         seconds(Duration::from_secs_f64(report.seconds.max(0.0))),

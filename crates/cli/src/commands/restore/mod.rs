@@ -39,7 +39,11 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &RestoreA
     // Before anything is planned: without an identity not even the users are known.
     repository.check_reads()?;
     let context = session.context(&AccessArgs::default())?;
-    let wanted = arguments.aim.resolve(output, &context, &repository, &name).await?;
+    let wanted = arguments.aim.resolve(output, &context, &repository, &name);
+    let wanted = session.unless_stopped(Box::pin(wanted)).await?;
+    if !arguments.aim.is_given() {
+        wanted.warn_of_more(output, &repository, &name).await;
+    }
     match &arguments.files.to_dir {
         Some(folder) => files::run(session, output, arguments, &repository, &wanted, folder).await,
         None => live::run(session, output, arguments, &repository, &wanted).await,

@@ -147,7 +147,8 @@ async fn verified(
     repository: &Repository,
     cluster: &str,
 ) -> Result<VerifyRecord> {
-    if !repository.clusters().await?.iter().any(|name| name == cluster) {
+    let clusters = session.unless_stopped(async { Ok(repository.clusters().await?) }).await?;
+    if !clusters.iter().any(|name| name == cluster) {
         return Err(Error::new(
             ErrorKind::NotFound,
             format!("{} holds nothing of a cluster named `{cluster}`", repository.location()),
@@ -162,7 +163,8 @@ async fn verified(
         _ => (session.context(&AccessArgs::default())?, None),
     };
     let point = if arguments.aim.is_given() {
-        let wanted = arguments.aim.resolve(output, &context, repository, cluster).await?;
+        let wanted = arguments.aim.resolve(output, &context, repository, cluster);
+        let wanted = session.unless_stopped(Box::pin(wanted)).await?;
         Some((Arc::new(wanted.point), wanted.past))
     } else {
         None

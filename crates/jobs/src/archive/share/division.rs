@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use slotkeep_format::{LeaseTable, Tenure};
+use slotkeep_format::{LeaseRecord, LeaseTable, Tenure};
 
 use super::lease_name;
 
@@ -64,6 +64,8 @@ pub(crate) struct View<'a> {
     pub(crate) own: &'a [(String, Ties)],
     /// The lines of shards that are near it.
     pub(crate) near: &'a [String],
+    /// Whether a presence is of an agent of another cluster, which has no part in this.
+    pub(crate) is_strange: &'a dyn Fn(&LeaseRecord) -> bool,
 }
 
 impl View<'_> {
@@ -74,7 +76,8 @@ impl View<'_> {
         first_seen: &mut BTreeMap<String, u64>,
         patience_ms: u64,
     ) -> Division {
-        let others = self.table.agents().filter(|(agent, _)| *agent != self.me);
+        let others =
+            self.table.agents().filter(|(agent, record)| *agent != self.me && !(self.is_strange)(record));
         let others = others.map(|(agent, record)| (agent, record.note.near.as_slice()));
         let mut agents: Vec<(&str, &[String])> = others.chain([(self.me, self.near)]).collect();
         agents.sort_unstable();

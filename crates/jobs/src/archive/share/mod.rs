@@ -7,10 +7,11 @@
 //!
 //! Every line and the cluster have a lease ([`slotkeep_format::lease`]). Invariants: what is written for a line counts only once its lease was confirmed
 //! afterwards; a line is read from where the repository ends only after its lease was taken; where the store can't keep two agents apart, only one
-//! is let in.
+//! is let in; agents of another cluster under the same name have no part in anything, and none begins beside them ([`kin`]).
 
 mod division;
 mod keeper;
+mod kin;
 mod lease;
 mod names;
 mod near;
@@ -33,6 +34,7 @@ pub(crate) use division::{Division, Ties};
 #[cfg(test)]
 pub(crate) use keeper::PresenceTime;
 use keeper::{Keeper, KeeperHandle};
+use kin::Kin;
 pub(crate) use lease::TakenLease;
 use names::{KnownLine, name_shards};
 pub(crate) use near::Near;
@@ -41,6 +43,7 @@ pub(crate) use unreachable::Unreachable;
 
 use super::spool::SpoolFolder;
 use super::status::ms;
+use crate::discover::Discovery;
 use crate::ports::random_hex;
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -83,6 +86,7 @@ pub(crate) struct Share {
     repository: Repository,
     cluster: String,
     holder: Holder,
+    kin: Kin,
     keeper: KeeperHandle,
     at_ms: u64,
     table: LeaseTable,
@@ -99,7 +103,8 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Makes this agent known, and looks who else there is. Fails with [`ErrorKind::Contended`] where others work and can't be kept apart.
+    /// Makes this agent known, and looks who else there is. Fails with [`ErrorKind::Contended`] where others work and can't be kept apart, and with
+    /// [`ErrorKind::Conflict`], before anything is said or taken, where an agent of another cluster works.
     pub(crate) async fn start(
         context: &Context,
         repository: &Repository,
@@ -107,6 +112,7 @@ impl Share {
         folder: &SpoolFolder,
         lease_time: Duration,
         changed: &Arc<Notify>,
+        discovery: &Discovery,
     ) -> Result<Self> {
         let holder = Holder {
             process: random_hex(&*context.rng, 32)?,
@@ -114,13 +120,16 @@ impl Share {
             duration_ms: ms(lease_time).max(1),
         };
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let note = LeaseNote { host: Some(host), ..LeaseNote::default() };
+        let kin = Kin::of(discovery);
+        let gone = kin.await_no_stranger(context, repository, cluster, &holder).await?;
+        let note = LeaseNote { host: Some(host), cluster: Some(kin.mark()), ..LeaseNote::default() };
         let keeper = Keeper::start(context, repository, cluster, &holder, note).await?;
         let mut share = Self {
             context: context.clone(),
             repository: repository.clone(),
             cluster: cluster.to_owned(),
             holder,
+            kin,
             keeper,
             at_ms: 0,
             table: LeaseTable::default(),
@@ -132,7 +141,14 @@ impl Share {
             cuts_seen: 0,
         };
         share.take_in();
-        if let Err(error) = share.must_be_alone().await {
+        let is_new = |(agent, record): &(&str, &LeaseRecord)| gone.get(*agent) != Some(&record.number);
+        let beside = share.strangers().find(is_new).map(|(_, record)| share.kin.refusal(cluster, record));
+        let alone = match beside {
+            // Both came at once.
+            Some(refusal) => Err(refusal),
+            None => share.must_be_alone().await,
+        };
+        if let Err(error) = alone {
             share.keeper.end().await;
             return Err(error);
         }
@@ -170,10 +186,31 @@ impl Share {
         self.keeper.time.now_ms()
     }
 
-    /// The other living agents.
+    /// The other living agents of this cluster.
     fn others(&self) -> impl Iterator<Item = (&str, &LeaseRecord)> {
+        self.all_others().filter(|(_, record)| !self.kin.is_strange(record))
+    }
+
+    /// The living agents of other clusters.
+    fn strangers(&self) -> impl Iterator<Item = (&str, &LeaseRecord)> {
+        self.all_others().filter(|(_, record)| self.kin.is_strange(record))
+    }
+
+    fn all_others(&self) -> impl Iterator<Item = (&str, &LeaseRecord)> {
         let me = self.holder.agent.as_deref();
         self.table.agents().filter(move |(agent, _)| Some(*agent) != me)
+    }
+
+    /// Takes note of how the cluster looks now, by which other agents know it again.
+    pub(crate) fn see(&mut self, discovery: &Discovery) {
+        self.kin.see(discovery);
+    }
+
+    /// That agents of another cluster work under the same name, as two may that were woken or came at once; each is named once.
+    pub(crate) fn new_strangers(&mut self) -> Vec<String> {
+        let found: Vec<(String, LeaseRecord)> =
+            self.strangers().map(|(agent, record)| (agent.to_owned(), record.clone())).collect();
+        self.kin.name_once(&self.cluster, &found)
     }
 
     /// Takes in what the keeper saw; true if that is new. Fails if another process is this agent.
@@ -248,7 +285,8 @@ impl Share {
             .collect();
         let me = self.holder.agent.clone().unwrap_or_default();
         let own: Vec<(String, Ties)> = own.iter().map(|line| (line.name.clone(), line.ties)).collect();
-        let view = View { table: &self.table, me: &me, own: &own, near: &near_me };
+        let is_strange = |record: &LeaseRecord| self.kin.is_strange(record);
+        let view = View { table: &self.table, me: &me, own: &own, near: &near_me, is_strange: &is_strange };
         let mut division = view.divide(names, &mut self.first_seen, self.holder.duration_ms);
         let said = self.keeper_note(near_me);
         self.keeper.say(said);
@@ -262,7 +300,7 @@ impl Share {
 
     fn keeper_note(&self, near: Vec<String>) -> LeaseNote {
         let host = self.table.newest(&self.presence()).and_then(|record| record.note.host.clone());
-        LeaseNote { host, near, ..LeaseNote::default() }
+        LeaseNote { host, near, cluster: Some(self.kin.mark()), ..LeaseNote::default() }
     }
 
     fn presence(&self) -> String {

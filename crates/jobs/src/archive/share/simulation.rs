@@ -239,7 +239,8 @@ impl World {
                 let own: Vec<(String, Ties)> =
                     agent.lines.keys().map(|line| (line.clone(), Ties::Stream)).collect();
                 let me = agent.holder.agent.clone().unwrap();
-                let view = View { table: &agent.table, me: &me, own: &own, near: &agent.near };
+                let near = &agent.near;
+                let view = View { table: &agent.table, me: &me, own: &own, near, is_strange: &|_| false };
                 let division = view.divide(&lines(), &mut agent.first_seen, DURATION_MS);
                 let all = lines();
                 agent.tasks.extend(division.take.iter().map(|number| Task::Take(all[*number].clone())));

@@ -111,13 +111,13 @@ pub(super) async fn take(
     let base_mark = mark(&mut set.base, &set.folder, base_bytes).await?;
     let path = set.folder.join(&set.base.name);
     set.base.file.rewind().await.map_err(|error| unreadable(&path, &error))?;
-    let mut taking = Taking::begin(&job.repository, announced, progress).await?;
+    let mut taking = Taking::begin(&job.context, &job.repository, announced, progress).await?;
     let written = tokio::select! {
         written = pass_on(&mut set.base.file, &path, &mut taking.pipeline) => written,
         () = job.context.stop.cancelled() => Err(Interruption::Other(Error::interrupted())),
     };
-    let received = taking.end(&job.repository, written, progress).await?;
-    let base = received.store(&job.repository).await?;
+    let received = taking.end(&job.context, &job.repository, written, progress).await?;
+    let base = received.store(&job.context, &job.repository).await?;
     let line = Line { job, shard, candidate, history, base_mark };
     match line.store_log(&mut set, AofCut::START).await {
         Ok((read, cut)) => Ok(Taken { base: base.with_read(read), cut: Some(cut) }),

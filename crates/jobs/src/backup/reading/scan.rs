@@ -77,7 +77,7 @@ pub(super) async fn take(
     let scan = Scan { job, options, candidate, slots: job.cluster_mode.then_some(&shard.shard.slots) };
     let begun = job.context.unless_stopped(scan.begin()).await?;
     let from = begun.from;
-    let mut taking = Taking::begin(&job.repository, announced, progress).await?;
+    let mut taking = Taking::begin(&job.context, &job.repository, announced, progress).await?;
     let written = tokio::select! {
         written = scan.write(begun, &mut taking) => written,
         () = job.context.stop.cancelled() => Err(Interruption::Other(Error::interrupted())),
@@ -86,8 +86,8 @@ pub(super) async fn take(
         Ok(until) => (Ok(()), until),
         Err(interruption) => (Err(interruption), from),
     };
-    let received = taking.end(&job.repository, written, progress).await?;
-    let mut base = received.store(&job.repository).await?;
+    let received = taking.end(&job.context, &job.repository, written, progress).await?;
+    let mut base = received.store(&job.context, &job.repository).await?;
     base.read = Some(ReadRecord {
         source: ReadSource::Scan,
         from,

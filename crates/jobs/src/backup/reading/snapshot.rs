@@ -80,13 +80,13 @@ pub(super) async fn take(
         offset: offset.0,
         server_time: Some(until),
     };
-    let mut taking = Taking::begin(&job.repository, announced, progress).await?;
+    let mut taking = Taking::begin(&job.context, &job.repository, announced, progress).await?;
     let written = tokio::select! {
         written = pass_on(&mut file, &saved.path, &mut taking.pipeline) => written,
         () = job.context.stop.cancelled() => Err(Interruption::Other(Error::interrupted())),
     };
-    let received = taking.end(&job.repository, written, progress).await?;
-    let mut base = received.store(&job.repository).await?;
+    let received = taking.end(&job.context, &job.repository, written, progress).await?;
+    let mut base = received.store(&job.context, &job.repository).await?;
     base.read = Some(ReadRecord {
         source: ReadSource::Snapshot,
         from,

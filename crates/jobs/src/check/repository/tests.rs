@@ -9,6 +9,7 @@ fn facts(state: State) -> RepositoryFacts {
         state,
         signs: Ok(()),
         forgets: false,
+        unlike: None,
         probe: Ok(Probe { refuses_overwrite: true }),
         free_bytes: Some(1000),
         now: Timestamp::UNIX_EPOCH,

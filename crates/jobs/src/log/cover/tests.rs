@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use slotkeep_format::verify::VERIFY_VERSION;
 use slotkeep_format::{Depth, Proof};
 use slotkeep_model::ReplId;
@@ -88,4 +89,55 @@ fn doubtful_segments_are_left_out_where_others_hold_the_same() {
     assert_eq!(left(&[2, 1], &[0]).first(), Some(&(1, 41)));
     // What no other holds stays, whatever it is.
     assert!(left(&[5, 6], &[]).contains(&(41, 51)));
+}
+
+/// Whether ranges, given in the order of their starts, hold all of these bytes together.
+fn hold(ranges: &[Range<u64>], wanted: Range<u64>) -> bool {
+    let mut at = wanted.start;
+    for range in ranges.iter().take_while(|range| range.start < wanted.end) {
+        if range.start > at {
+            return false;
+        }
+        at = at.max(range.end);
+        if at >= wanted.end {
+            return true;
+        }
+    }
+    at >= wanted.end
+}
+
+/// One after the other, each against all that are left.
+fn plainly(words: &Words, mut segments: Vec<SegmentEntry>) -> Vec<SegmentEntry> {
+    for doubtful in [&words.spoiled, &words.unproved] {
+        for path in segments.iter().map(|one| one.path().to_owned()).collect::<Vec<_>>() {
+            let others = segments
+                .iter()
+                .filter(|other| other.path() != path && !words.spoiled.contains(other.path()))
+                .map(|other| other.start..other.end)
+                .collect::<Vec<_>>();
+            segments.retain(|one| {
+                one.path() != path || !doubtful.contains(&path) || !hold(&others, one.start..one.end)
+            });
+        }
+    }
+    segments
+}
+
+proptest! {
+    #[test]
+    fn the_same_is_left_out_as_by_looking_at_all(
+        segments in prop::collection::btree_map((0_u64..24, 1_u64..12), 0_u8..4, 0..24)
+    ) {
+        let mut known: Vec<(SegmentEntry, u8)> = segments
+            .into_iter()
+            .map(|((start, bytes), known)| (entry(start, start + bytes), known))
+            .collect();
+        known.sort_by_key(|(one, _)| (one.start, Reverse(one.end)));
+        let of = |wanted: u8| -> BTreeSet<String> {
+            known.iter().filter(|(_, known)| *known == wanted).map(|(one, _)| one.path().to_owned()).collect()
+        };
+        let words = Words { spoiled: of(0), unproved: of(1), ..Words::default() };
+        let segments: Vec<SegmentEntry> = known.iter().map(|(one, _)| one.clone()).collect();
+        prop_assert_eq!(ranges(&words.without_doubtful(segments.clone())), ranges(&plainly(&words, segments)));
+    }
 }

@@ -11,7 +11,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// So long before the moment a log may end that need not lead up to it, in ms. An archive seals what a quiet shard says once a minute
 /// ([`SealPolicy`](crate::archive::SealPolicy)), so its log may end a minute before that of a busy one; as much again for a store that was slow to take it.
-const SEALED_LATE_MS: i64 = 120_000;
+pub(super) const SEALED_LATE_MS: i64 = 120_000;
 
 /// Whether a shard's log must go on up to the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub(super) async fn cut_by(
     let Some((before, window)) = before.zip(window) else {
         return match ends_at(&windows, &times, moment_ms).await? {
             Some(end) => Ok(Cut::at(end, moment_ms, false)),
-            None => Err(not_reached(&windows, &times, moment_ms, slots).await),
+            None => Err(not_reached((past, path), &windows, &times, moment_ms, slots).await),
         };
     };
     // What was certainly later, and that nothing is missing up to it.
@@ -64,7 +64,7 @@ pub(super) async fn cut_by(
     // A log that stops may stop earlier; one that goes on behind a gap lacks writes of which it is known that there were some.
     let may_be_earlier = after.is_none() && !end.is_too_early(before.until_ms, moment_ms);
     if next.is_none() && before.until_ms < moment_ms && !may_be_earlier {
-        return Err(not_reached(&windows, &times, moment_ms, slots).await);
+        return Err(not_reached((past, path), &windows, &times, moment_ms, slots).await);
     }
     Ok(Cut::at(before, moment_ms, next.is_some_and(|next| next.offset == before.offset)))
 }
@@ -137,7 +137,13 @@ pub(super) async fn order_moves(
 }
 
 /// Why a moment can't be reached, and which ones can.
-async fn not_reached(windows: &[Window], times: &Times<'_>, moment_ms: i64, slots: &SlotSet) -> Error {
+async fn not_reached(
+    (past, path): (&Past, &Path),
+    windows: &[Window],
+    times: &Times<'_>,
+    moment_ms: i64,
+    slots: &SlotSet,
+) -> Error {
     let (mut before, mut after) = (None, None);
     for window in windows {
         let span = async {
@@ -158,6 +164,11 @@ async fn not_reached(windows: &[Window], times: &Times<'_>, moment_ms: i64, slot
     }
     let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
     let moment = text(moment_ms);
+    if before.is_none()
+        && let Err(error) = past.expect_way_to(path)
+    {
+        return error.context(format!("what leads slots {slots} to {moment} can't be told"));
+    }
     let (what, hint) = match (before, after) {
         (Some(before), Some(after)) => (
             format!(

@@ -7,6 +7,7 @@ use slotkeep_wire::stream::{Splitter, StreamStart};
 
 use super::{Past, Path, Place, Times};
 use crate::log::read::damaged;
+use crate::log::times::untold;
 use crate::{Error, ErrorKind, Result};
 
 /// The base that was taken at that very place, if there is one.
@@ -24,6 +25,7 @@ pub(super) async fn moment_of(past: &Past, places: &[Place]) -> Result<i64> {
             && past.chain.parent(&place.history).is_none()
             && past.chain.runs(&place.history).is_empty()
         {
+            past.expect_way_to(&past.chain.path(&place.history))?;
             let what = format!("there is no log of a history {}", place.history);
             return Err(
                 Error::new(ErrorKind::NotFound, what).hint("`slotkeep list --history` shows the histories")
@@ -34,13 +36,7 @@ pub(super) async fn moment_of(past: &Past, places: &[Place]) -> Result<i64> {
         let taken = base.and_then(|record| record.server_time).map(Timestamp::as_millisecond);
         latest = latest.max(written.until_ms.or(taken).or(written.from_ms));
     }
-    latest.ok_or_else(|| {
-        Error::new(
-            ErrorKind::Gap,
-            "nothing tells when those bytes were written: the log has no time samples there",
-        )
-        .hint("restore a backup (--backup, `slotkeep list`)")
-    })
+    latest.ok_or_else(untold)
 }
 
 /// Refuses an offset that is not the end of a command outside transactions, and names those around it.

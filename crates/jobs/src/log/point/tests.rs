@@ -1,3 +1,5 @@
+mod origins;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -56,9 +58,18 @@ fn server() -> ServerRecord {
     ServerRecord { product: ProductRecord::Valkey, version: "9.1.2".to_owned() }
 }
 
+fn context() -> Context {
+    Context {
+        clock: Arc::new(SystemClock::new()),
+        rng: Arc::new(SystemRng),
+        connector: Arc::new(Connector::new(ConnectorOptions::default()).unwrap()),
+        stop: tokio_util::sync::CancellationToken::new(),
+    }
+}
+
 /// A repository with the past of a made-up cluster.
 struct Kept {
-    _folder: TempDir,
+    folder: TempDir,
     repository: Repository,
     backups: usize,
 }
@@ -68,15 +79,19 @@ impl Kept {
         let folder = tempfile::tempdir().unwrap();
         let location = Location::Folder(folder.path().join("repo"));
         let repository = Repository::init(&location, "0".repeat(32), at(0)).await.unwrap();
-        Self { _folder: folder, repository, backups: 0 }
+        Self { folder, repository, backups: 0 }
     }
 
     async fn history(&self, letter: char, parent: Option<(char, u64)>, first_seen_ms: i64) {
+        self.history_of("0-16383", letter, parent, first_seen_ms).await;
+    }
+
+    async fn history_of(&self, slots: &str, letter: char, parent: Option<(char, u64)>, first_seen_ms: i64) {
         let record = HistoryRecord {
             format_version: HISTORY_VERSION,
             history: history(letter),
             parent: parent.map(|(letter, fork)| Parent { history: history(letter), fork: behind(fork) }),
-            slots: SlotSet::full(),
+            slots: slots.parse().unwrap(),
             source: node().addr,
             first_seen_at: at(first_seen_ms),
         };
@@ -383,12 +398,7 @@ async fn the_line_that_the_cluster_follows_is_the_main_one() {
 async fn an_accident_on_a_line_that_was_left_is_found() {
     let kept = abandoned_takeover().await;
     let past = kept.past().await;
-    let context = Context {
-        clock: Arc::new(SystemClock::new()),
-        rng: Arc::new(SystemRng),
-        connector: Arc::new(Connector::new(ConnectorOptions::default()).unwrap()),
-        stop: tokio_util::sync::CancellationToken::new(),
-    };
+    let context = context();
     let progress = ShardProgress::new("searching".to_owned());
     let search = async |after: i64| {
         let pattern = Pattern::parse("DEL").unwrap();
@@ -404,6 +414,30 @@ async fn an_accident_on_a_line_that_was_left_is_found() {
     // Each command once, although both lines begin with the same ones.
     let commands: Vec<u64> = seen.shards.iter().map(|shard| shard.commands).collect();
     assert_eq!(commands, [6, 5]);
+}
+
+/// As where an archive ended right behind the command.
+#[tokio::test]
+async fn a_command_in_a_segment_without_samples_is_dated_by_those_before() {
+    let mut kept = Kept::new().await;
+    kept.history('a', None, 0).await;
+    kept.look(0, &[("0-16383", 'a')]).await;
+    kept.backup(&[("0-16383", 'a', 0)]).await;
+    let search = async |kept: &Kept| {
+        let (past, pattern) = (kept.past().await, Pattern::parse("SET").unwrap());
+        let found =
+            find(&context(), &past, &pattern, None, &ShardProgress::new("searching".to_owned())).await?;
+        let places = found.matches.iter().map(|found| found.before.clone()).collect();
+        let point = resolve(&past, &Aim::Before { places, moment_ms: found.moment_ms }).await?;
+        Ok::<_, Error>((found, point.shards[0].cut.offset))
+    };
+    kept.log('a', 0..1, &[]).await;
+    assert!(search(&kept).await.unwrap_err().to_string().contains("no time samples"));
+    kept.log('a', 1..4, &[(1, 90_000), (4, 190_000)]).await;
+    kept.log('a', 4..6, &[]).await;
+    let (found, cut) = search(&kept).await.unwrap();
+    assert_eq!((found.moment_ms - EPOCH_MS, cut), (190_000, behind(1)));
+    assert_eq!(found.matches.len(), 1);
 }
 
 #[tokio::test]
@@ -441,6 +475,32 @@ async fn the_last_moment_is_the_last_one_that_is_offered_and_says_what_it_passes
         .map(|passed| (passed.slots.to_string(), passed.from.as_ref().unwrap().offset, passed.since))
         .collect();
     assert_eq!(said, [(one.to_owned(), behind(6), Some(at(600))), (two.to_owned(), behind(8), None)]);
+}
+
+#[tokio::test]
+async fn the_last_moment_says_whose_log_ends_first_and_what_others_have_behind_it() {
+    let [one, two] = ["0-99", "100-16383"];
+    let kept = async |end_ms: i64| {
+        let mut kept = Kept::new().await;
+        for letter in ['a', 'b'] {
+            kept.history(letter, None, 0).await;
+        }
+        kept.look(-1, &[(one, 'a'), (two, 'b')]).await;
+        kept.backup(&[(one, 'a', 0), (two, 'b', 0)]).await;
+        kept.log('a', 0..4, &[(0, 0), (4, 400)]).await;
+        kept.log('a', 4..9, &[(4, 500), (9, end_ms)]).await;
+        kept.log('b', 0..4, &[(0, 0), (4, 400)]).await;
+        kept
+    };
+    // It may only have been sealed earlier.
+    let (ms, _, passed) = latest(&kept(120_400).await.past().await).await;
+    assert_eq!((ms, passed), (400, vec![]));
+    // It may not: the rest of it is lost, or nobody follows it any more.
+    let (ms, _, passed) = latest(&kept(120_401).await.past().await).await;
+    assert_eq!((ms, passed.len()), (400, 1));
+    assert_eq!((passed[0].slots.to_string(), passed[0].until), (one.to_owned(), Some(at(120_401))));
+    assert_eq!(passed[0].held_back_by, Some(two.parse().unwrap()));
+    assert!(passed[0].goes_on_from(at(400)));
 }
 
 #[tokio::test]

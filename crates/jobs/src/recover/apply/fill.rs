@@ -10,7 +10,6 @@ use slotkeep_format::Manifest;
 use slotkeep_model::{NodeAddr, NodeId};
 use slotkeep_repo::{Location, Repository};
 use slotkeep_wire::resp::Command;
-use tempfile::TempDir;
 
 use super::empty::{COVERAGE, empty};
 use super::restore::point;
@@ -27,7 +26,7 @@ use crate::recover::plan::{Remedy, ShardPlan};
 use crate::recover::spares::setting;
 use crate::restore::check_loads;
 use crate::restore::live::{Coverage, LiveOptions, OnConflict, plan, restore};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, WorkFolder};
 
 /// How long a node may take until it serves its slots. Servers wait for their node timeout, 5 s at the most (`clusterUpdateState` in
 /// `src/cluster_legacy.c`).
@@ -130,9 +129,9 @@ impl Filler<'_> {
     }
 
     /// Applies the shard's log to its base, in a repository of its own for the time being.
-    async fn fold(&self, point: &Point, shard: &ShardPlan) -> Result<(Repository, Manifest, TempDir)> {
+    async fn fold(&self, point: &Point, shard: &ShardPlan) -> Result<(Repository, Manifest, WorkFolder)> {
         let context = &self.recovery.context;
-        let folder = self.folder()?;
+        let folder = WorkFolder::make(&self.filling.spool, "recover")?;
         self.watch.note(&format!("  slots {}: a private server applies the log to the base", shard.slots));
         let id = random_hex(&*context.rng, 32)?;
         let temporary =
@@ -143,15 +142,6 @@ impl Filler<'_> {
         let source = (&self.filling.repository, self.recovery.past.as_ref());
         let manifest = merge(context, source, point, &target, &self.filling.engine, &progress).await?;
         Ok((temporary, manifest, folder))
-    }
-
-    /// A folder for the time being.
-    fn folder(&self) -> Result<TempDir> {
-        let spool = &self.filling.spool;
-        tempfile::Builder::new().prefix("slotkeep-recover-").tempdir_in(spool).map_err(|error| {
-            let what = format!("can't make a temporary folder in {}: {error}", spool.display());
-            Error::new(ErrorKind::Failed, what).hint("name a folder with enough space: --spool DIR")
-        })
     }
 
     /// Makes a node that is alone the owner of the slots, and waits until it serves them.
@@ -198,7 +188,7 @@ impl Filler<'_> {
         manifest: &Manifest,
     ) -> Result<u64> {
         let context = &self.recovery.context;
-        let journal = self.folder()?;
+        let journal = WorkFolder::make(&self.filling.spool, "recover")?;
         let options = LiveOptions {
             on_conflict: OnConflict::Fail,
             allow_other_data: false,

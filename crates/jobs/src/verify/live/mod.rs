@@ -22,7 +22,7 @@ use slotkeep_format::{Depth, Severity, VerifyFinding};
 use slotkeep_model::NodeAddr;
 use slotkeep_repo::{Location, RateLimit, Repository};
 
-use super::chain::{alone, temporary};
+use super::chain::alone;
 use super::findings::{finding, problem, shortened};
 use super::steps::Steps;
 use super::{Run, VerifyProgress};
@@ -34,7 +34,7 @@ use crate::log::chain::Place;
 use crate::log::point::{Point, ShardPoint, way_to};
 use crate::merge::{MergeTarget, merge};
 use crate::ports::random_hex;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, WorkFolder};
 use reach::Reach;
 
 const DIGEST: (Depth, &str) = (Depth::Live, "digest");
@@ -75,7 +75,7 @@ impl Run<'_> {
         let mut steps = Steps::new(context, progress);
         steps.begin("look");
         let capture = Snapshot::plan(context, &options.seeds, options.prefer).await?;
-        let spool = temporary(&self.options.spool)?;
+        let spool = WorkFolder::make(&self.options.spool, "verify")?;
         let mut reach =
             Reach::begin(context, repository, &self.options.cluster, &capture.plan, (options, spool.path()))
                 .await?;
@@ -187,7 +187,7 @@ impl Run<'_> {
             let kept = Snapshot::of_backup(side.repository.clone(), alone(of, base));
             return Box::pin(diff(context, &kept, &node, options)).await;
         }
-        let folder = temporary(&self.options.spool)?;
+        let folder = WorkFolder::make(&self.options.spool, "verify")?;
         let location = Location::Folder(folder.path().to_owned());
         let id = random_hex(&*context.rng, 32)?;
         let target = Repository::init(&location, id, context.clock.now()).await?;
