@@ -1,4 +1,4 @@
-//! Which slot a command writes to, as far as its name and first argument tell.
+//! What a command says of slots that a shard does not serve, as far as its first arguments tell.
 //!
 //! Source: the `key_specs` of the commands (`src/commands/*.json`) of Redis 7.2 to 8.2 and Valkey 7.2 to 9.1, `src/server.c` of Redis 6.2.
 
@@ -63,8 +63,41 @@ const WRITES: &[&str] = &[
     "PERSIST",
 ];
 
+/// What a command says of slots that a shard does not serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outside {
+    /// It writes to a key of that slot.
+    Write(Slot),
+    /// Keys of slots that the shard does not serve yet come in by an atomic migration (`CLUSTER SYNCSLOTS ESTABLISH`, Valkey 9.0+,
+    /// `src/cluster_migrateslots.c`).
+    MigrationBegins,
+    /// The shard may take the slots of an atomic migration over now (`… FAILOVER-GRANTED`).
+    MigrationGranted,
+    /// An atomic migration is over, for better or worse (`… FINISH`).
+    MigrationEnds,
+}
+
+impl Outside {
+    /// What a command of a shard that serves the slots `own` says of others.
+    pub fn of(command: &StreamCommand<'_>, own: &SlotSet) -> Option<Self> {
+        let is = |number, word: &str| {
+            command.arg(number).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()))
+        };
+        if !is(0, "CLUSTER") {
+            return writes_outside(command, own).map(Self::Write);
+        }
+        let says = [
+            ("ESTABLISH", Self::MigrationBegins),
+            ("FAILOVER-GRANTED", Self::MigrationGranted),
+            ("FINISH", Self::MigrationEnds),
+        ];
+        let (_, said) = says.into_iter().find(|(word, _)| is(1, "SYNCSLOTS") && is(2, word))?;
+        Some(said)
+    }
+}
+
 /// The slot of the key that a command writes to, if it lies outside of `own`. A key that was kept in part tells it by its hash tag alone.
-pub fn writes_outside(command: &StreamCommand<'_>, own: &SlotSet) -> Option<Slot> {
+fn writes_outside(command: &StreamCommand<'_>, own: &SlotSet) -> Option<Slot> {
     let key = command.arg(1)?;
     // The end of a longer key is not kept.
     if key.len() >= KEPT_BYTES && hashed_part(key).len() == key.len() {
@@ -82,7 +115,7 @@ mod tests {
     use super::*;
     use crate::stream::{Splitter, StreamStart};
 
-    fn slot_of(words: &[&str], own: &SlotSet) -> Option<u16> {
+    fn outside(words: &[&str], own: &SlotSet) -> Option<Outside> {
         let mut bytes = format!("*{}\r\n", words.len());
         for word in words {
             bytes.push_str(&format!("${}\r\n{word}\r\n", word.len()));
@@ -91,7 +124,31 @@ mod tests {
             Splitter::new(StreamStart { offset: ReplOffset(0), db: None, in_transaction: false });
         let mut input = bytes.as_bytes();
         let command = splitter.next(&mut input).unwrap().unwrap();
-        writes_outside(&command, own).map(Slot::number)
+        Outside::of(&command, own)
+    }
+
+    fn slot_of(words: &[&str], own: &SlotSet) -> Option<u16> {
+        match outside(words, own) {
+            Some(Outside::Write(slot)) => Some(slot.number()),
+            None => None,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_steps_of_an_atomic_migration_are_told() {
+        let none = SlotSet::default();
+        for (word, said) in [
+            ("ESTABLISH", Some(Outside::MigrationBegins)),
+            ("ack", None),
+            ("SNAPSHOT-EOF", None),
+            ("PAUSED", None),
+            ("failover-granted", Some(Outside::MigrationGranted)),
+            ("FINISH", Some(Outside::MigrationEnds)),
+        ] {
+            assert_eq!(outside(&["CLUSTER", "SYNCSLOTS", word], &none), said, "{word}");
+        }
+        assert_eq!(outside(&["CLUSTER", "FLUSHSLOT", "ESTABLISH"], &none), None);
     }
 
     #[test]
@@ -111,7 +168,6 @@ mod tests {
             &["PING"],
             &["SELECT", "0"],
             &["PUBLISH", "k", "v"],
-            &["CLUSTER", "SYNCSLOTS", "ESTABLISH"],
             &["BITOP", "AND", "k", "k"],
             &["SET"],
         ];

@@ -424,7 +424,7 @@ async fn a_command_in_a_segment_without_samples_is_dated_by_those_before() {
     kept.look(0, &[("0-16383", 'a')]).await;
     kept.backup(&[("0-16383", 'a', 0)]).await;
     let search = async |kept: &Kept| {
-        let (past, pattern) = (kept.past().await, Pattern::parse("SET").unwrap());
+        let (past, pattern) = (kept.past().await, Pattern::parse("DEL").unwrap());
         let found =
             find(&context(), &past, &pattern, None, &ShardProgress::new("searching".to_owned())).await?;
         let places = found.matches.iter().map(|found| found.before.clone()).collect();

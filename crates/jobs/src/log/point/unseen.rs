@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use slotkeep_format::ShardState;
 use slotkeep_model::{ReplOffset, Slot, SlotSet};
-use slotkeep_wire::stream::{Splitter, StreamStart, writes_outside};
+use slotkeep_wire::stream::{Outside, Splitter, StreamStart};
 
 use super::moment::Planned;
 use super::{CLOCKS_APART_MS, Past, Piece, Place, Times};
@@ -16,12 +16,41 @@ use crate::log::read::damaged;
 use crate::log::windows::restorable;
 use crate::{Error, ErrorKind, Result};
 
+/// Writes to slots that a shard was not seen with.
+#[derive(Default)]
+struct Writes {
+    slots: BTreeSet<Slot>,
+    /// The offset of the first of them.
+    first: Option<u64>,
+}
+
 /// What shows that a shard has got slots.
 #[derive(Default)]
 struct Signs {
-    slots: BTreeSet<Slot>,
-    /// The offset of the first such write.
-    first: Option<u64>,
+    shown: Writes,
+    /// What an atomic migration under way has brought. It is the old shard's until the slots are granted, and nobody's if they never are.
+    coming: Option<Writes>,
+}
+
+impl Signs {
+    fn take(&mut self, said: Outside, offset: u64) {
+        match said {
+            Outside::Write(slot) => {
+                let writes = self.coming.as_mut().unwrap_or(&mut self.shown);
+                writes.slots.insert(slot);
+                writes.first.get_or_insert(offset);
+            }
+            Outside::MigrationBegins => {
+                self.coming.get_or_insert_default();
+            }
+            Outside::MigrationGranted => {
+                let granted = self.coming.take().unwrap_or_default();
+                self.shown.slots.extend(granted.slots);
+                self.shown.first = self.shown.first.into_iter().chain(granted.first).min();
+            }
+            Outside::MigrationEnds => self.coming = None,
+        }
+    }
 }
 
 /// Refuses a moment at which some shard had been written to in slots that the newest look does not show it with.
@@ -36,9 +65,9 @@ pub(super) async fn check_unmoved(past: &Past, moment_ms: i64, planned: &[Planne
     for shard in planned {
         let Some(seen) = seen_offset(past, shard, seen_ms).await? else { continue };
         let log = if seen < shard.cut.offset { shard.path.pieces(seen, shard.cut.offset) } else { vec![] };
-        let mut signs = signs(past, &log, &own(shard.state)).await?;
-        let Some(first) = signs.first else { continue };
-        moved.append(&mut signs.slots);
+        let mut shown = signs(past, &log, &own(shard.state)).await?.shown;
+        let Some(first) = shown.first else { continue };
+        moved.append(&mut shown.slots);
         let before = Times::on(past, &shard.path).around_offset(first).await?.before;
         let before_ms = before.map_or(seen_ms, |before| before.until_ms);
         settled_ms = settled_ms.min(before_ms.saturating_sub(CLOCKS_APART_MS));
@@ -110,9 +139,8 @@ async fn signs_in(
             if command.start.0 < wanted.start || command.end.0 >= wanted.end {
                 continue;
             }
-            if let Some(slot) = writes_outside(&command, own) {
-                signs.slots.insert(slot);
-                signs.first = Some(signs.first.map_or(command.start.0, |first| first.min(command.start.0)));
+            if let Some(said) = Outside::of(&command, own) {
+                signs.take(said, command.start.0);
             }
         }
     }
@@ -124,4 +152,29 @@ async fn last_offered(past: &Past, until_ms: i64) -> Result<Option<i64>> {
     let spans = restorable(past).await?.moments;
     let ends = spans.iter().filter(|span| span.from.as_millisecond() <= until_ms);
     Ok(ends.map(|span| span.to.as_millisecond().min(until_ms)).max())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_atomic_migration_brings_counts_once_it_is_granted() {
+        let slot = |number: u16| Outside::Write(Slot::new(number).unwrap());
+        let (begins, granted, ends) =
+            (Outside::MigrationBegins, Outside::MigrationGranted, Outside::MigrationEnds);
+        let shown = |said: &[Outside]| {
+            let mut signs = Signs::default();
+            for (offset, said) in said.iter().enumerate() {
+                signs.take(*said, offset as u64);
+            }
+            (signs.shown.slots.iter().map(|slot| slot.number()).collect::<Vec<_>>(), signs.shown.first)
+        };
+        assert_eq!(shown(&[slot(2), slot(1)]), (vec![1, 2], Some(0)));
+        assert_eq!(shown(&[begins, slot(1)]), (vec![], None), "under way");
+        assert_eq!(shown(&[begins, slot(1), ends]), (vec![], None), "broken off");
+        assert_eq!(shown(&[begins, slot(1), granted, ends]), (vec![1], Some(1)));
+        assert_eq!(shown(&[begins, slot(1), granted, slot(1)]), (vec![1], Some(1)));
+        assert_eq!(shown(&[begins, slot(1), ends, slot(3)]), (vec![3], Some(3)));
+    }
 }
