@@ -112,7 +112,9 @@ fn a_merge_that_would_pass_over_a_newer_backup_has_to_be_asked_for() {
     for shard in &mut manifest.shards {
         let end = shard.cut();
         (shard.history, shard.offset, shard.cut) = (end.history, end.offset + 100_000, None);
-        shard.base.rdb.path = shard.base.rdb.path.replace("rdb.zst", "other.zst");
+        let other = shard.base.rdb.path.replace("rdb.zst", "other.zst");
+        std::fs::copy(bench.repo().join(&shard.base.rdb.path), bench.repo().join(&other)).unwrap();
+        shard.base.rdb.path = other;
     }
     RUNTIME.block_on(bench.open().commit(&manifest)).unwrap();
     let run = merge(&[]).expect_code(24);
