@@ -12,7 +12,7 @@ pub mod version;
 pub use address::{NodeAddr, NodeId};
 pub use digest::{DatasetDigest, SlotDigest};
 pub use history::{ReplId, ReplOffset};
-pub use slot::{Slot, SlotRange, SlotSet, key_slot};
+pub use slot::{Slot, SlotRange, SlotSet, hashed_part, key_slot};
 pub use topology::{Node, Role, Shard, Topology};
 pub use version::{Product, RdbVersion, ServerVersion};
 

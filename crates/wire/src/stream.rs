@@ -13,6 +13,7 @@ mod annotations;
 mod expiry;
 mod filter;
 pub(crate) mod lexer;
+mod writes;
 
 use slotkeep_model::ReplOffset;
 use thiserror::Error;
@@ -21,6 +22,7 @@ pub use annotations::{Annotations, AofPart};
 pub use expiry::{AbsoluteExpiry, ExpiryError};
 pub use filter::{Account, Filter, FilterError, Gap, Reader};
 use lexer::{Lexer, Token, number};
+pub use writes::Outside;
 
 /// How many arguments of a command are kept, its name among them.
 pub const KEPT_ARGS: usize = 4;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use slotkeep_model::key_slot;
 use slotkeep_testkit::ledger::{Account, Bounds, Ledger, LedgerOptions};
@@ -218,4 +220,86 @@ fn slots_that_move_at_once_come_back_with_all_their_keys() {
     if let Some(moment) = during.into_iter().skip(1).find(is_known) {
         check_moved(&bench, &server, &account, "during", (moment, 3), FILLING);
     }
+}
+
+#[test]
+fn a_move_behind_the_last_look_is_refused_and_not_undone() {
+    let server = servers::require("valkey-9.1").unwrap();
+    for at_once in [false, true] {
+        let cluster = ClusterBuilder::new(server.clone()).start().unwrap();
+        let bench = Bench::new();
+        let agent = Agent::start(&cluster, bench.repo().parent().unwrap(), &[]);
+        agent.wait_ready();
+        let (source, target) = (cluster.primary(0).unwrap(), cluster.primary(1).unwrap());
+        let (mut at_source, mut at_target) = (source.client().unwrap(), target.client().unwrap());
+        let slot = served(&mut at_source)[0].0;
+        let key = key_of(slot);
+        at_source.command(&["SET", &key, "x"]).unwrap();
+        // What a shard without writes says is sealed once a minute.
+        let over = Arc::new(AtomicBool::new(false));
+        let writers: Vec<_> = (0..3).map(|shard| write_on(&cluster, shard, Arc::clone(&over))).collect();
+        // Servers' clocks count as two seconds apart.
+        pause(4000);
+        next_restorable(&bench, 3);
+        let seen = topologies(&bench);
+        if at_once {
+            cluster.move_slots_at_once(slot, slot, 0, 1).unwrap();
+        } else {
+            let (number, port) = (slot.to_string(), target.port().to_string());
+            at_target.command(&["CLUSTER", "SETSLOT", &number, "IMPORTING", source.id()]).unwrap();
+            at_source.command(&["CLUSTER", "SETSLOT", &number, "MIGRATING", target.id()]).unwrap();
+            at_source.command(&["MIGRATE", "127.0.0.1", &port, &key, "0", "30000"]).unwrap();
+            for client in [&mut at_target, &mut at_source] {
+                client.command(&["CLUSTER", "SETSLOT", &number, "NODE", target.id()]).unwrap();
+            }
+        }
+        next_restorable(&bench, 3);
+        over.store(true, Ordering::Relaxed);
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        agent.stop();
+        drop(cluster);
+        // As though the agent had died before it looked again.
+        for record in topologies(&bench).difference(&seen) {
+            std::fs::remove_file(record).unwrap();
+        }
+        let run = bench.restore("new", &free_addrs(3), &["--at", "latest", "--no-replicas"]);
+        run.failed(24, "changed hands");
+        let hinted = run.stderr.split("(--at ").nth(1).and_then(|rest| rest.split(')').next());
+        let moment: jiff::Timestamp = hinted.unwrap_or_else(|| panic!("{}", run.stderr)).parse().unwrap();
+        let run = plan(&bench, moment.as_millisecond(), 3);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+    }
+}
+
+fn key_of(slot: u16) -> String {
+    let mut keys = (0..).map(|number| format!("k{number}"));
+    keys.find(|key| key_slot(key.as_bytes()).number() == slot).unwrap()
+}
+
+/// Writes to the last slot of a shard until it is over.
+fn write_on(
+    cluster: &slotkeep_testkit::Cluster,
+    shard: usize,
+    over: Arc<AtomicBool>,
+) -> std::thread::JoinHandle<()> {
+    let mut client = cluster.primary(shard).unwrap().client().unwrap();
+    let key = key_of(served(&mut client)[0].1);
+    std::thread::spawn(move || {
+        while !over.load(Ordering::Relaxed) {
+            client.command(&["SET", &key, "x"]).unwrap();
+            pause(20);
+        }
+    })
+}
+
+/// The records of how the cluster looked.
+fn topologies(bench: &Bench) -> BTreeSet<std::path::PathBuf> {
+    let mut found = BTreeSet::new();
+    for cluster in std::fs::read_dir(bench.repo()).unwrap() {
+        let Ok(records) = std::fs::read_dir(cluster.unwrap().path().join("topology")) else { continue };
+        found.extend(records.map(|record| record.unwrap().path()));
+    }
+    found
 }

@@ -10,6 +10,7 @@ mod latest;
 mod moment;
 mod offsets;
 pub mod shards;
+mod unseen;
 
 use std::collections::BTreeSet;
 
@@ -31,6 +32,7 @@ use idle::is_idle;
 pub use latest::PassedOver;
 use latest::at_latest;
 use moment::{Cut, End, Planned, cut_by, order_moves};
+use unseen::check_unmoved;
 
 /// Slots that changed hands may have done so this long before it was seen, in ms, where it is not recorded until when they had not.
 const SEEN_LATE_MS: i64 = 15_000;
@@ -288,6 +290,7 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
         planned.push(Planned { state, path, cut, fixed: own.is_some() });
     }
     order_moves(past, &mut planned, (moment_ms, end)).await?;
+    check_unmoved(past, moment_ms, &planned).await?;
     let mut shards = Vec::new();
     for shard in &planned {
         let (point, number) = shard_point(past, &shard.state.slots, &shard.path, &shard.cut).await?;

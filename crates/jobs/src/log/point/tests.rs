@@ -27,7 +27,9 @@ use crate::net::{Connector, ConnectorOptions};
 use crate::ports::{SystemClock, SystemRng};
 use crate::progress::ShardProgress;
 
-const COMMAND: &[u8] = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n";
+const COMMAND: &[u8] = b"*3\r\n$3\r\nDEL\r\n$1\r\nk\r\n$1\r\nv\r\n";
+/// One as long that writes to a key of slot 7629.
+const WRITE: &[u8] = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n";
 /// Everything happens shortly behind this, in ms since 1970.
 const EPOCH_MS: i64 = 1_700_000_000_000;
 
@@ -98,6 +100,17 @@ impl Kept {
 
     /// The commands of a history from one up to before another, and by when so many of them had been written.
     async fn log(&self, letter: char, commands: std::ops::Range<u64>, times: &[(u64, i64)]) {
+        self.log_with(letter, commands, times, None).await;
+    }
+
+    /// The same with a write behind so many of them.
+    async fn log_with(
+        &self,
+        letter: char,
+        commands: std::ops::Range<u64>,
+        times: &[(u64, i64)],
+        written: Option<u64>,
+    ) {
         let mut timeline = Timeline::default();
         for (count, ms) in times {
             let (from_ms, until_ms) = (EPOCH_MS + ms, EPOCH_MS + ms);
@@ -112,31 +125,37 @@ impl Kept {
         };
         let range = behind(commands.start) + 1..behind(commands.end) + 1;
         let mut writer = self.repository.create_segment("main", &history(letter), range).await.unwrap();
-        for _ in commands {
-            writer.write(COMMAND).await.unwrap();
+        for number in commands {
+            writer.write(if written == Some(number) { WRITE } else { COMMAND }).await.unwrap();
         }
         writer.finish(meta).await.unwrap();
     }
 
     /// How the cluster looked from then on.
     async fn look(&self, ms: i64, shards: &[(&str, char)]) {
-        let state = |(slots, letter): &(&str, char)| ShardState {
+        let shards: Vec<_> = shards.iter().map(|(slots, letter)| (*slots, *letter, "", None)).collect();
+        self.look_at(ms, &shards, true).await;
+    }
+
+    /// The same, with the slots that come to each shard, and behind how many commands it stood.
+    async fn look_at(&self, ms: i64, shards: &[(&str, char, &str, Option<u64>)], cluster_mode: bool) {
+        let state = |(slots, letter, importing, commands): &(&str, char, &str, Option<u64>)| ShardState {
             slots: slots.parse().unwrap(),
-            importing: SlotSet::default(),
+            importing: importing.parse().unwrap(),
             migrating: SlotSet::default(),
             unfollowed: SlotSet::default(),
             config_epoch: 1,
             primary: node(),
             replicas: vec![],
             history: Some(history(*letter)),
-            offset: None,
+            offset: commands.map(behind),
         };
         let record = TopologyRecord {
             format_version: TOPOLOGY_VERSION,
             id: format!("{:013}-t", ms + 1_000_000),
             seen_at: at(ms),
             as_before_until: Some(at(ms - 1)),
-            cluster_mode: true,
+            cluster_mode,
             current_epoch: 1,
             shards: shards.iter().map(state).collect(),
         };
@@ -382,7 +401,7 @@ async fn an_accident_on_a_line_that_was_left_is_found() {
     let context = context();
     let progress = ShardProgress::new("searching".to_owned());
     let search = async |after: i64| {
-        let pattern = Pattern::parse("SET").unwrap();
+        let pattern = Pattern::parse("DEL").unwrap();
         let found = find(&context, &past, &pattern, Some(at(after)), &progress).await.unwrap();
         let places = found.matches.iter().map(|found| (found.history.clone(), found.offset));
         (found.moment_ms - EPOCH_MS, places.collect::<Vec<_>>())
@@ -405,7 +424,7 @@ async fn a_command_in_a_segment_without_samples_is_dated_by_those_before() {
     kept.look(0, &[("0-16383", 'a')]).await;
     kept.backup(&[("0-16383", 'a', 0)]).await;
     let search = async |kept: &Kept| {
-        let (past, pattern) = (kept.past().await, Pattern::parse("SET").unwrap());
+        let (past, pattern) = (kept.past().await, Pattern::parse("DEL").unwrap());
         let found =
             find(&context(), &past, &pattern, None, &ShardProgress::new("searching".to_owned())).await?;
         let places = found.matches.iter().map(|found| found.before.clone()).collect();
@@ -514,4 +533,58 @@ async fn a_base_that_an_agent_tells_of_counts_like_one_of_a_backup() {
     let (ms, _, passed) = latest(&past).await;
     assert_eq!(ms, 7_999);
     assert_eq!(passed.iter().map(|passed| passed.slots.to_string()).collect::<Vec<_>>(), ["0"]);
+}
+
+/// Two shards of which the first was written to, outside of its slots, behind so many commands. The cluster was looked at behind the first four.
+async fn written_outside(
+    written: u64,
+    importing: &str,
+    offset: Option<u64>,
+    cluster_mode: bool,
+) -> (Kept, Past) {
+    let mut kept = Kept::new().await;
+    let [one, two] = ["0-99", "100-16383"];
+    for letter in ['a', 'b'] {
+        kept.history(letter, None, 0).await;
+    }
+    kept.backup(&[(one, 'a', 0), (two, 'b', 0)]).await;
+    kept.look_at(4_000, &[(one, 'a', importing, offset), (two, 'b', "", Some(4))], cluster_mode).await;
+    let times = [(0, 0), (4, 4_000), (6, 60_000), (8, 80_000), (10, 100_000)];
+    kept.log_with('a', 0..10, &times, Some(written)).await;
+    kept.log('b', 0..10, &times).await;
+    let past = kept.past().await;
+    (kept, past)
+}
+
+#[tokio::test]
+async fn a_moment_behind_a_move_that_nobody_saw_is_refused() {
+    let moment = async |past: &Past, ms: i64| resolve(past, &Aim::Moment(at(ms))).await;
+    for offset in [Some(4), None] {
+        let (_kept, past) = written_outside(8, "", offset, true).await;
+        for refused in [resolve(&past, &Aim::Latest).await, moment(&past, 100_000).await] {
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Gap);
+            assert!(
+                refused.to_string().starts_with("slots 7629 changed hands, or began to, after"),
+                "{refused}"
+            );
+            // Clocks may be two seconds apart.
+            let hint = "restore to 2023-11-14T22:14:38Z or earlier (--at 2023-11-14T22:14:38Z)";
+            assert_eq!(refused.advice(), Some(hint));
+        }
+        for ms in [78_000, 80_000] {
+            assert_eq!(moment(&past, ms).await.unwrap().at, Some(at(ms)));
+        }
+    }
+}
+
+#[tokio::test]
+async fn writes_that_show_no_move_are_none() {
+    let latest = async |(_kept, past): (Kept, Past)| resolve(&past, &Aim::Latest).await.unwrap().at;
+    let last = Some(at(100_000));
+    // Before the look the slot may have been the shard's own; it may be on its way; a server alone serves all.
+    assert_eq!(latest(written_outside(3, "", Some(4), true).await).await, last);
+    assert_eq!(latest(written_outside(3, "", None, true).await).await, last);
+    assert_eq!(latest(written_outside(8, "7629", Some(4), true).await).await, last);
+    assert_eq!(latest(written_outside(8, "", Some(4), false).await).await, last);
 }
