@@ -386,7 +386,8 @@ async fn store_packed(
 }
 
 /// Stores what a file holds as a segment; gives the segment's end, or nothing if the file holds no whole command. Where one of that name is there and
-/// is not whole, it is stored as smaller ones: nothing is overwritten, and these bytes are not to wait until somebody deletes it.
+/// is not whole, it is stored as two: nothing is overwritten, and these bytes are not to wait until somebody deletes it. Where one of the two is in
+/// the way as well, the store keeps halves of what it is given, and is not given more.
 async fn store_file(
     (repository, folder): (&Repository, &SpoolFolder),
     path: &Path,
@@ -399,6 +400,7 @@ async fn store_file(
     let header = &scanned.header;
     known.store(repository, header).await?;
     let mut open = vec![(scanned.beginning(), scanned.reached(end))];
+    let mut is_split = false;
     while let Some((from, to)) = open.pop() {
         let range = from.offset.saturating_add(1)..to.offset.saturating_add(1);
         let created = repository.create_segment_with(&header.cluster, &header.history, range.clone(), effort);
@@ -417,7 +419,9 @@ async fn store_file(
             Err(error) => Err(error),
         };
         if let Put::InTheWay(why) = outcome(repository, header, range, stored).await? {
-            let middle = split(path, (from, to)).await?.ok_or(why)?;
+            let middle = if is_split { None } else { split(path, (from, to)).await? };
+            let middle = middle.ok_or(why)?;
+            is_split = true;
             open.extend([(middle, to), (from, middle)]);
         }
     }

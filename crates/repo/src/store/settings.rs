@@ -59,12 +59,11 @@ pub(crate) fn of_environment(
     let own = text.filter(|(name, value)| is_own(name) && !value.trim().is_empty());
     let each = own.map(|(name, value)| {
         let lower = name.to_ascii_lowercase();
-        let settled = if !is_known(scheme, &lower) {
-            // Another program's.
-            Ok(value)
-        } else if ADDRESSES.contains(&lower.as_str()) {
+        // What the library does not know is another program's.
+        let is_free = || !is_known(scheme, &lower) || FREE_TEXT.iter().any(|end| lower.ends_with(end));
+        let settled = if ADDRESSES.contains(&lower.as_str()) {
             address(&value)
-        } else if FREE_TEXT.iter().any(|end| lower.ends_with(end)) {
+        } else if is_free() {
             Ok(value)
         } else {
             plain(&value)
