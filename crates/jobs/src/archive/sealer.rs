@@ -28,6 +28,8 @@ use super::spool::{ClosedFile, SpoolFolder};
 use crate::{Context, Error, ErrorKind, Result};
 
 const READ_BYTES: usize = 256 << 10;
+/// How often a piece is cut at the most because damaged objects have its names.
+const MOST_SPLITS: usize = 4;
 /// The pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -386,8 +388,8 @@ async fn store_packed(
 }
 
 /// Stores what a file holds as a segment; gives the segment's end, or nothing if the file holds no whole command. Where one of that name is there and
-/// is not whole, it is stored as two: nothing is overwritten, and these bytes are not to wait until somebody deletes it. Where one of the two is in
-/// the way as well, the store keeps halves of what it is given, and is not given more.
+/// is not whole, it is stored as smaller ones: nothing is overwritten, and these bytes are not to wait until somebody deletes it. A store that keeps half of
+/// whatever it is given is not given ever more.
 async fn store_file(
     (repository, folder): (&Repository, &SpoolFolder),
     path: &Path,
@@ -400,7 +402,7 @@ async fn store_file(
     let header = &scanned.header;
     known.store(repository, header).await?;
     let mut open = vec![(scanned.beginning(), scanned.reached(end))];
-    let mut is_split = false;
+    let mut splits = 0;
     while let Some((from, to)) = open.pop() {
         let range = from.offset.saturating_add(1)..to.offset.saturating_add(1);
         let created = repository.create_segment_with(&header.cluster, &header.history, range.clone(), effort);
@@ -419,9 +421,9 @@ async fn store_file(
             Err(error) => Err(error),
         };
         if let Put::InTheWay(why) = outcome(repository, header, range, stored).await? {
-            let middle = if is_split { None } else { split(path, (from, to)).await? };
+            let middle = if splits < MOST_SPLITS { split(path, (from, to)).await? } else { None };
             let middle = middle.ok_or(why)?;
-            is_split = true;
+            splits += 1;
             open.extend([(middle, to), (from, middle)]);
         }
     }

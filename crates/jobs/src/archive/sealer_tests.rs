@@ -205,17 +205,15 @@ async fn what_lies_damaged_under_a_name_is_sealed_under_others() {
     assert_eq!(raw, COMMAND.repeat(2));
     assert!(!path.exists());
     assert_eq!(bench.segments().await, [1, 1, 2 * length + 1]);
-    // A store that keeps halves is not given more and more of them.
+    // Half of it is damaged as well, and what one command takes alone can't be cut.
     damage(1..2 * length + 1).await;
     let file = bench.file_of(1, 4);
-    let error = bench.settle(&file, true).await.unwrap_err();
-    assert!(error.to_string().contains("delete that object by hand") && file.exists(), "{error}");
-    assert_eq!(bench.segments().await, [1, 1, 2 * length + 1]);
-    // What one command takes can't be cut at all.
-    let file = bench.file_of(4 * length + 1, 1);
     assert!(bench.settle(&file, true).await.unwrap());
-    damage(4 * length + 1..5 * length + 1).await;
-    let file = bench.file_of(4 * length + 1, 1);
+    assert_eq!(bench.segments().await, [1, 1, 1, length + 1, 2 * length + 1]);
+    for start in [0, length] {
+        damage(start + 1..start + length + 1).await;
+    }
+    let file = bench.file_of(1, 4);
     let error = bench.settle(&file, true).await.unwrap_err();
     assert!(error.to_string().contains("delete that object by hand") && file.exists(), "{error}");
 }
