@@ -42,6 +42,9 @@ pub struct Match {
     pub written: Option<Span>,
     /// The last place before it at which a restore can end: before the transaction that it is part of.
     pub before: Place,
+    /// Not after this; nothing if that is not known.
+    #[serde(skip)]
+    until_ms: Option<i64>,
     #[serde(skip)]
     time_ms: i64,
 }
@@ -180,7 +183,8 @@ impl Line<'_> {
                     low = middle + 1;
                 }
             }
-            self.done = low;
+            // What lies behind the last sample of the one before may have been written later.
+            self.done = low.saturating_sub(1);
         }
         self.look_ahead(direction).await
     }
@@ -218,11 +222,11 @@ impl Line<'_> {
         else {
             return Ok(());
         };
-        // One that was sealed at once may have no sample of its own: those around it tell.
-        let around = if self.past.record(entry).await?.times.samples().is_empty() {
-            Times::on(self.past, &self.path).written(part.start).await?
-        } else {
-            Written::default()
+        // Before the first and behind the last sample of its own, those of other segments tell.
+        let times = Times::on(self.past, &self.path);
+        let around = Written {
+            from_ms: times.written(part.start).await?.from_ms,
+            until_ms: times.written(part.end.saturating_sub(1)).await?.until_ms,
         };
         let mut found: Vec<Match> = Vec::new();
         let read = |bytes| add(&progress.raw_bytes, bytes);
@@ -232,7 +236,9 @@ impl Line<'_> {
             }
             let Some(matched) = self.matched(seen, around) else { return ControlFlow::Continue(()) };
             match direction {
-                Direction::Forth(after_ms) if matched.time_ms <= after_ms => ControlFlow::Continue(()),
+                Direction::Forth(after_ms) if matched.until_ms.is_some_and(|until| until <= after_ms) => {
+                    ControlFlow::Continue(())
+                }
                 Direction::Forth(_) => {
                     found.push(matched);
                     ControlFlow::Break(())
@@ -267,6 +273,7 @@ impl Line<'_> {
             offset,
             written: Span::of(Written { from_ms, until_ms }),
             before,
+            until_ms,
             time_ms: until_ms.or(from_ms).unwrap_or(self.next_ms),
         })
     }

@@ -440,6 +440,32 @@ async fn a_command_in_a_segment_without_samples_is_dated_by_those_before() {
     assert_eq!(found.matches.len(), 1);
 }
 
+/// As where a command came between the last sample of its segment and the cut.
+#[tokio::test]
+async fn a_command_behind_the_last_sample_of_its_segment_is_dated_by_the_next_one() {
+    let mut kept = Kept::new().await;
+    kept.history('a', None, 0).await;
+    kept.look(0, &[("0-16383", 'a')]).await;
+    kept.backup(&[("0-16383", 'a', 0)]).await;
+    kept.log('a', 0..3, &[(0, 0), (2, 20_000)]).await;
+    kept.log('a', 3..6, &[(3, 30_000), (5, 50_000)]).await;
+    kept.log('a', 6..9, &[(6, 160_000), (9, 190_000)]).await;
+    let past = kept.past().await;
+    let pattern = Pattern::parse("DEL").unwrap();
+    let search = async |after| {
+        let progress = ShardProgress::new("searching".to_owned());
+        let found = find(&context(), &past, &pattern, Some(at(after)), &progress).await.unwrap();
+        (found.moment_ms - EPOCH_MS, found.matches[0].before.offset)
+    };
+    // The third command was written between the samples of 20 s and of 30 s.
+    assert_eq!(search(20_000).await, (30_000, behind(2)));
+    assert_eq!(search(25_000).await, (30_000, behind(2)));
+    assert_eq!(search(30_000).await, (50_000, behind(3)));
+    // The sixth one only after 50 s.
+    assert_eq!(search(50_000).await, (160_000, behind(5)));
+    assert_eq!(search(159_000).await, (160_000, behind(5)));
+}
+
 #[tokio::test]
 async fn a_cluster_without_slots_has_no_moments() {
     let mut kept = Kept::new().await;
