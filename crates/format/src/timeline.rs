@@ -28,6 +28,12 @@ impl TimeSample {
             && self.until_ms >= earlier.until_ms
             && self.until_ms >= self.from_ms
     }
+
+    /// Whether both can't be right: this one shows more bytes, and was certainly taken before `earlier`. Samples that two readers took of one
+    /// stream need not follow each other.
+    pub const fn contradicts(&self, earlier: &Self) -> bool {
+        self.offset > earlier.offset && self.until_ms < earlier.from_ms
+    }
 }
 
 /// Samples in order.
@@ -133,6 +139,21 @@ mod tests {
         assert_eq!(timeline.last_by(301).unwrap().offset, 50);
         assert_eq!(timeline.first_from(201).unwrap().offset, 50);
         assert_eq!(timeline.first_from(301), None);
+    }
+
+    #[test]
+    fn samples_of_two_readers_contradict_each_other_only_if_both_can_not_be_right() {
+        let sample = |(from_ms, until_ms, offset)| TimeSample { from_ms, until_ms, offset };
+        let earlier = sample((100, 103, 50));
+        for (later, contradicts) in [
+            ((99, 99, 51), true),
+            // Taken before, of a server that was silent meanwhile.
+            ((60, 61, 50), false),
+            ((98, 101, 51), false),
+            ((104, 105, 60), false),
+        ] {
+            assert_eq!(sample(later).contradicts(&earlier), contradicts, "{later:?}");
+        }
     }
 
     #[test]

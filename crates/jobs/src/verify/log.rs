@@ -186,7 +186,7 @@ pub(super) fn seam(before: &Summary, after: &Summary) -> Vec<VerifyFinding> {
         });
     }
     if let (Some(earlier), Some(later)) = (before.last_sample, after.first_sample)
-        && !later.follows(&earlier)
+        && later.contradicts(&earlier)
     {
         let what = format!("its times begin before those of {} end", before.path);
         let advice = "a server's clock was set back: moments around it can't be told apart";
