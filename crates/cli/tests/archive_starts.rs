@@ -59,6 +59,20 @@ fn of_history(repo: &Path, history: &str, part: &str) -> Vec<PathBuf> {
     all.filter(|name| name.contains(history) && name.contains(part)).map(|name| repo.join(name)).collect()
 }
 
+/// The file that the next segment will be, of what waits in the spool, and what will be in it: as it comes out in a copy of everything.
+fn next_segment(cluster: &Cluster, folder: &Path) -> (PathBuf, Vec<u8>) {
+    let twin = tempfile::tempdir().unwrap();
+    copy(folder, twin.path());
+    let before = of_history(&twin.path().join("repo"), "", "/log/");
+    let agent = Agent::start(cluster, twin.path(), &[]);
+    agent.wait_following();
+    agent.stop();
+    let mut sealed = of_history(&twin.path().join("repo"), "", "/log/");
+    sealed.retain(|path| !before.contains(path));
+    let bytes = fs::read(&sealed[0]).unwrap();
+    (folder.join(sealed[0].strip_prefix(twin.path()).unwrap()), bytes)
+}
+
 fn truncate(path: &Path) {
     let bytes = fs::read(path).unwrap();
     fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
@@ -140,17 +154,8 @@ fn what_a_damaged_end_held_is_taken_from_the_server_and_from_the_spool_once_more
     let (gaps, bases) = (agent.notices("gap"), agent.notices("base"));
     assert!(gaps.is_empty() && bases.is_empty(), "{gaps:?} {bases:?}");
     agent.kill();
-    // What its segment will be called, from a copy of everything.
-    let twin = tempfile::tempdir().unwrap();
-    copy(folder.path(), twin.path());
-    let before = of_history(&twin.path().join("repo"), "", "/log/");
-    let agent = Agent::start(&cluster, twin.path(), &[]);
-    agent.wait_following();
-    agent.stop();
-    let mut sealed = of_history(&twin.path().join("repo"), "", "/log/");
-    sealed.retain(|path| !before.contains(path));
-    let half = folder.path().join(sealed[0].strip_prefix(twin.path()).unwrap());
-    fs::copy(&sealed[0], &half).unwrap();
+    let (half, bytes) = next_segment(&cluster, folder.path());
+    fs::write(&half, bytes).unwrap();
     truncate(&half);
 
     write(&cluster, 30, 100);
@@ -188,19 +193,8 @@ fn shards_are_followed_from_the_end_of_what_an_earlier_run_could_not_seal() {
     wait_durable(&agent, offset(&cluster, 0));
     agent.kill();
 
-    // What its segment will be called, from a copy of everything.
-    let twin = tempfile::tempdir().unwrap();
-    copy(folder.path(), twin.path());
-    let before = of_history(&twin.path().join("repo"), "", "/log/");
-    let agent = Agent::start(&cluster, twin.path(), &[]);
-    agent.wait_following();
-    agent.stop();
-    let mut sealed = of_history(&twin.path().join("repo"), "", "/log/");
-    sealed.retain(|path| !before.contains(path));
-    let name = sealed[0].strip_prefix(twin.path()).unwrap();
-
-    // A folder is in its way, which no listing shows.
-    let in_the_way = folder.path().join(name);
+    // A folder is in the way of its segment, which no listing shows.
+    let (in_the_way, _) = next_segment(&cluster, folder.path());
     fs::create_dir_all(&in_the_way).unwrap();
     for last_run in [false, true] {
         let agent = Agent::start(&cluster, folder.path(), &["--lease-time", "5s"]);

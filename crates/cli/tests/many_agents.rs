@@ -252,7 +252,6 @@ fn die_and_freeze(shards: usize, bucket: Option<&S3Server>) {
     assert_eq!(diff.code, 0, "{}\n{}", diff.stdout, diff.stderr);
 }
 
-/// What is copied with a spool folder is who the agent is.
 /// Between the death of the agent that led and the moment when another one leads, slots change hands: who takes the lead over has seen until when they
 /// had not.
 #[test]
@@ -292,6 +291,7 @@ fn slots_that_move_while_no_agent_leads_are_known_to_who_leads_next() {
     second.stop();
 }
 
+/// What is copied with a spool folder is who the agent is.
 #[test]
 fn a_second_process_that_is_the_same_agent_ends_the_first() {
     let cluster = cluster(1);
