@@ -42,7 +42,11 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &RestoreA
     let wanted = arguments.aim.resolve(output, &context, &repository, &name);
     let wanted = session.unless_stopped(Box::pin(wanted)).await?;
     if !arguments.aim.is_given() {
-        wanted.warn_of_more(output, &repository, &name).await;
+        let told = async {
+            wanted.warn_of_more(output, &repository, &name).await;
+            Ok(())
+        };
+        session.unless_stopped(Box::pin(told)).await?;
     }
     match &arguments.files.to_dir {
         Some(folder) => files::run(session, output, arguments, &repository, &wanted, folder).await,
