@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use slotkeep_jobs::net::{AddressMap, Connector, ConnectorOptions, TlsOptions};
 use slotkeep_jobs::ports::{SystemClock, SystemRng, random_hex};
-use slotkeep_jobs::{Context, Error, ErrorKind, Result};
+use slotkeep_jobs::{Context, Error, ErrorKind, Result, unless_stopped};
 use slotkeep_model::NodeAddr;
 use slotkeep_repo::layout::is_cluster_name;
 use slotkeep_repo::{Location, OpenOptions, RateLimit, Recipients, Repository, StopPoint};
@@ -246,11 +246,11 @@ impl Session {
     }
 
     /// What `work` gives, or that the user has stopped it: for work that may be broken off anywhere, as looking at a store that may not answer.
-    pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::select! {
-            outcome = work => outcome,
-            () = self.stop.cancelled() => Err(Error::interrupted()),
-        }
+    pub(crate) fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T>>,
+    ) -> impl Future<Output = Result<T>> {
+        unless_stopped(&self.stop, work)
     }
 
     /// Cancelled when the user wants to stop.

@@ -40,6 +40,7 @@ pub mod settings;
 pub mod source;
 pub mod stock_server;
 mod value;
+mod verifications;
 pub mod verify;
 mod work_folder;
 
@@ -47,6 +48,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use object_kind::ObjectKind;
 pub use value::{quoted, unescaped};
 pub use work_folder::WorkFolder;
+
+use tokio_util::sync::CancellationToken;
 
 /// What every job needs: the clock, randomness and the way to the nodes.
 #[derive(Clone)]
@@ -59,7 +62,7 @@ pub struct Context {
     pub connector: std::sync::Arc<net::Connector>,
     /// Cancelled when the user wants to stop: jobs then leave everything as whole as it was and return
     /// [`ErrorKind::Interrupted`].
-    pub stop: tokio_util::sync::CancellationToken,
+    pub stop: CancellationToken,
 }
 
 impl Context {
@@ -72,10 +75,18 @@ impl Context {
     }
 
     /// What `work` gives, or [`ErrorKind::Interrupted`] if the user stops first; then `work` is cancelled.
-    pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::select! {
-            outcome = work => outcome,
-            () = self.stop.cancelled() => Err(Error::interrupted()),
-        }
+    pub(crate) fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T>>,
+    ) -> impl Future<Output = Result<T>> {
+        unless_stopped(&self.stop, work)
+    }
+}
+
+/// What `work` gives, or [`ErrorKind::Interrupted`] if `stop` is cancelled first; then `work` is cancelled.
+pub async fn unless_stopped<T>(stop: &CancellationToken, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        outcome = work => outcome,
+        () = stop.cancelled() => Err(Error::interrupted()),
     }
 }

@@ -137,6 +137,23 @@ impl RepoError {
     }
 }
 
+impl Problem {
+    /// Whether an object is there and can't be gone by: it is damaged, or not of those who write here.
+    pub const fn is_spoiled(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::Untrusted(_))
+    }
+
+    /// Whether an object is there and tells nothing: it is spoiled, or of a newer format.
+    pub const fn tells_nothing(&self) -> bool {
+        self.is_spoiled() || matches!(self, Self::Newer(_))
+    }
+
+    /// Whether an object tells nothing, or is not there any more.
+    pub const fn is_unusable(&self) -> bool {
+        self.tells_nothing() || matches!(self, Self::Missing)
+    }
+}
+
 impl From<object_store::Error> for Problem {
     fn from(error: object_store::Error) -> Self {
         use object_store::Error as E;

@@ -83,7 +83,7 @@ impl Repository {
     pub async fn newest_topology(&self, cluster: &str) -> Result<Option<TopologyRecord>, RepoError> {
         let Some(newest) = self.topology_paths(cluster).await?.into_iter().max() else { return Ok(None) };
         match self.topology_at(cluster, &newest).await {
-            Err(RepoError { problem, .. }) if tells_nothing(&problem) => Ok(None),
+            Err(error) if error.problem.is_unusable() => Ok(None),
             read => read.map(Some),
         }
     }
@@ -169,8 +169,4 @@ impl Repository {
         let bytes = self.get_json(path).await?;
         parse(&bytes).map_err(|error| failed(error.into()))
     }
-}
-
-const fn tells_nothing(problem: &Problem) -> bool {
-    matches!(problem, Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Newer(_) | Problem::Missing)
 }

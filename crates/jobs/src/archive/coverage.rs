@@ -8,7 +8,6 @@ use slotkeep_model::ReplId;
 use slotkeep_repo::Repository;
 
 use super::held::contiguous;
-use crate::log::origins::says_nothing;
 use crate::{Error, Result};
 
 /// Histories in a row are no more than this.
@@ -70,7 +69,7 @@ impl Coverage {
         }
         let record = match self.repository.history(&self.cluster, history).await {
             // Only what runs with it in mind knows the way, and whoever restores does not.
-            Err(error) if says_nothing(&error.problem) => {
+            Err(error) if error.problem.tells_nothing() => {
                 let words = error.to_string();
                 return Err(Error::new(Error::from(error).kind(), words).hint(BROKEN_ADVICE));
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use slotkeep_format::manifest::{BaseRecord, ShardRecord, sort_newest_first};
 use slotkeep_format::{Manifest, Parent};
 use slotkeep_model::{ReplId, ReplOffset, SlotSet};
-use slotkeep_repo::{Problem, RepoError, Repository, SegmentEntry};
+use slotkeep_repo::{RepoError, Repository, SegmentEntry};
 use slotkeep_wire::info::Replication;
 use slotkeep_wire::stream::{Splitter, StreamStart};
 
@@ -73,7 +73,7 @@ impl Holdings {
                         parents.insert(history, parent);
                     }
                 }
-                Err(error) if is_spoiled(&error) => {
+                Err(error) if error.problem.is_spoiled() => {
                     unreadable.insert(history, error.to_string());
                 }
                 Err(error) => return Err(error.into()),
@@ -277,12 +277,12 @@ impl Holdings {
         let Some(last) = self.last_segment(history, offset).await? else { return Ok(Ok(None)) };
         let mut read = selected_behind(&self.repository, &last).await;
         // One bad answer is not to cost what the segment holds.
-        if read.as_ref().is_err_and(is_spoiled) {
+        if read.as_ref().is_err_and(|error| error.problem.is_spoiled()) {
             read = selected_behind(&self.repository, &last).await;
         }
         match read {
             Ok(database) => Ok(Ok(database)),
-            Err(error) if is_spoiled(&error) => Ok(Err((last, error.to_string()))),
+            Err(error) if error.problem.is_spoiled() => Ok(Err((last, error.to_string()))),
             Err(error) => Err(error.into()),
         }
     }
@@ -303,11 +303,6 @@ impl Holdings {
         }
         Ok(None)
     }
-}
-
-/// Whether an object is there and says nothing that can be gone by.
-pub(crate) const fn is_spoiled(error: &RepoError) -> bool {
-    matches!(error.problem, Problem::Damaged(_) | Problem::Untrusted(_))
 }
 
 /// The database that is selected behind a segment, if it is known.

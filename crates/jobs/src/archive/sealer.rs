@@ -19,7 +19,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::held::{contiguous, is_spoiled};
+use super::held::contiguous;
 use super::line::LineState;
 use super::pack::Packed;
 use super::scan::{scan_file, split, unreadable};
@@ -264,7 +264,9 @@ async fn is_held(
             Some(is_whole) => is_whole,
             None => match read_whole(repository, &segment).await {
                 Ok(()) => true,
-                Err(error) if is_spoiled(&error) || matches!(error.problem, Problem::Missing) => false,
+                Err(error) if error.problem.is_spoiled() || matches!(error.problem, Problem::Missing) => {
+                    false
+                }
                 Err(error) => return Err(error.into()),
             },
         };
@@ -314,7 +316,7 @@ async fn outcome<T>(
     match read_whole(repository, there).await {
         Ok(()) => Ok(Put::Stored),
         // In the words themselves: a running archive tells no hints.
-        Err(error) if is_spoiled(&error) => Ok(Put::InTheWay(Error::new(
+        Err(error) if error.problem.is_spoiled() => Ok(Put::InTheWay(Error::new(
             ErrorKind::Corrupt,
             format!(
                 "{error}; what it is to hold stays in the spool: delete that object by hand, and it is written anew, as nothing is ever overwritten"

@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use futures::{StreamExt, TryStreamExt};
-use slotkeep_format::{Proofs, Severity, VerifyRecord};
-use slotkeep_repo::{Area, Problem, RepoError, Repository, SegmentEntry, StoredObject};
+use slotkeep_format::Severity;
+use slotkeep_repo::{Area, RepoError, Repository, SegmentEntry, StoredObject};
 
 use crate::Result;
+use crate::verifications::{Word, record_id, word};
 
 /// How many records are read at a time.
 const READS_IN_FLIGHT: usize = 4;
@@ -91,7 +92,10 @@ impl Overlaps {
         files.retain(|file| file.modified_ms >= oldest_ms);
         files.sort_by_key(|file| (Reverse(file.modified_ms), record_id(&file.path).is_none()));
         let mut reads = futures::stream::iter(files)
-            .map(async |file| Ok::<_, RepoError>((file.modified_ms, word(repository, cluster, &file).await?)))
+            .map(async |file| match word(repository, cluster, &file).await {
+                Err(error) if error.problem.is_unusable() => Ok((file.modified_ms, Word::Nothing)),
+                word => Ok::<_, RepoError>((file.modified_ms, word?)),
+            })
             .buffered(READS_IN_FLIGHT);
         while self.covers > 0
             && let Some((at_ms, word)) = reads.try_next().await?
@@ -134,34 +138,6 @@ impl Overlaps {
             }
             Word::Nothing => {}
         }
-    }
-}
-
-/// What a file in the folder of verifications says.
-enum Word {
-    Proofs(Proofs),
-    Record(Box<VerifyRecord>),
-    Nothing,
-}
-
-/// The id of a verification, if the path is that of its record.
-pub(crate) fn record_id(path: &str) -> Option<&str> {
-    let mut parts = path.rsplit('/');
-    let id = parts.next()?.strip_suffix(".json")?;
-    (parts.next() == Some("verify") && parts.count() == 1).then_some(id)
-}
-
-async fn word(repository: &Repository, cluster: &str, file: &StoredObject) -> Result<Word, RepoError> {
-    let read = match record_id(&file.path) {
-        Some(id) => repository.verification(cluster, id).await.map(|record| Word::Record(Box::new(record))),
-        None => repository.proofs(file).await.map(|proofs| proofs.map_or(Word::Nothing, Word::Proofs)),
-    };
-    match read {
-        Err(RepoError {
-            problem: Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Newer(_) | Problem::Missing,
-            ..
-        }) => Ok(Word::Nothing),
-        read => read,
     }
 }
 

@@ -107,11 +107,6 @@ impl Past {
     }
 }
 
-/// Whether an object is there and says nothing that can be gone by.
-pub(crate) const fn says_nothing(problem: &Problem) -> bool {
-    matches!(problem, Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Newer(_))
-}
-
 /// The failure, with what to do next.
 fn unread(error: &RepoError) -> Error {
     let (kind, hint) = match error.problem {

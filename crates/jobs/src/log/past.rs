@@ -10,12 +10,11 @@ use slotkeep_format::lease::PRESENCE_PREFIX;
 use slotkeep_format::manifest::{BackupKind, FORMAT_VERSION, ShardRecord};
 use slotkeep_format::{HistoryRecord, Manifest, SegmentRecord, TopologyRecord};
 use slotkeep_model::{ReplId, SlotSet};
-use slotkeep_repo::{Listing, Problem, RepoError, Repository, SegmentEntry, UnreadableBackup, layout};
+use slotkeep_repo::{Listing, RepoError, Repository, SegmentEntry, UnreadableBackup, layout};
 
 use super::chain::{BasePlace, Chain, Path, Piece, Place};
 use super::cover::{Overlaps, named};
 use super::files::{self, FileLines};
-use super::origins::says_nothing;
 use crate::backup::how_read;
 use crate::{Error, ErrorKind, Result};
 
@@ -113,7 +112,7 @@ impl Past {
         let read: Vec<_> = futures::stream::iter(known)
             .map(async |history| {
                 let record = match repository.history(cluster, &history).await {
-                    Err(error) if says_nothing(&error.problem) => Err(error),
+                    Err(error) if error.problem.tells_nothing() => Err(error),
                     known => Ok(known?),
                 };
                 let segments = repository.segments(cluster, &history).await?;
@@ -374,7 +373,7 @@ async fn told(repository: &Repository, cluster: &str) -> Result<Vec<ShardRecord>
         }
         let record = match repository.lease_record(cluster, &name, number).await {
             Ok(record) => record,
-            Err(error) if is_unusable(&error.problem) => {
+            Err(error) if error.problem.is_unusable() => {
                 tracing::warn!(%error, "what an agent has said can't be read");
                 None
             }
@@ -384,8 +383,4 @@ async fn told(repository: &Repository, cluster: &str) -> Result<Vec<ShardRecord>
         told.extend(base.map(|base| base.record));
     }
     Ok(told)
-}
-
-const fn is_unusable(problem: &Problem) -> bool {
-    matches!(problem, Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Newer(_) | Problem::Missing)
 }

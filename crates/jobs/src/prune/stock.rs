@@ -167,13 +167,11 @@ impl Stock {
 
     /// Notes what is wrong with an object; an error only if the store does not answer.
     fn remark(&mut self, error: RepoError) -> Result<()> {
-        match error.problem {
-            Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Newer(_) | Problem::Missing => {
-                self.remarks.push(error.to_string());
-                Ok(())
-            }
-            _ => Err(error.into()),
+        if !error.problem.is_unusable() {
+            return Err(error.into());
         }
+        self.remarks.push(error.to_string());
+        Ok(())
     }
 
     /// The paths of all objects.

@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, HashMap};
 use futures::StreamExt;
 use jiff::Timestamp;
 use slotkeep_format::verify::VERIFY_VERSION;
-use slotkeep_format::{Depth, Proof, Proofs, Severity, VerifyFinding, VerifyRecord};
+use slotkeep_format::{Depth, Proof, Proofs, Severity, VerifyFinding};
 use slotkeep_repo::{Area, Problem, RepoError, Repository, StoredObject};
 
 use super::findings::{finding, of_object};
 use crate::Result;
-use crate::log::cover::record_id;
+use crate::verifications::{Word, record_id, word};
 
 /// How many files are read at a time.
 const READS_IN_FLIGHT: usize = 4;
@@ -133,28 +133,6 @@ impl Known {
         let unchanged = (known.stored_bytes, known.modified_ms) == (object.bytes, object.modified_ms)
             && blake3.is_none_or(|blake3| known.blake3_start == start_of(blake3));
         (unchanged && known.depth >= depth).then_some(known.at)
-    }
-}
-
-/// What a file in the folder of verifications says.
-enum Word {
-    Proofs(Proofs),
-    Record(Box<VerifyRecord>),
-    Nothing,
-}
-
-/// A record that can't be read says nothing.
-async fn word(repository: &Repository, cluster: &str, file: &StoredObject) -> Result<Word, RepoError> {
-    let Some(id) = record_id(&file.path) else {
-        return Ok(repository.proofs(file).await?.map_or(Word::Nothing, Word::Proofs));
-    };
-    match repository.verification(cluster, id).await {
-        Ok(record) => Ok(Word::Record(Box::new(record))),
-        Err(RepoError {
-            problem: Problem::Damaged(_) | Problem::Untrusted(_) | Problem::Newer(_) | Problem::Missing,
-            ..
-        }) => Ok(Word::Nothing),
-        Err(error) => Err(error),
     }
 }
 

@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use slotkeep_format::Proofs;
 use slotkeep_format::verify::VERIFY_VERSION;
 use slotkeep_format::{Depth, Proof};
 use slotkeep_model::ReplId;
