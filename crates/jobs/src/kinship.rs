@@ -89,7 +89,7 @@ pub(crate) fn judge(
     if !known.shares_nothing_with(discovery) {
         return None;
     }
-    let (seen_at, shards) = (known.seen_at, known.shards);
+    let (seen_at, shards) = (known.seen_at.strftime("%Y-%m-%dT%H:%M:%SZ"), known.shards);
     let of = if shards == 1 { "1 shard".to_owned() } else { format!("{shards} shards") };
     let at = known.at.as_ref().map(|at| format!(" at {at}")).unwrap_or_default();
     let found = discovery.topology().shards.first().map_or(&discovery.answered, |shard| &shard.primary.addr);
