@@ -589,28 +589,6 @@ async fn a_half_key_file_keeps_nobody_out_whom_another_lets_in() {
 }
 
 #[tokio::test]
-async fn two_who_change_the_readers_at_once_are_told_of_each_other() {
-    let world = World::new().await;
-    let [one, two] = [
-        world.read_as("laptop", &world.reader).await.unwrap(),
-        world.read_as("desk", &world.reader).await.unwrap(),
-    ];
-    let (mut by_key, mut by_passphrase) = (Recipients::default(), Recipients::default());
-    by_key.add_key(&Identity::generate().to_public().to_string()).unwrap();
-    by_passphrase.set_passphrase("correct horse".to_owned());
-    // Both look for older files before either writes.
-    let (one, two) = futures::join!(one.rekey(&by_key), two.rekey(&by_passphrase));
-    let told = [one.unwrap(), two.unwrap()].concat();
-    let left: Vec<String> = files(&world.path())
-        .iter()
-        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
-        .filter(|name| name.starts_with("slotkeep-key-"))
-        .collect();
-    assert_eq!(left.len(), 2, "{left:?}");
-    assert!(!told.is_empty() && told.iter().all(|name| left.contains(name)), "{told:?} of {left:?}");
-}
-
-#[tokio::test]
 async fn a_key_file_with_other_keys_is_refused() {
     let world = World::new().await;
     let forger = World { reader: world.reader.clone(), ..World::new().await };

@@ -14,6 +14,7 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
+use tokio::sync::Barrier;
 
 /// What happens to an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(crate) struct Faults {
     late: Mutex<Vec<(Path, PutPayload, PutOptions)>>,
     /// What somebody else puts just when a manifest has been put.
     pub(crate) meanwhile: Mutex<Option<(Path, Vec<u8>)>>,
+    /// Each of the next listings of a folder answers when so many at once can: one of these for each.
+    pub(crate) listings_meet: Mutex<Vec<Arc<Barrier>>>,
 }
 
 /// A fate other than success.
@@ -225,7 +228,12 @@ impl ObjectStore for Faulty {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.meet(self.inner.list_with_delimiter(prefix)).await
+        let listed = self.meet(self.inner.list_with_delimiter(prefix)).await;
+        let others = self.faults.listings_meet.lock().unwrap().pop();
+        if let Some(others) = others {
+            others.wait().await;
+        }
+        listed
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use object_store::ObjectStoreExt;
 use slotkeep_format::lease::Holder;
-use slotkeep_repo::{OpenOptions, Problem, RateLimit, RepoError, Repository, Standing};
+use slotkeep_repo::{OpenOptions, Problem, RateLimit, Recipients, RepoError, Repository, Standing};
+use tokio::sync::Barrier;
 
 use crate::faults::{FateOnce, Faulty};
 use crate::folder;
@@ -210,6 +211,31 @@ async fn another_writers_object_is_not_taken_for_ours() {
         let kept = store.get(&path).await.unwrap().bytes().await.unwrap();
         assert_eq!(&kept[..], b"theirs");
     }
+}
+
+#[tokio::test]
+async fn two_who_change_the_readers_at_once_are_told_of_each_other() {
+    let (_folder, store) = folder();
+    let faulty = Faulty::new(Arc::clone(&store));
+    let place = Place::new(Arc::new(faulty.clone()), Protection::Encrypted);
+    let (one, two) = (place.init().await.unwrap(), place.open().await.unwrap());
+    let (mut by_key, mut by_passphrase) = (Recipients::default(), Recipients::default());
+    by_key.add_key(&place.identity.to_public().to_string()).unwrap();
+    by_passphrase.set_passphrase("correct horse".to_owned());
+    // Both have looked for older files before either writes.
+    let looks = Arc::new(Barrier::new(2));
+    *faulty.faults.listings_meet.lock().unwrap() = vec![Arc::clone(&looks), looks];
+    let (one, two) = futures::join!(one.rekey(&by_key), two.rekey(&by_passphrase));
+    assert!(faulty.faults.listings_meet.lock().unwrap().is_empty());
+    let mut told = [one.unwrap(), two.unwrap()].concat();
+    told.sort();
+    told.dedup();
+    let files = store.list_with_delimiter(None).await.unwrap().objects;
+    let left = files.into_iter().map(|file| file.location.to_string());
+    let mut left: Vec<String> = left.filter(|name| name.starts_with("slotkeep-key-")).collect();
+    left.sort();
+    assert_eq!(left, ["slotkeep-key-0002-passphrase.age", "slotkeep-key-0002-recipients.age"]);
+    assert!(!told.is_empty() && told.iter().all(|name| left.contains(name)), "{told:?}");
 }
 
 #[tokio::test]
