@@ -3,10 +3,10 @@
 use std::fs;
 
 use slotkeep_format::frames::FRAME_RAW_BYTES;
-use slotkeep_format::manifest::{BaseRecord, Manifest, ObjectRecord};
+use slotkeep_format::lease::Holder;
+use slotkeep_format::manifest::{BaseRecord, Manifest, ObjectRecord, ShardCut};
 use slotkeep_format::{Depth, FrameWriter, Severity, VerifyRecord, decode_digest, encode_digest};
-use slotkeep_jobs::verify::VerifyOptions;
-use slotkeep_model::ReplId;
+use slotkeep_model::{ReplId, SlotSet};
 
 use crate::harness::{Bench, RUNTIME, command, commands_of, meta, options, piece, write_segment};
 
@@ -273,48 +273,69 @@ fn segments_whose_bytes_or_records_are_wrong() {
     assert_eq!(commands_of(6), 24);
 }
 
-#[test]
-fn a_gap_with_a_new_base_behind_it_is_a_warning() {
-    let bench = Bench::new();
+/// A listed backup whose third shard has its base at that offset of a history, and its cut behind so many bytes more.
+fn backup_at(bench: &Bench, id: &str, history: &ReplId, (offset, cut_bytes): (u64, u64)) {
     let mut manifest = bench.latest();
-    let base = &mut manifest.shards[2];
-    // The base of a history of its own, with log before and behind a gap.
-    let history: ReplId = "9".repeat(40).parse().unwrap();
-    let write = async {
-        let repository = bench.open_async().await;
-        let parent = None;
-        let record = slotkeep_format::HistoryRecord {
-            format_version: slotkeep_format::lineage::HISTORY_VERSION,
-            history: history.clone(),
-            parent,
-            slots: base.slots.clone(),
-            source: base.source.clone(),
-            first_seen_at: jiff::Timestamp::UNIX_EPOCH,
-        };
-        repository.put_history("main", &record).await.unwrap();
-        write_segment(&repository, &history, 100, 0).await;
-        write_segment(&repository, &history, 5000, 1).await;
-    };
-    RUNTIME.block_on(write);
-    (base.history, base.offset, base.cut) = (history.clone(), 4999, None);
-    for object in [&mut base.base.rdb, base.base.index.as_mut().unwrap(), base.base.digest.as_mut().unwrap()]
-    {
+    let shard = &mut manifest.shards[2];
+    (shard.history, shard.offset) = (history.clone(), offset);
+    shard.cut = (cut_bytes > 0).then(|| ShardCut { history: history.clone(), offset: offset + cut_bytes });
+    let base = &mut shard.base;
+    for object in [&mut base.rdb, base.index.as_mut().unwrap(), base.digest.as_mut().unwrap()] {
         let name = object.path.rsplit('/').next().unwrap().to_owned();
-        let path = format!("main/history/{history}/base/00000000000000004999-x/{name}");
+        let path = format!("main/history/{history}/base/{offset:020}-{id}/{name}");
         fs::create_dir_all(bench.object(&path).parent().unwrap()).unwrap();
         fs::copy(bench.object(&object.path), bench.object(&path)).unwrap();
         object.path = path;
     }
-    manifest.id = "20991125T000000.000Z-0004".to_owned();
-    let path = bench.object(&format!("main/backups/{}.json", manifest.id));
+    manifest.id = id.to_owned();
+    let path = bench.object(&format!("main/backups/{id}.json"));
     fs::write(path, manifest.render().unwrap()).unwrap();
-    let record = bench.verify(&VerifyOptions { again: true, ..options(Depth::Structure) }).unwrap();
-    let found: Vec<_> =
-        record.findings.iter().map(|one| (one.severity, one.check.as_str(), one.offset)).collect();
-    assert_eq!(
-        found,
-        [(Severity::Warning, "log", Some(100 + piece(0).len() as u64))],
-        "{:#?}",
-        record.findings
-    );
+}
+
+#[test]
+fn a_gap_before_a_base_is_a_warning_where_an_archive_should_have_kept_it() {
+    let starts = [(1, 100), (2, 5000), (3, 9000)];
+    let log_bytes = piece(1).len() as u64;
+    // Whether an archive was there, and whether the log before the gap is what a backup followed up to its cut.
+    for (archived, cut_bytes, severity) in [
+        (true, 0, Severity::Warning),
+        (true, command(&["SET", "key:0", "1"]).len() as u64, Severity::Note),
+        (true, log_bytes, Severity::Note),
+        (false, 0, Severity::Note),
+    ] {
+        let bench = Bench::new();
+        let history: ReplId = "9".repeat(40).parse().unwrap();
+        let write = async {
+            let repository = bench.open_async().await;
+            let record = slotkeep_format::HistoryRecord {
+                format_version: slotkeep_format::lineage::HISTORY_VERSION,
+                history: history.clone(),
+                parent: None,
+                slots: SlotSet::full(),
+                source: "127.0.0.1:7000".parse().unwrap(),
+                first_seen_at: jiff::Timestamp::UNIX_EPOCH,
+            };
+            repository.put_history("main", &record).await.unwrap();
+            for (number, start) in starts {
+                write_segment(&repository, &history, start, number).await;
+            }
+            if archived {
+                let holder = Holder { process: "1".to_owned(), agent: None, duration_ms: 10_000 };
+                repository.presence("main", "a", holder).step(&|| 0).await.unwrap();
+            }
+        };
+        RUNTIME.block_on(write);
+        for (number, start) in starts {
+            backup_at(&bench, &format!("20991125T000000.000Z-000{number}"), &history, (start - 1, cut_bytes));
+        }
+        let record = bench.again(Depth::Structure);
+        let found: Vec<_> =
+            record.findings.iter().map(|one| (one.severity, one.check.as_str(), one.offset)).collect();
+        let gaps = [100, 5000].map(|start: u64| start + log_bytes);
+        // Warnings tell every gap, a note all of them.
+        let gaps = if severity == Severity::Warning { &gaps[..] } else { &gaps[1..] };
+        let wanted: Vec<_> = gaps.iter().map(|start| (severity, "log", Some(*start))).collect();
+        assert_eq!(found, wanted, "{archived} {cut_bytes}: {:#?}", record.findings);
+        assert!(record.backups.iter().all(|backup| backup.worst <= severity));
+    }
 }

@@ -78,6 +78,8 @@ pub(super) struct Inventory {
     pub(super) findings: Vec<VerifyFinding>,
     /// What was given up on purpose.
     pub(super) pruned: Pruned,
+    /// Whether an archive has ever kept the cluster's log here.
+    pub(super) archived: bool,
     /// Fingerprints of the paths of all objects that were listed.
     pub(super) present: HashSet<u128>,
     by_path: BTreeMap<String, usize>,
@@ -98,6 +100,7 @@ impl Inventory {
             inventory.history(repository, cluster, &history).await?;
         }
         inventory.missing_objects();
+        inventory.archived = !repository.leases(cluster).await?.is_empty();
         // Last: what is given up is written down before it is deleted.
         inventory.pruned = repository.pruned(cluster).await?;
         Ok(inventory)

@@ -123,9 +123,13 @@ impl Run<'_> {
     fn holes(&mut self, inventory: &Inventory, held: &BTreeMap<ReplId, Held>) {
         for (id, history) in &inventory.histories {
             let Some(held) = held.get(id) else { continue };
-            let given_up = inventory.pruned.log_of(&self.options.cluster, id);
-            let bases = base_offsets(inventory, id, history);
-            self.findings.extend(holes_of(id, history, held, (&bases, &given_up)));
+            let around = Around {
+                bases: base_offsets(inventory, id, history),
+                cuts: cut_offsets(inventory, id),
+                given_up: inventory.pruned.log_of(&self.options.cluster, id),
+                archived: inventory.archived,
+            };
+            self.findings.extend(holes_of(id, history, held, &around));
         }
         for backup in &inventory.backups {
             for (number, cut) in &backup.shards {
@@ -272,25 +276,56 @@ fn base_offsets(inventory: &Inventory, id: &ReplId, history: &HistoryWork) -> BT
     listed.chain(unlisted).collect()
 }
 
-/// Where the log of a history is not whole, or nothing leads to it, although it was not given up.
-fn holes_of(
-    id: &ReplId,
-    history: &HistoryWork,
-    held: &Held,
-    (bases, given_up): (&BTreeSet<u64>, &[Range<u64>]),
-) -> Vec<VerifyFinding> {
-    let mut found = Vec::new();
+/// Where listed backups end in the log of a history, those that have followed it.
+fn cut_offsets(inventory: &Inventory, id: &ReplId) -> BTreeSet<u64> {
+    let shards = inventory.backups.iter().flat_map(|backup| &backup.shards);
+    let cuts = shards.filter(|(number, cut)| {
+        let base = inventory.bases.get(*number);
+        cut.history == *id && base.is_none_or(|base| base.history != cut.history || base.offset < cut.offset)
+    });
+    cuts.map(|(_, cut)| cut.offset).collect()
+}
+
+/// What is known of a history besides its log.
+struct Around {
+    bases: BTreeSet<u64>,
+    cuts: BTreeSet<u64>,
+    given_up: Vec<Range<u64>>,
+    /// Whether an archive has ever kept the cluster's log.
+    archived: bool,
+}
+
+impl Around {
     // Prunes leave whole segments out: a hole that began as a gap has been given up with what was around it.
-    let gave_up = |offset: u64| given_up.iter().any(|range| range.contains(&offset));
-    let begins = |start: u64| bases.contains(&start.saturating_sub(1));
+    fn gave_up(&self, offset: u64) -> bool {
+        self.given_up.iter().any(|range| range.contains(&offset))
+    }
+
+    /// Whether the log can begin there, as a base ends before it.
+    fn begins(&self, start: u64) -> bool {
+        self.bases.contains(&start.saturating_sub(1))
+    }
+
+    /// Whether nobody meant to keep the log behind that offset: a backup that is taken by itself follows the stream to its cut, and ends.
+    fn was_not_kept(&self, history: &HistoryWork, end: u64) -> bool {
+        let mut last = history.segments.iter().map(|segment| &segment.entry).filter(|entry| entry.end == end);
+        let is_at_cut = |start: u64| self.cuts.range(start.saturating_sub(1)..end).next().is_some();
+        !self.archived || last.any(|entry| is_at_cut(entry.start))
+    }
+}
+
+/// Where the log of a history is not whole, or nothing leads to it, although it was not given up.
+fn holes_of(id: &ReplId, history: &HistoryWork, held: &Held, around: &Around) -> Vec<VerifyFinding> {
+    let mut found = Vec::new();
+    let mut not_kept: Vec<Range<u64>> = Vec::new();
     let object = |start: u64| {
         let segment = history.segments.iter().find(|segment| segment.entry.start == start);
         segment.map_or_else(|| id.to_string(), |segment| segment.stored.path.clone())
     };
     if let Some(first) = held.runs.first() {
-        let led_to = bases.range(first.start.saturating_sub(1)..).next().is_some();
+        let led_to = around.bases.range(first.start.saturating_sub(1)..).next().is_some();
         let fork = held.parent.as_ref().map(|parent| parent.fork);
-        let pruned = gave_up(first.start.saturating_sub(1));
+        let pruned = around.gave_up(first.start.saturating_sub(1));
         if !led_to && !pruned && fork.is_none_or(|fork| fork.saturating_add(1) < first.start) {
             let what = match fork {
                 Some(fork) => format!(
@@ -312,7 +347,12 @@ fn holes_of(
     for pair in held.runs.windows(2) {
         let [before, after] = pair else { continue };
         let hole: Range<u64> = before.end..after.start;
-        if gave_up(hole.start) && (gave_up(hole.end.saturating_sub(1)) || begins(after.start)) {
+        let begins = around.begins(after.start);
+        if around.gave_up(hole.start) && (around.gave_up(hole.end.saturating_sub(1)) || begins) {
+            continue;
+        }
+        if begins && around.was_not_kept(history, hole.start) {
+            not_kept.push(hole);
             continue;
         }
         let what = format!(
@@ -320,7 +360,7 @@ fn holes_of(
             hole.start,
             hole.end.saturating_sub(1)
         );
-        let (severity, advice) = if begins(after.start) {
+        let (severity, advice) = if begins {
             (
                 Severity::Warning,
                 "a base begins a new line behind the gap; moments in the gap can't be restored",
@@ -330,6 +370,20 @@ fn holes_of(
         };
         let found_here = finding(severity, LOG, object(after.start), what, advice);
         found.push(VerifyFinding { offset: Some(hole.start), ..found_here });
+    }
+    if let Some(last) = not_kept.last() {
+        let more = match not_kept.len() {
+            1 => String::new(),
+            gaps => format!("; gaps like it before: {}", gaps.saturating_sub(1)),
+        };
+        let what = format!(
+            "the log of history {id} was not kept from byte {} to its base at {}{more}",
+            last.start,
+            last.end.saturating_sub(1)
+        );
+        let advice = "moments in between can't be restored; `slotkeep archive` keeps every write";
+        let note = finding(Severity::Note, LOG, object(last.end), what, advice);
+        found.push(VerifyFinding { offset: Some(last.start), ..note });
     }
     found
 }
