@@ -32,6 +32,7 @@ mod scan;
 pub(crate) mod sealer;
 mod session;
 pub(crate) mod share;
+mod silence;
 pub(crate) mod spool;
 mod status;
 mod supervise;

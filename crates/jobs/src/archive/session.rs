@@ -20,6 +20,7 @@ use super::link::Link;
 use super::pack::PieceEnd;
 use super::sampler::Sampled;
 use super::sealer::{Patience, history_record};
+use super::silence::Silence;
 use super::spool::{SpoolState, SpoolStopped, SpoolWriter};
 use super::status::{LinePhase, NoticeKind};
 use crate::backup::Candidate;
@@ -57,7 +58,7 @@ pub(crate) struct Session<'l> {
     spooled: watch::Receiver<SpoolState>,
     /// The base before the stream, while it is being stored.
     storing: Option<JoinHandle<Result<TakenBase>>>,
-    last_byte_at: Duration,
+    silence: Silence,
     last_ack_at: Option<Duration>,
     last_tick_at: Duration,
     /// What the server wants to see acknowledged as soon as it can be.
@@ -124,7 +125,7 @@ impl<'l> Session<'l> {
             writer,
             spooled,
             storing,
-            last_byte_at: now,
+            silence: Silence::default(),
             last_ack_at: None,
             last_tick_at: now,
             ack_wanted: None,
@@ -200,7 +201,15 @@ impl<'l> Session<'l> {
             }
         }
         self.acknowledge(line, now).await?;
-        match self.next_event(line).await {
+        let listens_from = line.context.clock.elapsed();
+        let event = self.next_event(line).await;
+        if matches!(event, Event::Read(_)) || self.storing.is_some() {
+            self.silence.end();
+        } else {
+            let listened = line.context.clock.elapsed().saturating_sub(listens_from);
+            self.silence.goes_on(listened, TICK);
+        }
+        match event {
             Event::Stop => return Ok(Some(End::Stopped)),
             Event::Read(bytes) => {
                 let bytes = bytes?;
@@ -259,7 +268,6 @@ impl<'l> Session<'l> {
 
     async fn take(&mut self, line: &mut Line, bytes: Vec<u8>) -> Result<()> {
         let now = line.context.clock.elapsed();
-        self.last_byte_at = now;
         if !self.stream_begun {
             self.stream_begun = true;
             if self.storing.is_none() {
@@ -323,11 +331,10 @@ impl<'l> Session<'l> {
         self.intake.tick(now, &mut self.steps);
         self.apply(line, Vec::new()).await?;
         self.publish(line);
-        let silence = now.saturating_sub(self.last_byte_at);
         let ahead = line.primary_offset.load(Ordering::Relaxed) > self.intake.received();
         let timeout = line.context.connector.timeout();
         let timeout = if ahead { timeout.min(STALLED) } else { timeout };
-        if silence > timeout && self.storing.is_none() {
+        if self.silence.length() > timeout {
             return Err(self.link.silent(timeout));
         }
         let gone = line.shard.has_changed().unwrap_or(false)
