@@ -95,7 +95,12 @@ impl Stopwatch {
     }
 }
 
-/// Lets that much time pass: for a link slowed down on purpose, never to wait for a condition.
+/// Lets others run between two writes: a client that never rests starves servers, and what is tested, on a machine with few cores.
+pub fn breathe() {
+    rest(Duration::from_micros(200));
+}
+
+/// Lets that much time pass: for a link or a client slowed down on purpose, never to wait for a condition.
 pub(crate) fn rest(time: Duration) {
     #[expect(clippy::disallowed_methods, reason = "real servers run in real time; only this module sleeps")]
     std::thread::sleep(time);

@@ -22,7 +22,7 @@ use account::{Transfer, Write};
 
 use crate::cluster::Cluster;
 use crate::cluster_client::ClusterClient;
-use crate::deadline::{NotYet, now_ms, wait_for};
+use crate::deadline::{NotYet, breathe, now_ms, wait_for};
 use crate::error::Result;
 use crate::random::Random;
 
@@ -145,6 +145,7 @@ impl Shared {
 
     /// Sends one write, once.
     fn send(&self, client: &mut ClusterClient, key: &str, args: &[&str]) -> Sent {
+        breathe();
         let sent_ms = now_ms();
         let acknowledged = client.command_once_on(key.as_bytes(), args).is_ok();
         if acknowledged {

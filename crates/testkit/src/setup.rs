@@ -254,6 +254,8 @@ impl ClusterBuilder {
             "logfile \"\"".to_owned(),
             "save \"\"".to_owned(),
             "repl-diskless-sync-delay 0".to_owned(),
+            // However slow the machine, a link that broke is gone on with, unless a test wants otherwise.
+            "repl-backlog-size 64mb".to_owned(),
         ];
         if self.server.is_modern() {
             lines.push("enable-debug-command yes".to_owned());

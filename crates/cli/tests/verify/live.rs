@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 
 use serde_json::Value as Json;
 use slotkeep_testkit::data::Mix;
+use slotkeep_testkit::deadline::breathe;
 use slotkeep_testkit::ledger::{Ledger, LedgerOptions};
 use slotkeep_testkit::{Cluster, ClusterBuilder};
 use tempfile::TempDir;
@@ -37,6 +38,7 @@ impl Load {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
+                breathe();
                 let (key, member) = (format!("brief:{}", number % 700), number.to_string());
                 let life = (1 + number % 400).to_string();
                 client.command(&["SET", &key, &member, "PX", &life]).unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::cluster::Cluster;
 use crate::cluster_client::ClusterClient;
-use crate::deadline::{NotYet, wait_for};
+use crate::deadline::{NotYet, breathe, wait_for};
 use crate::error::{Error, Result};
 
 /// How long one write is tried again before the next one's turn.
@@ -90,6 +90,7 @@ impl Shared {
     fn write(&self, client: &mut ClusterClient, keys: u64) {
         let mut number = 0_u64;
         while !self.stop.load(Ordering::SeqCst) {
+            breathe();
             number += 1;
             let key = format!("writer:{}", number % keys);
             self.note(|written| written.attempted.insert(key.clone(), number));
