@@ -7,7 +7,7 @@ mod common;
 use std::path::Path;
 
 use common::{files, server, slotkeep};
-use slotkeep_testkit::data::Mix;
+use slotkeep_testkit::data::{Mix, Writer};
 use slotkeep_testkit::{Cluster, ClusterBuilder};
 
 fn addr(cluster: &Cluster) -> String {
@@ -149,4 +149,31 @@ fn the_latest_of_several_backups_in_a_second_is_the_last_one() {
         let latest = slotkeep(&["show", "--json", "--repo", repo.to_str().unwrap()]).expect_code(0).json();
         assert_eq!(latest["id"], taken["id"]);
     }
+}
+
+/// As somebody has who takes backups and archives nothing: that the log was not kept in between is no fault.
+#[test]
+fn backups_without_an_archive_between_them_are_sound() {
+    let cluster = ClusterBuilder::new(server("redis-7.0")).primaries(3).start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let repo = folder.path().join("repo");
+    let text = repo.to_str().unwrap();
+    let list = || slotkeep(&["list", "--repo", text]).expect_code(0).stdout;
+    backup(&cluster, &repo);
+    backup(&cluster, &repo);
+    assert!(!list().contains("Moments"), "{}", list());
+    let writer = Writer::start(&cluster, 1000).unwrap();
+    for _ in 0..3 {
+        writer.wait_for_more(300).unwrap();
+        backup(&cluster, &repo);
+    }
+    writer.stop();
+    let record = slotkeep(&["verify", "--json", "--repo", text]).expect_code(0).json();
+    let findings = record["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 3, "{record}");
+    for finding in findings {
+        assert_eq!(finding["severity"], "note");
+        assert!(finding["what"].as_str().unwrap().contains("; gaps like it before: "), "{finding}");
+    }
+    assert!(list().contains("Moments of `main`"), "{}", list());
 }

@@ -6,7 +6,7 @@ use slotkeep_format::manifest::ReadSource;
 use slotkeep_format::{Depth, Manifest, Severity, VerifyRecord};
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::log::origins::UnreadOrigin;
-use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, history_graph, restorable};
+use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, ShardWindow, history_graph, restorable};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::{Listing, Problem, RepoError, Repository, UnreadableBackup};
 
@@ -315,6 +315,7 @@ fn render(list: &List, now: jiff::Timestamp) -> String {
 fn render_moments(of: &ClusterMoments, is_doubtful: bool) -> String {
     let mut lines = Vec::new();
     let Restorable { moments, shards } = &of.restorable;
+    let shards: Vec<&ShardWindow> = shards.iter().filter(|shard| !is_base_alone(shard)).collect();
     if of.history.is_none() || !shards.is_empty() {
         let widest = shards.iter().filter_map(|shard| shard.uncertainty_ms).max();
         let width = widest.map(|ms| {
@@ -329,7 +330,7 @@ fn render_moments(of: &ClusterMoments, is_doubtful: bool) -> String {
             let none = if is_doubtful {
                 "  none that can be told: where a history comes from can't be read (`slotkeep repair`)"
             } else {
-                "  none: there is no moment at which a base and the log of every shard are there"
+                "  none besides those of the backups: there is no other at which a base and the log of every shard are there"
             };
             lines.push(none.to_owned());
         }
@@ -341,7 +342,7 @@ fn render_moments(of: &ClusterMoments, is_doubtful: bool) -> String {
             lines.push(format!("  from {} to {}", moment(span.from), moment(span.to)));
         }
         let mut rows = table(&["  slots", "from", "to", "history", "offsets>"]);
-        for shard in shards {
+        for shard in &shards {
             let ends = shard.moments.map(|span| (moment(span.from), moment(span.to)));
             let (mut from, mut to) = ends.unwrap_or_else(|| ("?".to_owned(), "?".to_owned()));
             from.push_str(if shard.unread_before.is_some() { UNKNOWN } else { "" });
@@ -365,6 +366,14 @@ fn render_moments(of: &ClusterMoments, is_doubtful: bool) -> String {
         lines.push(render_node(node, of.history.as_deref().unwrap_or_default()));
     }
     lines.join("\n")
+}
+
+/// Whether nothing is there but a base, as of each backup of a shard to which nothing was written meanwhile: the backup is listed.
+fn is_base_alone(shard: &ShardWindow) -> bool {
+    shard.from.offset == shard.to.offset
+        && shard.moments.is_none()
+        && shard.unread_before.is_none()
+        && shard.unread_behind.is_none()
 }
 
 /// A history, indented below the one that it comes from.
