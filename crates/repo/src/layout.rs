@@ -25,6 +25,9 @@
 
 use std::ops::Range;
 
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use object_store::path::Path;
 use slotkeep_model::{ReplId, ReplOffset};
 
@@ -159,6 +162,13 @@ pub(crate) fn verifications(cluster: &str) -> Path {
     Path::from_iter([cluster, "verify"])
 }
 
+/// The time in a name that begins with an id; nothing if it begins with none.
+pub(crate) fn id_time(name: &str) -> Option<Timestamp> {
+    let (time, _) = name.split_once("Z-")?;
+    let time = DateTime::strptime("%Y%m%dT%H%M%S%.3f", time).ok()?;
+    time.to_zoned(TimeZone::UTC).ok().map(|at| at.timestamp())
+}
+
 /// What a verification came to.
 pub(crate) fn verification(cluster: &str, id: &str) -> Path {
     verifications(cluster).join(format!("{id}.json"))
@@ -273,6 +283,15 @@ mod tests {
         assert_eq!(segment_range(path.filename().unwrap()), Some(1..u64::MAX));
         for name in ["1-2.zst", "00000000000000000002-00000000000000000002.zst", "x.zst", "history.json"] {
             assert_eq!(segment_range(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn ids_tell_their_time() {
+        let time = |name| id_time(name).map(|at| at.to_string());
+        assert_eq!(time("20261127T003622.919Z-4330.json").unwrap(), "2026-11-27T00:36:22.919Z");
+        for name in ["20261127T003622.919Z", "20261327T003622.919Z-4330", "x.json", ""] {
+            assert_eq!(time(name), None, "{name}");
         }
     }
 

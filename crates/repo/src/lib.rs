@@ -36,7 +36,7 @@ pub use crypt::{Recipients, SigningKey, Unlock, fingerprint, holds_secret, shown
 pub use error::{Problem, RepoError};
 pub use known::StateFolder;
 pub use lease::{Hold, Lease, Standing};
-pub use lineage::KeptFence;
+pub use lineage::{KeptFence, Looks, UnreadLook};
 pub use location::Location;
 pub use pack::SegmentPack;
 pub use probe::Probe;

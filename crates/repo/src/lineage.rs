@@ -1,6 +1,8 @@
 //! What a repository knows of a cluster's past: its histories, and how it looked from when on.
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use object_store::ObjectMeta;
 use object_store::path::Path;
 use slotkeep_format::{FenceRecord, HistoryRecord, ManifestError, TopologyRecord};
 use slotkeep_model::ReplId;
@@ -23,6 +25,28 @@ pub struct KeptFence {
     pub record: FenceRecord,
     /// Whether this repository's key signed it, or nothing is signed here. If not, whoever can write to the store may have made it up.
     pub is_proved: bool,
+}
+
+/// How a cluster looked over time.
+#[derive(Debug, Default)]
+pub struct Looks {
+    /// What was written down, oldest first.
+    pub records: Vec<TopologyRecord>,
+    /// Records that are there and tell nothing: they are damaged, not to be trusted, or of a newer format. Oldest first.
+    pub unread: Vec<UnreadLook>,
+}
+
+/// A record of how a cluster looked that can't be read.
+#[derive(Debug)]
+pub struct UnreadLook {
+    /// The record.
+    pub object: String,
+    /// The cluster looked so first at this moment, by the record's name, or later, as a record may be written late:
+    pub from: Timestamp,
+    /// but not after it was written, by the store.
+    pub until: Timestamp,
+    /// Why it can't be read.
+    pub error: RepoError,
 }
 
 impl Repository {
@@ -69,32 +93,57 @@ impl Repository {
 
     /// How the cluster looked over time, oldest first.
     pub async fn topologies(&self, cluster: &str) -> Result<Vec<TopologyRecord>, RepoError> {
-        let mut paths = self.topology_paths(cluster).await?;
-        paths.sort();
-        futures::stream::iter(paths)
-            .map(async |path| self.topology_at(cluster, &path).await)
-            .buffered(READS_IN_FLIGHT)
-            .try_collect()
-            .await
+        let Looks { records, unread } = self.looks(cluster).await?;
+        unread.into_iter().next().map_or(Ok(records), |look| Err(look.error))
+    }
+
+    /// How the cluster looked over time, as far as it can be read. Records that are deleted meanwhile are left out.
+    pub async fn looks(&self, cluster: &str) -> Result<Looks, RepoError> {
+        let mut listed = self.topology_objects(cluster).await?;
+        listed.sort_by(|one, other| one.location.cmp(&other.location));
+        let mut reads = futures::stream::iter(listed)
+            .map(async |object| (self.topology_at(cluster, &object.location).await, object))
+            .buffered(READS_IN_FLIGHT);
+        let mut looks = Looks::default();
+        while let Some((read, object)) = reads.next().await {
+            match read {
+                Ok(record) => looks.records.push(record),
+                Err(error) if matches!(error.problem, Problem::Missing) => {}
+                Err(error) if error.problem.tells_nothing() => {
+                    // What has no id's name is none of ours, and nothing tells when it may have counted.
+                    let Some(from) = object.location.filename().and_then(layout::id_time) else {
+                        return Err(error);
+                    };
+                    let written = Timestamp::from_millisecond(object.last_modified.timestamp_millis());
+                    let until = written.map_or(Timestamp::MAX, |written| written.max(from));
+                    looks.unread.push(UnreadLook { object: object.location.to_string(), from, until, error });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(looks)
     }
 
     /// How the cluster looked when that was last written down; `None` if it never was, or if that record tells nothing: it is damaged, not to be
     /// trusted, of a newer format or just deleted.
     pub async fn newest_topology(&self, cluster: &str) -> Result<Option<TopologyRecord>, RepoError> {
-        let Some(newest) = self.topology_paths(cluster).await?.into_iter().max() else { return Ok(None) };
+        let listed = self.topology_objects(cluster).await?;
+        let Some(newest) = listed.into_iter().map(|object| object.location).max() else { return Ok(None) };
         match self.topology_at(cluster, &newest).await {
             Err(error) if error.problem.is_unusable() => Ok(None),
             read => read.map(Some),
         }
     }
 
-    async fn topology_paths(&self, cluster: &str) -> Result<Vec<Path>, RepoError> {
+    async fn topology_objects(&self, cluster: &str) -> Result<Vec<ObjectMeta>, RepoError> {
         let folder = layout::topologies(cluster);
-        let listed = self.store.list(Some(&folder)).map_ok(|object| object.location);
-        let mut paths: Vec<Path> =
+        let listed = self.store.list(Some(&folder));
+        let mut objects: Vec<ObjectMeta> =
             listed.try_collect().await.map_err(|error| RepoError::new("list", &folder, error))?;
-        paths.retain(|path| path.filename().is_some_and(|name| name.strip_suffix(".json").is_some()));
-        Ok(paths)
+        objects.retain(|object| {
+            object.location.filename().is_some_and(|name| name.strip_suffix(".json").is_some())
+        });
+        Ok(objects)
     }
 
     async fn topology_at(&self, cluster: &str, path: &Path) -> Result<TopologyRecord, RepoError> {

@@ -6,6 +6,7 @@ use slotkeep_format::manifest::ReadSource;
 use slotkeep_format::{Depth, Manifest, Severity, VerifyRecord};
 use slotkeep_jobs::log::Past;
 use slotkeep_jobs::log::origins::UnreadOrigin;
+use slotkeep_jobs::log::unread_looks::UnreadTopology;
 use slotkeep_jobs::log::windows::{HistoryNode, NodeLog, Restorable, ShardWindow, history_graph, restorable};
 use slotkeep_jobs::{Error, ErrorKind, Result};
 use slotkeep_repo::{Listing, Problem, RepoError, Repository, UnreadableBackup};
@@ -35,6 +36,7 @@ struct List {
     unreadable: Vec<Unreadable>,
     /// Records of where histories come from that can't be read: moments that need them are not among those above.
     unreadable_histories: Vec<UnreadableHistory>,
+    unreadable_topologies: Vec<UnreadableTopology>,
     /// Why the first of those can't be read; one that was not signed here goes before all others.
     #[serde(skip)]
     worst: Option<Error>,
@@ -112,6 +114,17 @@ struct UnreadableHistory {
     hint: Option<String>,
 }
 
+/// A record of how the cluster looked; `from` and `to` as in [`UnreadTopology`].
+#[derive(Serialize)]
+struct UnreadableTopology {
+    cluster: String,
+    object: String,
+    reason: String,
+    from: Option<jiff::Timestamp>,
+    to: Option<jiff::Timestamp>,
+    hint: Option<String>,
+}
+
 pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs) -> Result<u8> {
     let (repository, _) = session.repository(&arguments.repo).await?;
     let clusters = match &arguments.repo.name {
@@ -124,6 +137,7 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
         restorable: vec![],
         unreadable: vec![],
         unreadable_histories: vec![],
+        unreadable_topologies: vec![],
         worst: None,
     };
     for cluster in clusters {
@@ -134,6 +148,10 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &ListArgs
             for unread in past.unread_origins() {
                 output.warn(&unread.words());
                 list.add_unread(&cluster, unread);
+            }
+            for unread in past.unread_topologies() {
+                output.warn(&unread.words());
+                list.add_unread_topology(&cluster, unread);
             }
             Listing { backups: past.backups, unreadable: past.unreadable, ..Listing::default() }
         } else {
@@ -175,6 +193,19 @@ impl List {
         self.note(error);
     }
 
+    fn add_unread_topology(&mut self, cluster: &str, unread: UnreadTopology) {
+        let UnreadTopology { object, reason, from, to, error } = unread;
+        self.unreadable_topologies.push(UnreadableTopology {
+            cluster: cluster.to_owned(),
+            object,
+            reason,
+            from,
+            to,
+            hint: error.advice().map(str::to_owned),
+        });
+        self.note(error);
+    }
+
     fn note(&mut self, error: Error) {
         let is_forged = error.kind() == ErrorKind::Untrusted;
         if self.worst.as_ref().is_none_or(|worst| is_forged && worst.kind() != ErrorKind::Untrusted) {
@@ -192,8 +223,15 @@ impl List {
             1 => Some("the record of a history".to_owned()),
             more => Some(format!("the records of {more} histories")),
         };
-        let records =
-            records.map(|what| format!("{what} can't be read, and moments that need it are not shown"));
+        let looks = match self.unreadable_topologies.len() {
+            0 => None,
+            1 => Some("a record of how the cluster looked".to_owned()),
+            more => Some(format!("{more} records of how the cluster looked")),
+        };
+        let records = records
+            .into_iter()
+            .chain(looks)
+            .map(|what| format!("{what} can't be read, and moments that need it are not shown"));
         backups.into_iter().chain(records).collect::<Vec<_>>().join("; ")
     }
 }
@@ -305,7 +343,10 @@ fn row(manifest: &Manifest, records: &[VerifyRecord]) -> Row {
 fn render(list: &List, now: jiff::Timestamp) -> String {
     let mut parts = vec![render_backups(list, now)];
     parts.extend(list.restorable.iter().map(|of| {
-        let is_doubtful = list.unreadable_histories.iter().any(|unread| unread.cluster == of.cluster);
+        let mut unreadable = list.unreadable_histories.iter().map(|unread| &unread.cluster);
+        let mut unseen = list.unreadable_topologies.iter().map(|unread| &unread.cluster);
+        let is_doubtful =
+            unreadable.any(|name| *name == of.cluster) || unseen.any(|name| *name == of.cluster);
         render_moments(of, is_doubtful)
     }));
     parts.join("\n\n")
@@ -328,7 +369,7 @@ fn render_moments(of: &ClusterMoments, is_doubtful: bool) -> String {
         ));
         if moments.is_empty() {
             let none = if is_doubtful {
-                "  none that can be told: where a history comes from can't be read (`slotkeep repair`)"
+                "  none that can be told: where a history comes from, or how the cluster looked, can't be read"
             } else {
                 "  none besides those of the backups: there is no other at which a base and the log of every shard are there"
             };

@@ -63,6 +63,9 @@ pub(crate) async fn run(session: &Session, output: &Output, arguments: &LogArgs)
         let words = unread.words();
         output.warn(&format!("{words}; its log is shown as that of a shard of its own: {advice}"));
     }
+    for unread in past.unread_topologies() {
+        output.warn(&unread.words());
+    }
     let progress = ShardProgress::new("reading the log".to_owned());
     let display = ByteDisplay::start(output, &[(Arc::clone(&progress), 0)]);
     let mut lines = Lines { output, text: String::new(), outcome: Ok(()) };

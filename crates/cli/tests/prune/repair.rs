@@ -140,6 +140,30 @@ fn a_manifest_that_cannot_be_read_is_replaced_and_kept() {
     assert!(lost["lost"][0]["what"].as_str().unwrap().contains("where it ended is lost"), "{lost:#}");
 }
 
+/// How the cluster looked then can't be made again: it is named, and costs no more than the moments around it.
+#[test]
+fn a_look_that_cannot_be_read_is_named_and_costs_no_backup() {
+    let (_folder, repo, _) = copied();
+    let text = repo.to_str().unwrap();
+    let looks: Vec<String> = paths(&repo).into_iter().filter(|path| path.contains("/topology/")).collect();
+    let newest = looks.last().unwrap();
+    let whole = slotkeep(&["list", "--json", "--repo", text]).expect_code(0).json();
+    flip(&repo.join(newest));
+    let list = slotkeep(&["list", "--json", "--repo", text]).expect_code(23);
+    assert!(list.stderr.contains(newest) && !list.stderr.contains("use another one"), "{}", list.stderr);
+    let list = list.json();
+    assert_eq!(list["backups"], whole["backups"]);
+    let unreadable = &list["unreadable_topologies"];
+    assert_eq!((unreadable.as_array().unwrap().len(), &unreadable[0]["to"]), (1, &Value::Null));
+    assert_eq!(unreadable[0]["object"], *newest);
+    assert_ne!(list["restorable"], whole["restorable"]);
+    let log = slotkeep(&["log", "--repo", text]).expect_code(0);
+    assert!(log.stderr.contains(newest), "{}", log.stderr);
+    assert_eq!(repair(&repo, 49)["lost"][0]["object"], *newest);
+    slotkeep(&["prune", "--repo", text, "--keep-last", "1", "--dry-run"]).expect_code(0);
+    restored(&repo, &LIVED.ids[4], 1);
+}
+
 /// Writes down how the cluster looked when its bases were taken.
 fn show_bases(bench: &Bench) {
     let repository = bench.open();

@@ -287,7 +287,7 @@ fn backup_at(bench: &Bench, id: &str, history: &ReplId, (offset, cut_bytes): (u6
         fs::copy(bench.object(&object.path), bench.object(&path)).unwrap();
         object.path = path;
     }
-    manifest.id = id.to_owned();
+    id.clone_into(&mut manifest.id);
     let path = bench.object(&format!("main/backups/{id}.json"));
     fs::write(path, manifest.render().unwrap()).unwrap();
 }

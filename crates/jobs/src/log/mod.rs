@@ -18,6 +18,7 @@ pub mod search;
 pub mod survey;
 pub mod tail;
 mod times;
+pub mod unread_looks;
 pub mod windows;
 
 pub use database::database_behind;

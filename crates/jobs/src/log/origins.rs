@@ -80,7 +80,9 @@ impl Past {
         let slots = self.slots_ever(&own);
         let is_apart = |other: &ReplId| {
             let others = self.slots_ever(&[other]);
-            let elsewhere = !slots.is_empty() && !others.is_empty() && slots.intersection(&others).is_empty();
+            // With which slots either was seen may stand in a record that can't be read, too.
+            let all_seen = self.unread_looks.is_empty() && !slots.is_empty() && !others.is_empty();
+            let elsewhere = all_seen && slots.intersection(&others).is_empty();
             elsewhere
                 || own.contains(&other)
                 || self.is_of_file(other)
@@ -109,16 +111,24 @@ impl Past {
 
 /// The failure, with what to do next.
 fn unread(error: &RepoError) -> Error {
-    let (kind, hint) = match error.problem {
-        Problem::Untrusted(_) => (
-            ErrorKind::Untrusted,
-            "find out who can write to the repository before you use it; docs/security.md says what is checked",
-        ),
-        Problem::Newer(_) => (ErrorKind::Unsupported, "install a newer Slotkeep"),
-        _ => (
-            ErrorKind::Corrupt,
-            "`slotkeep repair` makes it again from the log; backups and moments that do not need it can be restored before (`slotkeep list`)",
-        ),
+    let kind = unread_kind(error);
+    let hint = match kind {
+        ErrorKind::Untrusted => {
+            "find out who can write to the repository before you use it; docs/security.md says what is checked"
+        }
+        ErrorKind::Unsupported => "install a newer Slotkeep",
+        _ => {
+            "`slotkeep repair` makes it again from the log; backups and moments that do not need it can be restored before (`slotkeep list`)"
+        }
     };
     Error::new(kind, error.to_string()).hint(hint)
+}
+
+/// The kind of the failure of whoever needs a record that is there and tells nothing.
+pub(super) const fn unread_kind(error: &RepoError) -> ErrorKind {
+    match error.problem {
+        Problem::Untrusted(_) => ErrorKind::Untrusted,
+        Problem::Newer(_) => ErrorKind::Unsupported,
+        _ => ErrorKind::Corrupt,
+    }
 }

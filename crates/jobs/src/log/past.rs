@@ -10,7 +10,9 @@ use slotkeep_format::lease::PRESENCE_PREFIX;
 use slotkeep_format::manifest::{BackupKind, FORMAT_VERSION, ShardRecord};
 use slotkeep_format::{HistoryRecord, Manifest, SegmentRecord, TopologyRecord};
 use slotkeep_model::{ReplId, SlotSet};
-use slotkeep_repo::{Listing, RepoError, Repository, SegmentEntry, UnreadableBackup, layout};
+use slotkeep_repo::{
+    Listing, Looks, RepoError, Repository, SegmentEntry, UnreadLook, UnreadableBackup, layout,
+};
 
 use super::chain::{BasePlace, Chain, Path, Piece, Place};
 use super::cover::{Overlaps, named};
@@ -38,6 +40,8 @@ pub struct Past {
     pub newest_spoiled: Option<String>,
     /// How the cluster looked, oldest first: as it was written down or, where it never was, as backups of append-only files show it.
     pub topologies: Vec<TopologyRecord>,
+    /// Records of how it looked that can't be read.
+    pub(super) unread_looks: Vec<UnreadLook>,
     /// Where histories come from, as far as it was written down.
     pub histories: BTreeMap<ReplId, HistoryRecord>,
     /// Histories whose records can't be read, and why.
@@ -96,9 +100,9 @@ impl Past {
     /// Looks at what a repository holds of a cluster. Listings only: no segment is read.
     pub async fn load(repository: &Repository, cluster: &str) -> Result<Self> {
         let Listing { backups, unreadable, newest_spoiled } = repository.backups(cluster).await?;
-        let mut topologies = repository.topologies(cluster).await?;
+        let Looks { records: mut topologies, unread: unread_looks } = repository.looks(cluster).await?;
         let mut files_alone = false;
-        if topologies.is_empty() {
+        if topologies.is_empty() && unread_looks.is_empty() {
             topologies = files::topologies(&backups);
             files_alone = !topologies.is_empty();
         }
@@ -130,6 +134,7 @@ impl Past {
             unreadable,
             newest_spoiled,
             topologies,
+            unread_looks,
             histories: BTreeMap::new(),
             unread: BTreeMap::new(),
             chain: Chain::default(),

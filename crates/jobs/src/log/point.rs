@@ -27,7 +27,7 @@ use super::times::{Times, Written};
 use crate::{Error, ErrorKind, Result};
 pub(super) use cluster::View;
 use doubt::check_settled;
-pub(super) use doubt::settled_within;
+pub(super) use doubt::{settled_within, unsettled_by};
 use idle::is_idle;
 pub use latest::PassedOver;
 use latest::at_latest;
@@ -267,7 +267,7 @@ async fn at_moment(past: &Past, moment_ms: i64, places: &[Place], end: End) -> R
     let at = Timestamp::from_millisecond(moment_ms)
         .map_err(|error| Error::new(ErrorKind::Usage, format!("there is no such moment: {error}")))?;
     let view = View::at(past, at)?;
-    check_settled(&past.topologies, moment_ms)?;
+    check_settled(&past.topologies, &past.unread_looks, moment_ms)?;
     let mut used = BTreeSet::new();
     let mut planned = Vec::new();
     for state in &view.shards {

@@ -155,7 +155,7 @@ fn common(past: &Past, lines: &BTreeMap<ReplId, Vec<ShardWindow>>) -> Vec<Moment
             }
         }
     }
-    settled_within(&past.topologies, all)
+    settled_within(&past.topologies, &past.unread_looks, all)
 }
 
 fn intersect(one: &[Moments], other: &[Moments]) -> Vec<Moments> {

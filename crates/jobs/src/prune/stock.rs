@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use slotkeep_format::{Manifest, Parent};
 use slotkeep_model::ReplId;
-use slotkeep_repo::{Area, Problem, RepoError, Repository, SegmentEntry, StoredObject, layout};
+use slotkeep_repo::{Area, Looks, Problem, RepoError, Repository, SegmentEntry, StoredObject, layout};
 
 use crate::Result;
 use crate::log::cover::{Named, Overlaps, Words};
@@ -132,8 +132,8 @@ impl Stock {
 
     async fn topologies(&mut self, repository: &Repository, cluster: &str) -> Result<()> {
         let objects = repository.stored_objects(cluster, Area::Topologies).await?;
-        let records = match repository.topologies(cluster).await {
-            Ok(records) => records,
+        let Looks { records, unread } = match repository.looks(cluster).await {
+            Ok(looks) => looks,
             Err(error) => return self.remark(error),
         };
         let mut by_name: BTreeMap<String, StoredObject> =
@@ -142,6 +142,12 @@ impl Stock {
             if let Some(object) = by_name.remove(&format!("{}.json", record.id)) {
                 self.topologies.push(TopologyStock { seen_at: record.seen_at, object });
             }
+        }
+        for look in unread {
+            // It goes as those do that were written beside it.
+            let name = look.object.rsplit('/').next().and_then(|name| by_name.remove(name));
+            self.topologies.extend(name.map(|object| TopologyStock { seen_at: look.until, object }));
+            self.remark(look.error)?;
         }
         self.topologies.sort_by(|a, b| (a.seen_at, &a.object.path).cmp(&(b.seen_at, &b.object.path)));
         Ok(())

@@ -33,6 +33,13 @@ pub(super) async fn look(context: &Context, repository: &Repository, cluster: &s
         }
         there.extend(objects.into_iter().map(|object| (object.path.clone(), object)));
     }
+    for look in repository.looks(cluster).await?.unread {
+        let what = format!(
+            "{}: which shard served what from the look before it to the one behind it is lost; `slotkeep list` says which moments those are",
+            look.error.problem
+        );
+        lost.push(Loss { object: look.object, what, backups: vec![] });
+    }
     let listing = repository.backups(cluster).await?;
     let mut damaged = BTreeSet::new();
     for backup in listing.unreadable {

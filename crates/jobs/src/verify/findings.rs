@@ -15,6 +15,8 @@ pub(super) const BASE_ADVICE: &str =
     "do not delete other backups; take a new one from the running cluster, and look at the disk or the store";
 /// What to do about log that can't be used.
 pub(super) const LOG_ADVICE: &str = "moments behind the last base before it can't be restored past it: take a new backup, which begins a new line";
+/// What to do about a record of how the cluster looked that can't be used.
+pub(super) const LOOK_ADVICE: &str = "moments between the look before it and the one behind it can't be restored (`slotkeep list`), all others can; it goes when they are pruned";
 /// What to do about log of which there is more than one segment.
 pub(super) const COVERED_ADVICE: &str = "other segments hold the same bytes, and nothing was found wrong with them: they are read in its place; `slotkeep compact` joins them anew, or delete this one";
 /// What to do about derived data.

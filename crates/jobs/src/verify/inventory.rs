@@ -12,7 +12,7 @@ use slotkeep_format::{
 use slotkeep_model::{ReplId, SlotDigest, SlotSet};
 use slotkeep_repo::{Area, Problem, Pruned, RepoError, Repository, SegmentEntry, StoredObject, layout};
 
-use super::findings::{BASE_ADVICE, DERIVED_ADVICE, LOG_ADVICE, finding, of_object, problem};
+use super::findings::{BASE_ADVICE, DERIVED_ADVICE, LOG_ADVICE, LOOK_ADVICE, finding, of_object, problem};
 use super::proofs::fingerprint;
 use crate::Result;
 
@@ -207,14 +207,14 @@ impl Inventory {
             match parsed {
                 Ok((_, record)) if record.id != id => {
                     let what = format!("it is the topology {}", record.id);
-                    self.findings.push(problem((Depth::Objects, "name"), &stored.path, what, LOG_ADVICE));
+                    self.findings.push(problem((Depth::Objects, "name"), &stored.path, what, LOOK_ADVICE));
                 }
                 Ok((bytes, _)) => {
                     self.sealed(repository, &stored.path, &bytes, u32::MAX)?;
                     self.files.push(SmallFile::new(stored, &bytes));
                 }
                 Err(RepoError { problem: Problem::Missing, .. }) => {}
-                Err(error) => self.findings.push(of_object(error, BYTES, &stored.path, LOG_ADVICE)?),
+                Err(error) => self.findings.push(of_object(error, BYTES, &stored.path, LOOK_ADVICE)?),
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use slotkeep_repo::{Repository, layout};
 
 use super::Run;
 use super::continuity::{Broken, Held, breaks, line, missing, runs};
-use super::findings::{DERIVED_ADVICE, LOG_ADVICE, finding, problem};
+use super::findings::{DERIVED_ADVICE, LOG_ADVICE, LOOK_ADVICE, finding, problem};
 use super::inventory::{Backup, HistoryWork, Inventory};
 use super::log::seam;
 use super::proofs::{Gone, Known, gone};
@@ -100,7 +100,7 @@ impl Run<'_> {
                 "backups" => Some((Severity::Note, "it was deleted, or lost")),
                 // The old ones go first when they are deleted on purpose.
                 "topology" if oldest_topology.is_some_and(|oldest| oldest.as_str() < path) => {
-                    Some((Severity::Problem, LOG_ADVICE))
+                    Some((Severity::Problem, LOOK_ADVICE))
                 }
                 "topology" => Some((Severity::Note, "it was deleted, or lost")),
                 "log" => {

@@ -163,6 +163,7 @@ async fn recovery(session: &Session, arguments: &RecoverArgs) -> Result<Recovery
             let past = Past::load(repository, name).await?;
             // What a server lacks that took over is told by where histories come from.
             past.expect_origins()?;
+            past.expect_newest_look()?;
             Some(Arc::new(past))
         }
         None => None,

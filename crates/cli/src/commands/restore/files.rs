@@ -120,7 +120,7 @@ pub(crate) async fn run(
         tls: None,
     };
     let plan = plan(&context, &wanted.point, &options).await?;
-    let opening = Opening::new(&context, repository, &plan.cluster, wanted, files.beside_old).await?;
+    let opening = Opening::new(&context, output, repository, &plan.cluster, wanted, files.beside_old).await?;
     if server.is_some() {
         opening.check(output, &options.nodes).await?;
         check_start(&context, &plan)?;

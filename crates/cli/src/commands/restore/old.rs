@@ -3,7 +3,7 @@
 use slotkeep_jobs::fence::{OldCluster, OldNodes};
 use slotkeep_jobs::{Context, Error, Result};
 use slotkeep_model::NodeAddr;
-use slotkeep_repo::Repository;
+use slotkeep_repo::{Looks, Repository};
 
 use super::aim::Wanted;
 use crate::output::Output;
@@ -19,12 +19,17 @@ pub(super) struct Opening<'a> {
 impl<'a> Opening<'a> {
     pub(super) async fn new(
         context: &'a Context,
+        output: &Output,
         repository: &Repository,
         cluster: &str,
         wanted: &Wanted,
         beside_old: bool,
     ) -> Result<Self> {
-        let mut topologies = repository.topologies(cluster).await?;
+        let Looks { records: mut topologies, unread } = repository.looks(cluster).await?;
+        for look in unread {
+            let error = look.error;
+            output.warn(&format!("{error}: nodes that nothing else names are not looked for"));
+        }
         topologies.sort_by(|one, other| (one.seen_at, &one.id).cmp(&(other.seen_at, &other.id)));
         let old = OldNodes::of(&wanted.point.manifest, topologies.last());
         Ok(Self { context, old, beside_old })

@@ -3,8 +3,10 @@
 use jiff::Timestamp;
 use slotkeep_format::{ShardState, TopologyRecord};
 use slotkeep_model::SlotSet;
+use slotkeep_repo::UnreadLook;
 
 use super::{CLOCKS_APART_MS, SEEN_LATE_MS};
+use crate::log::origins::unread_kind;
 use crate::log::windows::Moments;
 use crate::{Error, ErrorKind, Result};
 
@@ -50,41 +52,124 @@ impl<'a> Doubt<'a> {
     }
 }
 
-/// Refuses a moment at which it is not known who served some slots: when they changed hands was seen only afterwards.
-pub(super) fn check_settled(topologies: &[TopologyRecord], moment_ms: i64) -> Result<()> {
-    let doubt_at = |moment_ms| Doubt::at(topologies, moment_ms).find(Doubt::is_of_owners);
-    let Some(Doubt { before, after, early_ms, late_ms }) = doubt_at(moment_ms) else { return Ok(()) };
-    // Its ends may lie in other doubts.
-    let (mut earlier_ms, mut later_ms) = (early_ms, late_ms);
-    while let Some(doubt) = doubt_at(earlier_ms) {
-        earlier_ms = doubt.early_ms;
+/// Moments at which it is not known who served which slots.
+struct Unsettled<'a> {
+    /// The last moment before them, in ms since 1970.
+    early_ms: i64,
+    /// The first one behind them.
+    late_ms: i64,
+    why: Why<'a>,
+}
+
+enum Why<'a> {
+    /// Slots changed hands, which was seen only afterwards.
+    Moved { before: &'a TopologyRecord, after: &'a TopologyRecord },
+    /// What was seen can't be read. What the record behind it says of the one before is said of this one, and counts no more.
+    Unread(&'a UnreadLook),
+}
+
+impl<'a> Unsettled<'a> {
+    fn all(topologies: &'a [TopologyRecord], unread: &'a [UnreadLook]) -> impl Iterator<Item = Self> {
+        let moved = Doubt::all(topologies).filter(Doubt::is_of_owners).map(|doubt| Self {
+            early_ms: doubt.early_ms,
+            late_ms: doubt.late_ms,
+            why: Why::Moved { before: doubt.before, after: doubt.after },
+        });
+        unread.iter().map(|look| Self::around(look, topologies)).chain(moved)
     }
-    while let Some(doubt) = doubt_at(later_ms) {
-        later_ms = doubt.late_ms;
+
+    fn around(look: &'a UnreadLook, topologies: &[TopologyRecord]) -> Self {
+        let before = topologies.iter().rev().find(|seen| seen.seen_at <= look.from);
+        let after = topologies.iter().find(|seen| seen.seen_at > look.until);
+        let ms = |seen: &TopologyRecord| seen.seen_at.as_millisecond();
+        Self {
+            early_ms: before.map_or(i64::MIN, |seen| ms(seen).saturating_sub(CLOCKS_APART_MS)),
+            late_ms: after.map_or(i64::MAX, |seen| ms(seen).saturating_add(CLOCKS_APART_MS)),
+            why: Why::Unread(look),
+        }
     }
-    let text = |ms: i64| Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default();
-    let moved = moved(before, after);
-    let what = format!(
-        "slots {moved} changed hands between {} and {}: which shard served them at {} is not known exactly",
-        text(early_ms),
-        text(late_ms),
-        text(moment_ms)
-    );
-    let hint = format!("restore to {} or earlier, or to {} or later", text(earlier_ms), text(later_ms));
-    Err(Error::new(ErrorKind::Gap, what).hint(hint))
+
+    const fn holds(&self, moment_ms: i64) -> bool {
+        self.early_ms < moment_ms && moment_ms < self.late_ms
+    }
+
+    /// The refusal of a moment.
+    fn refuse(&self, moment_ms: i64, hint: String) -> Error {
+        match self.why {
+            Why::Moved { before, after } => {
+                let what = format!(
+                    "slots {} changed hands between {} and {}: which shard served them at {} is not known exactly",
+                    moved(before, after),
+                    text(self.early_ms),
+                    text(self.late_ms),
+                    text(moment_ms)
+                );
+                Error::new(ErrorKind::Gap, what).hint(hint)
+            }
+            Why::Unread(look) => {
+                let what = format!("how the cluster looked at {} can't be told", text(moment_ms));
+                Error::new(unread_kind(&look.error), look.error.to_string()).context(what).hint(hint)
+            }
+        }
+    }
+}
+
+/// Refuses a moment at which it is not known who served some slots.
+pub(super) fn check_settled(
+    topologies: &[TopologyRecord],
+    unread: &[UnreadLook],
+    moment_ms: i64,
+) -> Result<()> {
+    let at = |moment_ms| Unsettled::all(topologies, unread).find(|unsettled| unsettled.holds(moment_ms));
+    let Some(unsettled) = at(moment_ms) else { return Ok(()) };
+    // Its ends may lie in others.
+    let (mut earlier_ms, mut later_ms) = (unsettled.early_ms, unsettled.late_ms);
+    while let Some(other) = at(earlier_ms) {
+        earlier_ms = other.early_ms;
+    }
+    while let Some(other) = at(later_ms) {
+        later_ms = other.late_ms;
+    }
+    let earlier = (earlier_ms > i64::MIN).then(|| format!("to {} or earlier", text(earlier_ms)));
+    let later = (later_ms < i64::MAX).then(|| format!("to {} or later", text(later_ms)));
+    let others: Vec<String> = earlier.into_iter().chain(later).collect();
+    let hint = match others.as_slice() {
+        [] => "restore a backup (--backup, `slotkeep list`)".to_owned(),
+        some => format!("restore {}", some.join(", or ")),
+    };
+    Err(unsettled.refuse(moment_ms, hint))
 }
 
 /// What is left of spans without the moments that [`check_settled`] refuses.
-pub(in crate::log) fn settled_within(topologies: &[TopologyRecord], mut spans: Vec<Moments>) -> Vec<Moments> {
+pub(in crate::log) fn settled_within(
+    topologies: &[TopologyRecord],
+    unread: &[UnreadLook],
+    mut spans: Vec<Moments>,
+) -> Vec<Moments> {
     let moment = |ms: i64| Timestamp::from_millisecond(ms).ok();
-    for doubt in Doubt::all(topologies).filter(Doubt::is_of_owners) {
-        let Some((early, late)) = moment(doubt.early_ms).zip(moment(doubt.late_ms)) else { continue };
+    for unsettled in Unsettled::all(topologies, unread) {
+        let early = moment(unsettled.early_ms).unwrap_or(Timestamp::MIN);
+        let late = moment(unsettled.late_ms).unwrap_or(Timestamp::MAX);
         let halves = |span: Moments| {
             [Moments { to: span.to.min(early), ..span }, Moments { from: span.from.max(late), ..span }]
         };
         spans = spans.into_iter().flat_map(halves).filter(|span| span.from <= span.to).collect();
     }
     spans
+}
+
+/// The moments of which a record that can't be read would tell how the cluster looked; without an end where nothing before or behind it tells.
+pub(in crate::log) fn unsettled_by(
+    look: &UnreadLook,
+    topologies: &[TopologyRecord],
+) -> (Option<Timestamp>, Option<Timestamp>) {
+    let Unsettled { early_ms, late_ms, .. } = Unsettled::around(look, topologies);
+    let moment = |ms: i64| Timestamp::from_millisecond(ms).ok();
+    (moment(early_ms), moment(late_ms))
+}
+
+fn text(ms: i64) -> String {
+    Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default()
 }
 
 /// Marks slots that may have been on their way at a moment, with both shards of each move. A mark too many does no harm: a slot of which no key has
@@ -211,14 +296,14 @@ mod tests {
         let moved = [["0-98", "", ""], ["99-16383", "", ""]];
         // Nobody led from 0 to 25; whoever took over had seen it as before until 1.
         let topologies = [seen(0, None, &STILL), seen(25, Some(1), &moved)];
-        let refused = |second: i64| check_settled(&topologies, second * 1000).is_err();
+        let refused = |second: i64| check_settled(&topologies, &[], second * 1000).is_err();
         assert!(!refused(-1) && refused(0) && refused(3) && refused(26) && !refused(27));
         // The same moments are not offered.
         let span = |from: i64, to: i64| {
             let at = |second| Timestamp::from_second(second).unwrap();
             Moments { from: at(from), to: at(to) }
         };
-        let offered = |from, to| settled_within(&topologies, vec![span(from, to)]);
+        let offered = |from, to| settled_within(&topologies, &[], vec![span(from, to)]);
         assert_eq!(offered(-10, 40), [span(-10, -1), span(27, 40)]);
         assert_eq!((offered(2, 20), offered(2, 30)), (vec![], vec![span(27, 30)]));
         assert_eq!(offered(30, 40), [span(30, 40)]);
@@ -234,7 +319,7 @@ mod tests {
         ];
         let at = |second| Timestamp::from_second(second).unwrap();
         let span = Moments { from: at(-5), to: at(13) };
-        assert_eq!(settled_within(&topologies, vec![span]), [Moments { to: at(6), ..span }]);
+        assert_eq!(settled_within(&topologies, &[], vec![span]), [Moments { to: at(6), ..span }]);
     }
 
     #[test]
@@ -247,10 +332,12 @@ mod tests {
         ];
         // From 6 to 12, and from 8 to 14.
         for moment_ms in [7_000, 9_000, 13_000] {
-            let refused = check_settled(&topologies, moment_ms).unwrap_err();
+            let refused = check_settled(&topologies, &[], moment_ms).unwrap_err();
             let hint = "restore to 1970-01-01T00:00:06Z or earlier, or to 1970-01-01T00:00:14Z or later";
             assert_eq!(refused.advice(), Some(hint));
         }
-        assert!(check_settled(&topologies, 6_000).is_ok() && check_settled(&topologies, 14_000).is_ok());
+        assert!(
+            check_settled(&topologies, &[], 6_000).is_ok() && check_settled(&topologies, &[], 14_000).is_ok()
+        );
     }
 }

@@ -1,4 +1,5 @@
 mod origins;
+mod unread_looks;
 
 use std::sync::Arc;
 
