@@ -289,6 +289,15 @@ fn a_list_says_that_a_manifest_was_forged() {
     assert!(found.iter().any(|finding| finding["check"] == "signature"), "{record}");
     fs::write(&manifest, genuine).unwrap();
     place.read(&["verify"]).expect_code(0);
+    // Of how the cluster looked nothing is believed either; backups do not need it.
+    let look = place.list("main/topology").pop().unwrap();
+    let bytes = forged(&look, |look| look["current_epoch"] = 99.into());
+    fs::write(&look, bytes).unwrap();
+    let run = place.read(&["list"]);
+    assert_eq!((run.code, error_kind(&run).as_str()), (26, "untrusted"), "{}", run.stderr);
+    let list = run.json();
+    assert_eq!(list["backups"].as_array().unwrap().len(), 1);
+    assert!(list["unreadable_topologies"][0]["hint"].as_str().unwrap().contains("who can write"), "{list}");
 }
 
 /// Secrets are given where something else belongs, and are in no word of what is said.

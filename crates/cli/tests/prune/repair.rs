@@ -9,6 +9,7 @@ use slotkeep_jobs::repair::RepairPlan;
 use slotkeep_model::ReplId;
 use slotkeep_repo::{Location, Repository};
 
+use crate::clock::{last, prune};
 use crate::command::{LIVED, copied};
 use crate::common::{Run, command, files, slotkeep};
 use crate::harness::{Bench, RUNTIME, meta, piece};
@@ -64,7 +65,7 @@ fn indexes_and_digests_are_made_again_under_other_names() {
     );
     assert!(repair(&bench.repo(), 0)["repairs"].as_array().unwrap().is_empty());
     // What was replaced is an orphan.
-    let swept = crate::clock::prune(&repository, &crate::clock::last(9), 48);
+    let swept = prune(&repository, &last(9), 48);
     let orphans = swept.objects.iter().filter(|object| object.path.contains("/base/")).count();
     assert_eq!(orphans, 5, "an index and a digest of each, one of which was missing");
 }
@@ -161,6 +162,32 @@ fn a_look_that_cannot_be_read_is_named_and_costs_no_backup() {
     assert_eq!(repair(&repo, 49)["lost"][0]["object"], *newest);
     slotkeep(&["prune", "--repo", text, "--keep-last", "1", "--dry-run"]).expect_code(0);
     restored(&repo, &LIVED.ids[4], 1);
+}
+
+/// It goes when one behind it is older than everything that stays.
+#[test]
+fn a_look_that_cannot_be_read_goes_in_its_turn() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let mut seen = RUNTIME.block_on(repository.topologies("main")).unwrap().remove(0);
+    let damaged = bench.object("main/topology/20200101T000000.000Z-0000.json");
+    std::fs::write(&damaged, b"{").unwrap();
+    let set_written = |file: &Path, at: &str| {
+        let at: jiff::Timestamp = at.parse().unwrap();
+        let file = std::fs::File::options().write(true).open(file).unwrap();
+        file.set_modified(at.into()).unwrap();
+    };
+    set_written(&damaged, "2020-01-01T00:00:00Z");
+    prune(&repository, &last(1), 48);
+    prune(&repository, &last(1), 80);
+    assert!(damaged.exists(), "nothing else tells that nobody knows how the cluster looked since");
+    "20210101T000000.000Z-0000".clone_into(&mut seen.id);
+    seen.seen_at = "2021-01-01T00:00:00Z".parse().unwrap();
+    RUNTIME.block_on(repository.put_topology("main", &seen)).unwrap();
+    set_written(&bench.object(&format!("main/topology/{}.json", seen.id)), "2021-01-01T00:00:00Z");
+    prune(&repository, &last(1), 100);
+    prune(&repository, &last(1), 140);
+    assert!(!damaged.exists());
 }
 
 /// Writes down how the cluster looked when its bases were taken.

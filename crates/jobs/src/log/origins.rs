@@ -10,6 +10,9 @@ use super::chain::Path;
 use super::past::Past;
 use crate::{Error, ErrorKind, Result};
 
+/// What to do about the record of a history that is damaged.
+const IF_DAMAGED: &str = "`slotkeep repair` makes it again from the log; backups and moments that do not need it can be restored before (`slotkeep list`)";
+
 /// The record of a history that can't be read.
 pub struct UnreadOrigin {
     /// The history.
@@ -43,25 +46,25 @@ impl Past {
             slots: self.slots_of(history).cloned(),
             object: layout::history_file(&self.cluster, history),
             reason: error.problem.to_string(),
-            error: unread(error),
+            error: unread(error, IF_DAMAGED),
         })
     }
 
     /// Fails if it can't be read of any history where it comes from.
     pub fn expect_origins(&self) -> Result<()> {
-        self.unread.values().next().map_or(Ok(()), |error| Err(unread(error)))
+        self.unread.values().next().map_or(Ok(()), |error| Err(unread(error, IF_DAMAGED)))
     }
 
     /// Fails if what leads to the beginning of that path can't be told.
     pub(crate) fn expect_way_to(&self, path: &Path) -> Result<()> {
-        self.unread_before(path).map_or(Ok(()), |error| Err(unread(error)))
+        self.unread_before(path).map_or(Ok(()), |error| Err(unread(error, IF_DAMAGED)))
     }
 
     /// Fails if it can't be told where the main line through that history goes on.
     pub(super) fn expect_main_line(&self, history: &ReplId, slots: &SlotSet) -> Result<()> {
         let Some(error) = self.unread_behind(history) else { return Ok(()) };
         let what = format!("where the log of slots {slots} went on behind history {history} can't be told");
-        Err(unread(error).context(what))
+        Err(unread(error, IF_DAMAGED).context(what))
     }
 
     /// Why it can't be told what leads to the beginning of that path, if it can't.
@@ -109,26 +112,15 @@ impl Past {
     }
 }
 
-/// The failure, with what to do next.
-fn unread(error: &RepoError) -> Error {
-    let kind = unread_kind(error);
-    let hint = match kind {
-        ErrorKind::Untrusted => {
-            "find out who can write to the repository before you use it; docs/security.md says what is checked"
-        }
-        ErrorKind::Unsupported => "install a newer Slotkeep",
-        _ => {
-            "`slotkeep repair` makes it again from the log; backups and moments that do not need it can be restored before (`slotkeep list`)"
-        }
+/// The failure of whoever needs a record that is there and tells nothing, with what to do next.
+pub(super) fn unread(error: &RepoError, if_damaged: &str) -> Error {
+    let (kind, hint) = match error.problem {
+        Problem::Untrusted(_) => (
+            ErrorKind::Untrusted,
+            "find out who can write to the repository before you use it; docs/security.md says what is checked",
+        ),
+        Problem::Newer(_) => (ErrorKind::Unsupported, "install a newer Slotkeep"),
+        _ => (ErrorKind::Corrupt, if_damaged),
     };
     Error::new(kind, error.to_string()).hint(hint)
-}
-
-/// The kind of the failure of whoever needs a record that is there and tells nothing.
-pub(super) const fn unread_kind(error: &RepoError) -> ErrorKind {
-    match error.problem {
-        Problem::Untrusted(_) => ErrorKind::Untrusted,
-        Problem::Newer(_) => ErrorKind::Unsupported,
-        _ => ErrorKind::Corrupt,
-    }
 }

@@ -4,12 +4,14 @@
 //! it nobody knows which shard served what, and no moment there is restored to; every other moment is as sure as with it.
 
 use jiff::Timestamp;
-use slotkeep_repo::UnreadLook;
 
-use super::origins::unread_kind;
+use super::origins::unread;
 use super::past::Past;
 use super::point::unsettled_by;
 use crate::{Error, Result};
+
+/// What to do about a record that is damaged.
+const IF_DAMAGED: &str = "moments before and behind it can be restored, and every backup; an agent that runs writes down soon how the cluster looks now";
 
 /// A record that can't be read.
 pub struct UnreadTopology {
@@ -44,19 +46,20 @@ impl Past {
         self.unread_looks.iter().map(|look| {
             let (from, to) = unsettled_by(look, &self.topologies);
             let reason = look.error.problem.to_string();
-            UnreadTopology { object: look.object.clone(), reason, from, to, error: failure(look) }
+            UnreadTopology {
+                object: look.object.clone(),
+                reason,
+                from,
+                to,
+                error: unread(&look.error, IF_DAMAGED),
+            }
         })
     }
 
     /// Fails if how the cluster looked last can't be read.
     pub fn expect_newest_look(&self) -> Result<()> {
         let newest = self.topologies.last().map_or(Timestamp::MIN, |seen| seen.seen_at);
-        let unread = self.unread_looks.iter().find(|look| look.until >= newest);
-        unread.map_or(Ok(()), |look| Err(failure(look)))
+        let newer = self.unread_looks.iter().find(|look| look.until >= newest);
+        newer.map_or(Ok(()), |look| Err(unread(&look.error, IF_DAMAGED)))
     }
-}
-
-fn failure(look: &UnreadLook) -> Error {
-    let hint = "moments before and behind it can be restored, and every backup; an agent that runs writes down soon how the cluster looks now";
-    Error::new(unread_kind(&look.error), look.error.to_string()).hint(hint)
 }

@@ -6,7 +6,7 @@ use slotkeep_model::SlotSet;
 use slotkeep_repo::UnreadLook;
 
 use super::{CLOCKS_APART_MS, SEEN_LATE_MS};
-use crate::log::origins::unread_kind;
+use crate::log::origins::unread;
 use crate::log::windows::Moments;
 use crate::{Error, ErrorKind, Result};
 
@@ -108,7 +108,7 @@ impl<'a> Unsettled<'a> {
             }
             Why::Unread(look) => {
                 let what = format!("how the cluster looked at {} can't be told", text(moment_ms));
-                Error::new(unread_kind(&look.error), look.error.to_string()).context(what).hint(hint)
+                unread(&look.error, &hint).context(what)
             }
         }
     }
