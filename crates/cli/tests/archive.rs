@@ -4,11 +4,14 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::agent::Agent;
 use common::log::{assert_log_is_the_stream, field};
 use common::{bring_back, command, server, slotkeep, take_away};
 use serde_json::Value;
 use slotkeep_testkit::data::{Mix, Writer};
+use slotkeep_testkit::deadline::{NotYet, wait_for};
 use slotkeep_testkit::{Cluster, ClusterBuilder, FailoverMode};
 use tempfile::TempDir;
 
@@ -359,6 +362,54 @@ fn a_full_spool_drops_the_link_and_a_lost_stream_is_a_gap() {
     let repo = folder.path().join("repo");
     let line = assert_log_is_the_stream(&repo, &manifest["shards"][0], node);
     assert!(line.end() > manifest["shards"][0]["offset"].as_u64().unwrap());
+}
+
+/// Makes the disk stand still once, when the file that `STALL_ONCE` names is there.
+const STALL: &str = r#"
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int fdatasync(int file) {
+    const char *wanted = getenv("STALL_ONCE");
+    if (wanted && unlink(wanted) == 0) sleep(13);
+    return (int)syscall(SYS_fdatasync, file);
+}
+"#;
+
+/// What came meanwhile lies unread: that is no silence of the server, whose link would be dropped after ten seconds of it.
+#[test]
+fn a_disk_that_stands_still_costs_no_link() {
+    let cluster = cluster("valkey-9.1", 1, 0);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("stall.c"), STALL).unwrap();
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).args([path("stall.so"), path("stall.c")]);
+    assert!(compiler.status().unwrap().success());
+    let text = |name: &str| path(name).to_str().unwrap().to_owned();
+    let environment = [("LD_PRELOAD", text("stall.so")), ("STALL_ONCE", text("stall"))];
+    let agent = Agent::start_in(&text("repo"), &environment, &path("spool"), &cluster, &[]);
+    agent.wait_ready();
+    let links = agent.notices("following");
+    let mut client = cluster.nodes()[0].client().unwrap();
+    let mut uptime_s =
+        || -> u64 { client.info_field("server", "uptime_in_seconds").unwrap().unwrap().parse().unwrap() };
+    let writer = Writer::start(&cluster, 100).unwrap();
+    std::fs::write(path("stall"), "").unwrap();
+    wait_for(Duration::from_mins(1), "the disk to stand still", || {
+        if path("stall").exists() { Err(NotYet::because("it does not")) } else { Ok(()) }
+    })
+    .unwrap();
+    let until = uptime_s() + 15;
+    wait_for(Duration::from_mins(2), "the disk to go on", || {
+        if uptime_s() < until { Err(NotYet::because("it does not")) } else { Ok(()) }
+    })
+    .unwrap();
+    writer.stop();
+    wait_held(&agent, &cluster);
+    assert_eq!(agent.notices("following"), links, "{}", agent.said());
+    agent.stop();
+    assert_logs_are_the_streams(&folder, &cluster);
 }
 
 /// A primary that is restarted in order is continued; slots that move are written down with the nodes they move between.
